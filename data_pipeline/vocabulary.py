@@ -1,0 +1,157 @@
+"""One vocabulary for text, special tokens and audio codes.
+
+Text ids keep their place; special tokens follow, then one contiguous range a codebook, then padding up to a
+multiple that every tensor-parallel size divides. The ranges are written where a corpus is made and compared
+where it is used.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from runtime.exits import BadInput
+
+TEXT = "text"
+VOCABULARY_FILE = "vocabulary.json"
+TOKENIZER_FILE = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """One code table: its name (the key of `Utterance.codes`), entries, codes a second, and codes in one group."""
+
+    name: str
+    size: int
+    rate: float
+    per_group: int = 1
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Named id ranges, with the text tokenizer they start from.
+
+    `text_size` counts the text tokenizer's own ids. `end_of_text` is the text tokenizer's document separator.
+    `tokenizer_json` is the serialised `tokenizers` model; it is kept as text so that a vocabulary can be
+    pickled to loader workers and compared by value.
+    """
+
+    text_size: int
+    specials: tuple[str, ...]
+    codebooks: tuple[Codebook, ...]
+    tokenizer_json: str
+    end_of_text: str = "<|endoftext|>"
+    multiple: int = 128
+
+    # --- ranges ---------------------------------------------------------------------------------------------
+
+    @cached_property
+    def ranges(self) -> dict[str, range]:
+        """Every named range: "text", "special", then one for each codebook, in id order."""
+        start = self.text_size + len(self.specials)
+        ranges = {TEXT: range(self.text_size), "special": range(self.text_size, start)}
+        for book in self.codebooks:
+            ranges[book.name] = range(start, start + book.size)
+            start += book.size
+        return ranges
+
+    @property
+    def size(self) -> int:
+        """Ids in use."""
+        return self.text_size + len(self.specials) + sum(book.size for book in self.codebooks)
+
+    @property
+    def padded_size(self) -> int:
+        """Rows of the embedding: `size` rounded up to `multiple`."""
+        return -(-self.size // self.multiple) * self.multiple
+
+    # --- modalities -----------------------------------------------------------------------------------------
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names by modality number: 0 is text (special tokens included), then the codebooks in order."""
+        return (TEXT, *(book.name for book in self.codebooks))
+
+    def modality_of(self, ids: np.ndarray) -> np.ndarray:
+        """Modality number of each id, uint8, same shape."""
+        starts = [self.ranges[book.name].start for book in self.codebooks]
+        return np.searchsorted(np.asarray(starts), ids, side="right").astype(np.uint8)
+
+    # --- encoding -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_str(self.tokenizer_json)
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of `text`, without any begin or end token."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode_text(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+    def special(self, name: str) -> int:
+        """Id of a special token: one of `specials`, or one the text tokenizer already has."""
+        if name in self.specials:
+            return self.text_size + self.specials.index(name)
+        found = self._tokenizer.token_to_id(name)
+        if found is None:
+            raise BadInput(f"vocabulary has no special token {name!r}; it has {', '.join(self.specials)}")
+        return found
+
+    def encode_codes(self, codebook: str, codes: np.ndarray) -> np.ndarray:
+        """Ids of codes of one codebook, int64. Raises BadInput for a code outside the codebook."""
+        ids = self.ranges[codebook]
+        if codes.size and (codes.min() < 0 or codes.max() >= len(ids)):
+            raise BadInput(f"codebook {codebook} has {len(ids)} entries; found code {codes.min()}..{codes.max()}")
+        return codes.astype(np.int64) + ids.start
+
+    def token_name(self, index: int) -> str:
+        """The string an exported tokenizer has for a special or audio id, such as `<|semantic_12|>`."""
+        for name, ids in self.ranges.items():
+            if index in ids:
+                if name == TEXT:
+                    return self._tokenizer.id_to_token(index) or ""  # an id that the tokenizer leaves unused
+                return self.specials[index - ids.start] if name == "special" else f"<|{name}_{index - ids.start}|>"
+        raise BadInput(f"token id {index} is outside the vocabulary of {self.size}")
+
+    # --- files ----------------------------------------------------------------------------------------------
+
+    def describe(self) -> dict:
+        """What has to agree between a corpus, a checkpoint and a run; JSON-ready."""
+        described = asdict(self)
+        del described["tokenizer_json"]
+        described["ranges"] = {name: [ids.start, ids.stop] for name, ids in self.ranges.items()}
+        return json.loads(json.dumps(described))  # tuples as lists, so that it equals its own copy in a file
+
+    def files(self) -> dict[str, str]:
+        """What `load` reads: contents by file name."""
+        return {TOKENIZER_FILE: self.tokenizer_json, VOCABULARY_FILE: json.dumps(self.describe(), indent=2)}
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in self.files().items():
+            (folder / name).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Vocabulary:
+        """Read what `save` wrote. Raises BadInput where a file is missing or damaged, or its ranges do not add up."""
+        for name in (VOCABULARY_FILE, TOKENIZER_FILE):
+            if not (folder / name).is_file():
+                raise BadInput(f"{folder} has no {name}: not a folder with a vocabulary")
+        try:
+            described = json.loads((folder / VOCABULARY_FILE).read_text(encoding="utf-8"))
+            written = described.pop("ranges")
+            described["specials"] = tuple(described["specials"])
+            described["codebooks"] = tuple(Codebook(**book) for book in described["codebooks"])
+            vocabulary = cls(**described, tokenizer_json=(folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadInput(f"{folder / VOCABULARY_FILE} is damaged ({error!r})") from error
+        if {name: [ids.start, ids.stop] for name, ids in vocabulary.ranges.items()} != written:
+            raise BadInput(f"{folder / VOCABULARY_FILE}: its ranges do not follow from its sizes")
+        return vocabulary

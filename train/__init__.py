@@ -1,0 +1,1 @@
+"""Models, objectives, engines and the training loop."""

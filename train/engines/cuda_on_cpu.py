@@ -1,0 +1,135 @@
+"""Megatron-Core asks for CUDA by name; on a machine without a GPU this maps those requests to the CPU.
+
+The only module that does so. `emulate_cuda()` runs before the first import of Megatron modules that a rank uses and
+does nothing where CUDA is there. Names were found against Megatron-Core 0.16.1 without TransformerEngine or Apex.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_CPU = torch.device("cpu")
+_FACTORIES = ("empty", "zeros", "ones", "full", "tensor", "arange", "rand", "randn", "empty_like", "zeros_like", "eye")
+
+
+class _Stream:
+    """Stands in for a CUDA stream or event: on the CPU everything has already happened."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def _nothing(self, *_: Any, **__: Any) -> None:
+        return None
+
+    wait_stream = wait_event = synchronize = record = wait = _nothing
+
+    def record_event(self, *_: Any) -> _Stream:
+        return _Stream()
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, _: _Stream) -> float:
+        return 0.0
+
+
+def emulate_cuda() -> bool:
+    """Map CUDA requests to the CPU if there is no GPU. Returns whether the CPU is emulating. Idempotent."""
+    if torch.cuda.is_available():
+        return False
+    if not getattr(torch, "_megaphone_cuda_on_cpu", False):
+        torch._megaphone_cuda_on_cpu = True  # type: ignore[attr-defined]
+        _map_torch_cuda()
+        _map_devices()
+        _map_megatron()
+    return True
+
+
+def _is_cuda(device: Any) -> bool:
+    return (isinstance(device, str) and device.startswith("cuda")) or (
+        isinstance(device, torch.device) and device.type == "cuda"
+    )
+
+
+def _map_torch_cuda() -> None:
+    cuda: Any = torch.cuda
+    cuda.current_device = lambda: _CPU
+    cuda.device_count = lambda: 1
+    for name in ("set_device", "synchronize", "empty_cache"):
+        setattr(cuda, name, lambda *_, **__: None)  # one function a name: TorchDynamo refuses to see one twice
+    cuda.manual_seed = torch.manual_seed
+    cuda.get_rng_state = lambda *_, **__: torch.get_rng_state()
+    cuda.set_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
+    cuda.current_stream = lambda *_, **__: _Stream()
+    cuda.default_stream = lambda *_, **__: _Stream()
+    cuda.stream = lambda *_, **__: contextlib.nullcontext()
+    cuda.Stream = cuda.Event = _Stream
+    cuda.FloatTensor, cuda.IntTensor, cuda.LongTensor = torch.FloatTensor, torch.IntTensor, torch.LongTensor
+
+
+def _map_devices() -> None:
+    """Tensor factories and moves that name a CUDA device take the CPU; `Tensor.type` names types as CUDA would."""
+
+    def on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        @functools.wraps(factory)
+        def make(*args: Any, **kwargs: Any) -> torch.Tensor:
+            if _is_cuda(kwargs.get("device")):
+                kwargs["device"] = _CPU
+            kwargs.pop("pin_memory", None)
+            return factory(*args, **kwargs)
+
+        return make
+
+    for name in _FACTORIES:
+        setattr(torch, name, on_cpu(getattr(torch, name)))
+
+    move, type_of = torch.Tensor.to, torch.Tensor.type
+
+    @functools.wraps(move)
+    def to(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if args and _is_cuda(args[0]):
+            args = (_CPU, *args[1:])
+        if _is_cuda(kwargs.get("device")):
+            kwargs["device"] = _CPU
+        return move(self, *args, **kwargs)
+
+    @functools.wraps(type_of)
+    def cuda_type(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        answer = type_of(self, *args, **kwargs)
+        return answer.replace("torch.", "torch.cuda.", 1) if isinstance(answer, str) else answer
+
+    tensor: Any = torch.Tensor
+    tensor.to, tensor.type, tensor.cuda = to, cuda_type, lambda self, *_, **__: self
+
+
+def _map_megatron() -> None:
+    """Random state, and names that Megatron-Core leaves undefined without TransformerEngine."""
+    compile_function = torch.compile
+    # Megatron compiles its fusions as it loads; on a CPU that costs seconds and a C++ compiler, and wins nothing.
+    torch.compile = lambda function=None, **_: function if function else (lambda decorated: decorated)
+    try:
+        import megatron.core.tensor_parallel.random as random_state
+    finally:
+        torch.compile = compile_function
+
+    names: Any = random_state
+    names._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
+    names._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
+    if not hasattr(names, "FP8GlobalStateManager"):
+        names.FP8GlobalStateManager = _NoFp8
+        names.activation_recompute_forward = names.fp8_autocast = lambda **_: contextlib.nullcontext()
+
+
+class _NoFp8:
+    @staticmethod
+    def is_fp8_enabled() -> bool:
+        return False
+
+    @staticmethod
+    def get_fp8_recipe() -> None:
+        return None

@@ -1,0 +1,175 @@
+"""The Megatron-Core engine: tensor, sequence, pipeline and data parallel training of a SpeechLM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer.module import Float16Module
+
+from checkpoints.manifest import MODEL_PREFIX
+from configs.schema import Config, Precision
+from data_pipeline.batch import Batch
+from train.engines import megatron_optimizer as optimizers
+from train.engines.protocol import Outcome
+from train.models.initialise import initialise
+from train.models.speech_lm import SpeechLM, run
+from train.objectives import pretrain
+
+
+class MegatronEngine:
+    """One rank's share of the model, its optimiser, and the pipeline schedule that runs them.
+
+    Process groups exist before (`process_groups.join`). Losses are divided by their counts over the whole global
+    batch, so data-parallel gradients are summed and nothing is averaged twice.
+    """
+
+    def __init__(self, config: Config, padded_vocabulary: int, modalities: int, device: torch.device) -> None:
+        self.config = config
+        self.modalities = modalities
+        self.device = device
+        self.data_rank = parallel_state.get_data_parallel_rank()
+        self.data_size = parallel_state.get_data_parallel_world_size()
+        self._reports = (
+            parallel_state.is_pipeline_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0
+        )  # one rank of each model replica speaks for it in global sums
+        tensor_parallel.model_parallel_cuda_manual_seed(config.train.seed)
+
+        precision = config.train.precision
+        self.model = SpeechLM(config.backbone, config.parallel, precision, padded_vocabulary)
+        initialise(self.model, config.train.seed, config.backbone.init_std)
+        self.model.to(device)
+        megatron_config = self.model.config
+        chunk = Float16Module(megatron_config, self.model) if precision is Precision.bf16 else self.model
+        self.chunk = DistributedDataParallel(
+            megatron_config,
+            DistributedDataParallelConfig(
+                use_distributed_optimizer=config.parallel.distributed_optimizer, grad_reduce_in_fp32=True
+            ),
+            chunk,
+        )
+        self.chunk.broadcast_params()
+        optimizers.keep_steps_on_load()
+        self.optimizer = optimizers.build_optimizer(
+            config.optimizer, config.parallel, precision, self.chunk, config.backbone.tied_embeddings
+        )
+        optimizers.prime(self.optimizer)
+        # Counts are global already: finalising reduces gradients and must not divide by Megatron's own token count.
+        megatron_config.finalize_model_grads_func = lambda chunks, *_, **groups: finalize_model_grads(
+            chunks, None, **{key: value for key, value in groups.items() if key == "pg_collection"}
+        )
+        megatron_config.grad_scale_func = self.optimizer.scale_loss
+
+    # --- steps ----------------------------------------------------------------------------------------------
+
+    def train_step(self, batches: list[Batch], learning_rate: float, extra: list[float]) -> Outcome:
+        self.chunk.train()
+        self.chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        sums, totals = self._run(batches, extra, forward_only=False)
+        optimizers.set_rates(self.optimizer, learning_rate, self.config.optimizer.weight_decay)
+        _, gradient_norm, _ = self.optimizer.step()
+        return self._outcome(sums, totals, float(gradient_norm))
+
+    def evaluate(self, batches: list[Batch], extra: list[float]) -> Outcome:
+        self.chunk.eval()
+        with torch.no_grad():
+            sums, totals = self._run(batches, extra, forward_only=True)
+        return self._outcome(sums, totals, None)
+
+    def logits(self, batch: Batch) -> torch.Tensor | None:
+        """Logits over all rows of the vocabulary, fp32 [1, N, V], on the last pipeline stage; None elsewhere."""
+        self.chunk.eval()
+        seen: list[torch.Tensor] = []
+
+        def forward(batches: Iterator[Batch], chunk: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
+            return run(chunk, next(batches), labels=None), collect
+
+        def collect(output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+            seen.append(tensor_parallel.gather_from_tensor_model_parallel_region(output).float())
+            return output.sum(), torch.ones((), dtype=torch.int, device=output.device), {}
+
+        with torch.no_grad():
+            self._schedule(forward, [batch.to(self.device)], forward_only=True)
+        return seen[0] if seen else None
+
+    def any(self, flag: bool) -> bool:
+        raised = torch.tensor([float(flag)], device=self.device)
+        dist.all_reduce(raised, op=dist.ReduceOp.MAX)
+        return bool(raised.item())
+
+    def _run(
+        self, batches: list[Batch], extra: list[float], *, forward_only: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Micro-batches through the schedule. Returns this rank's loss sums and the global counts and extras."""
+        batches = [batch.to(self.device) for batch in batches]
+        totals = torch.zeros(self.modalities + len(extra), dtype=torch.float64, device=self.device)
+        if self._reports:
+            for batch in batches:
+                totals[: self.modalities] += pretrain.modality_counts(batch, self.modalities)
+            totals[self.modalities :] = torch.tensor(extra, dtype=torch.float64)
+        dist.all_reduce(totals)
+        count = totals[: self.modalities].sum().clamp(min=1e-9).float()
+        sums = torch.zeros(self.modalities, dtype=torch.float64, device=self.device)
+
+        def loss(
+            batch: Batch, losses: torch.Tensor
+        ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+            if self._reports:
+                sums.add_(pretrain.modality_sums(losses, batch, self.modalities))
+            scalar = pretrain.weighted_sum(losses, batch) / count
+            return scalar, torch.ones((), dtype=torch.int, device=losses.device), {}
+
+        def forward(source: Iterator[Batch], chunk: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
+            batch = next(source)
+            return run(chunk, batch, batch.labels), partial(loss, batch)
+
+        self._schedule(forward, batches, forward_only=forward_only)
+        return sums, totals
+
+    def _schedule(self, forward: Callable[..., Any], batches: list[Batch], *, forward_only: bool) -> None:
+        get_forward_backward_func()(
+            forward_step_func=forward,
+            data_iterator=iter(batches),
+            model=[self.chunk],
+            num_microbatches=len(batches),
+            seq_length=batches[0].tokens.shape[1],
+            micro_batch_size=1,
+            forward_only=forward_only,
+        )
+
+    def _outcome(self, sums: torch.Tensor, totals: torch.Tensor, gradient_norm: float | None) -> Outcome:
+        dist.all_reduce(sums)
+        known = totals.tolist()
+        return Outcome(sums.tolist(), known[: self.modalities], gradient_norm, known[self.modalities :])
+
+    # --- state ----------------------------------------------------------------------------------------------
+
+    def sharded_state(self, *, optimizer: bool, loading: bool) -> dict[str, Any]:
+        metadata = {"distrib_optim_sharding_type": "fully_reshardable"}
+        model = self.model.sharded_state_dict(metadata=metadata)
+        add_prefix_for_sharding(model, MODEL_PREFIX)
+        state: dict[str, Any] = {"model": model}
+        if optimizer:
+            state["optimizer"] = self.optimizer.sharded_state_dict(model, is_loading=loading, metadata=metadata)
+        return state
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"], strict=True)
+        if "optimizer" in state:
+            with torch.no_grad():
+                self.optimizer.load_state_dict(state["optimizer"])
+            optimizers.unshare_steps(self.optimizer)
+        else:
+            self.optimizer.reload_model_params()

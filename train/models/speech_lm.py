@@ -1,0 +1,62 @@
+"""SpeechLM: a text LLM whose vocabulary also holds audio codes."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.packed_seq_params import PackedSeqParams
+
+from configs.schema import BackboneConfig, ParallelConfig, Precision
+from data_pipeline.batch import Batch
+from train.models.trunk import transformer_config, trunk_spec
+
+
+class SpeechLM(GPTModel):
+    """Megatron-Core's GPT model on packed batches: embedding on the first stage, trunk, LM head on the last.
+
+    What a rank holds follows from its place in the process groups. `padded_vocabulary` counts embedding rows.
+    """
+
+    def __init__(
+        self, backbone: BackboneConfig, parallel: ParallelConfig, precision: Precision, padded_vocabulary: int
+    ) -> None:
+        config = transformer_config(backbone, parallel, precision)
+        super().__init__(
+            config=config,
+            transformer_layer_spec=trunk_spec(config),
+            vocab_size=padded_vocabulary,
+            max_sequence_length=backbone.max_positions,
+            pre_process=parallel_state.is_pipeline_first_stage(),
+            post_process=parallel_state.is_pipeline_last_stage(),
+            position_embedding_type="rope",
+            rotary_base=backbone.rope_base,
+            share_embeddings_and_output_weights=backbone.tied_embeddings,
+        )
+
+    @property
+    def is_last_stage(self) -> bool:
+        return bool(self.post_process)
+
+
+def run(model: torch.nn.Module, batch: Batch, labels: torch.Tensor | None) -> torch.Tensor:
+    """Forward a packed batch through `model`, a SpeechLM or a wrapper around one.
+
+    Returns hidden states [N / SP, 1, hidden] on all stages but the last. There: without labels, the logits of this
+    tensor-parallel rank's slice of the vocabulary [1, N, V / TP]; with labels [1, N], each token's cross entropy in
+    nats, fp32 [1, N].
+    """
+    packing = PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=batch.cu_seqlens,
+        cu_seqlens_kv=batch.cu_seqlens,
+        max_seqlen_q=batch.longest,
+        max_seqlen_kv=batch.longest,
+    )
+    return model(
+        input_ids=batch.tokens,
+        position_ids=batch.positions,
+        attention_mask=None,
+        labels=labels,
+        packed_seq_params=packing,
+    )

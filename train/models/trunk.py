@@ -1,0 +1,62 @@
+"""The trunk: Megatron-Core's transformer block, configured from a backbone and a topology."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+
+from configs.schema import BackboneConfig, ParallelConfig, Precision
+from train.models.attention import PackedAttention
+from train.models.norm import RMSNorm
+
+
+def transformer_config(backbone: BackboneConfig, parallel: ParallelConfig, precision: Precision) -> TransformerConfig:
+    """Megatron's configuration of this backbone on this topology; no dropout, no biases but (optionally) of QKV."""
+    bf16 = precision is Precision.bf16
+    return TransformerConfig(
+        num_layers=backbone.layers,
+        hidden_size=backbone.hidden,
+        ffn_hidden_size=backbone.ffn,
+        num_attention_heads=backbone.heads,
+        num_query_groups=backbone.kv_heads,
+        kv_channels=backbone.head_dim or backbone.hidden // backbone.heads,
+        normalization="RMSNorm",
+        layernorm_epsilon=backbone.norm_eps,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        add_qkv_bias=backbone.qkv_bias,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        init_method_std=backbone.init_std,
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        sequence_parallel=parallel.sequence,
+        pipeline_dtype=torch.bfloat16 if bf16 else torch.float32,
+        params_dtype=torch.bfloat16 if bf16 else torch.float32,
+        bf16=bf16,
+        use_cpu_initialization=not torch.cuda.is_available(),
+        # Losses arrive divided by their global counts, so Megatron must neither average nor rescale.
+        calculate_per_token_loss=True,
+        # Megatron's fused kernels need CUDA extensions; PyTorch's own are used instead.
+        bias_activation_fusion=torch.cuda.is_available(),
+        bias_dropout_fusion=torch.cuda.is_available(),
+        apply_rope_fusion=False,
+        masked_softmax_fusion=False,
+        gradient_accumulation_fusion=False,
+        persist_layer_norm=False,
+    )
+
+
+def trunk_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
+    """The layers of this pipeline stage, with our packed attention and norm in Megatron's places for them."""
+    layer = get_gpt_layer_local_spec(normalization="RMSNorm")
+    parts = layer.submodules
+    parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
+    parts.self_attention.submodules.core_attention = PackedAttention
+    layers = get_num_layers_to_build(config, pp_rank=parallel_state.get_pipeline_model_parallel_rank())
+    return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=RMSNorm)

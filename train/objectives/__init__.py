@@ -1,0 +1,1 @@
+"""What a stage minimises: named loss terms as sums over tokens, each with its global count."""

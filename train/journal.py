@@ -1,0 +1,128 @@
+"""What rank 0 writes down about a run: metric files, the console, the tracker, results.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from configs.schema import Config
+from data_pipeline.corpus import Corpus
+from data_pipeline.entropy import unigram_entropy
+from train.console import Console
+from train.engines.megatron_optimizer import GROUPS
+from train.flops import device_peak_flops, model_flops_per_token
+from train.metrics import MetricLog, read_validation
+from train.progress import Progress, Tally
+from train.tracker import Tracker
+
+RESULTS_FILE = "results.json"
+
+
+class Journal:
+    """Opened by `start`, once it is known at which step the run begins or goes on."""
+
+    def __init__(self, config: Config, corpus: Corpus, processes: int) -> None:
+        self._config = config
+        self._corpus = corpus
+        self._folder = Path(config.run.folder)
+        self._began = time.monotonic()
+        device = torch.cuda.get_device_name() if torch.version.cuda and torch.cuda.is_available() else "cpu"
+        peak = device_peak_flops(device, config.train.precision)
+        self._peak = peak * processes if peak else None
+        self._groups = [group for group in GROUPS if group != "head" or not config.backbone.tied_embeddings]
+
+    def start(self, progress: Progress) -> None:
+        self._log = MetricLog(self._folder, progress.step)
+        self._console = Console(self._config.train.steps, progress.step, self._config.tracker.console_every)
+        config = self._config
+        self._tracker = Tracker(config.tracker, self._folder, config.run.name, asdict(config))
+
+    def step(
+        self,
+        progress: Progress,
+        terms: dict[str, float],
+        gradient_norm: float | None,
+        rate: float,
+        fed: Tally,
+        seconds: float,
+        waited: float,
+        samples: list[list[str]] | None,
+    ) -> None:
+        """One line of metrics.jsonl. `waited`: seconds of the step in which the loader kept rank 0 waiting."""
+        record: dict[str, Any] = {
+            "step": progress.step,
+            "tokens": progress.tokens,
+            "audio_hours": progress.audio_seconds / 3600,
+            "loss": terms["lm"],
+            **_named_losses(terms),
+            "grad_norm": gradient_norm,
+            **{f"lr/{group}": rate * self._config.optimizer.lr_multipliers.get(group, 1.0) for group in self._groups},
+            "seconds": seconds,
+            "tokens_per_second": fed.tokens / seconds,
+            "audio_hours_per_second": fed.audio_seconds / 3600 / seconds,
+            "mfu": self._mfu(fed, seconds),
+            "padding": fed.padding / (fed.tokens + fed.padding),
+            "data_wait": waited / seconds,
+            **{
+                f"modality/{name}": tokens / fed.tokens
+                for name, tokens in zip(self._corpus.vocabulary.modalities, fed.modalities, strict=True)
+            },
+        }
+        if samples is not None:
+            record["samples"] = samples
+        self._log.step(record)
+        self._console.step(record)
+        self._tracker.log(record, progress.step)
+
+    def validation(self, step: int, terms: dict[str, float], seconds: float) -> None:
+        """One line of validation.jsonl."""
+        record = {"step": step, "loss": terms["lm"], **_named_losses(terms), "seconds": seconds}
+        self._log.validation(record)
+        self._console.validation(record)
+        self._tracker.log(record, step, prefix="validation/")
+
+    def sync(self) -> None:
+        """Put every line on disk, so that no checkpoint outlives the curve behind it."""
+        self._log.sync()
+
+    def finish(self, status: str, progress: Progress, damaged: dict[str, int]) -> None:
+        """Write results.json: how the run ended ("finished" or "stopped"), and what it reached."""
+        validations = read_validation(self._folder)
+        results = {
+            "status": status,
+            "step": progress.step,
+            "steps": self._config.train.steps,
+            "tokens": progress.tokens,
+            "audio_hours": progress.audio_seconds / 3600,
+            "entropy": unigram_entropy(self._corpus, "train"),
+            "validation": {"before": validations[0], "after": validations[-1]} if validations else {},
+            "corpus": str(self._corpus.folder),
+            "corpus_hash": self._corpus.content_hash,
+            "damaged": damaged,
+            "wall_seconds": time.monotonic() - self._began,
+        }
+        partial = self._folder / f"{RESULTS_FILE}.partial"
+        partial.write_text(json.dumps(results, indent=2), encoding="utf-8")
+        os.replace(partial, self._folder / RESULTS_FILE)
+
+    def close(self) -> None:
+        for part in ("_log", "_console", "_tracker"):
+            if hasattr(self, part):
+                getattr(self, part).close()
+
+    def _mfu(self, fed: Tally, seconds: float) -> float | None:
+        if self._peak is None:
+            return None
+        vocabulary = self._corpus.vocabulary.padded_size
+        per_token = model_flops_per_token(self._config.backbone, vocabulary, fed.attended / fed.tokens)
+        return per_token * fed.tokens / seconds / self._peak
+
+
+def _named_losses(terms: dict[str, float]) -> dict[str, float]:
+    return {f"loss/{name}": value for name, value in terms.items()}

@@ -1,0 +1,222 @@
+"""The training loop of one stage on one rank: steps, validation, checkpoints, resume."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from checkpoints import store
+from configs.checks import check
+from configs.compose import to_yaml
+from configs.schema import Config
+from data_pipeline.batch import Batch, Pack, collate
+from data_pipeline.build import corpus_folder
+from data_pipeline.corpus import Corpus
+from data_pipeline.loader import make_loader, merge_states, validation_packs
+from runtime.exits import StoppedEarly
+from runtime.signals import StopFlag
+from train import weights
+from train.engines import process_groups
+from train.engines.megatron import MegatronEngine
+from train.engines.protocol import Engine, Outcome
+from train.journal import Journal
+from train.objectives.pretrain import named_terms
+from train.progress import Progress, Tally, tally
+from train.schedule import learning_rate
+
+CONFIG_FILE = "config.yaml"
+
+
+def train(config: Config, stop: StopFlag) -> None:
+    """Run the stage to its last step, going on from what the run folder holds.
+
+    Raises BadInput for what the user can mend, StoppedEarly where a stop signal ended the run with a checkpoint.
+    """
+    check(config, int(os.environ.get("WORLD_SIZE", "1")))
+    corpus = Corpus.open(corpus_folder(config))
+    device = process_groups.join(config.parallel)
+    try:
+        modalities = len(corpus.vocabulary.modalities)
+        engine = MegatronEngine(config, corpus.vocabulary.padded_size, modalities, device)
+        Stage(config, corpus, engine, stop).run()
+    finally:
+        process_groups.leave()
+
+
+class Stage:
+    """One stage in progress. All ranks walk through the same steps; rank 0 keeps the journal."""
+
+    def __init__(self, config: Config, corpus: Corpus, engine: Engine, stop: StopFlag) -> None:
+        self.config = config
+        self.corpus = corpus
+        self.engine = engine
+        self.stop = stop
+        self.checkpoints = Path(config.run.folder) / "checkpoints"
+        self.progress = Progress()
+        ranks = {"rank": engine.data_rank, "world": engine.data_size}
+        self.loader = make_loader(config, corpus.folder, split="train", **ranks)
+        self.validation = validation_packs(config, corpus.folder, **ranks)
+        self.journal = Journal(config, corpus, dist.get_world_size()) if dist.get_rank() == 0 else None
+
+    def run(self) -> None:
+        try:
+            self._start()
+            self._validate_if_due()
+            while self.progress.step < self.config.train.steps:
+                self._stop_if_asked()
+                self._step()
+                self._validate_if_due()
+                if self._checkpoint_is_due():
+                    self._save()
+            self._finish("finished")
+        except StoppedEarly as stopped:
+            self._save()
+            self._finish("stopped")
+            raise StoppedEarly(
+                f"{stopped}: checkpoint of step {self.progress.step} saved; the same command goes on from there"
+            ) from None
+        finally:
+            self.loader.close()
+            if self.journal:
+                self.journal.close()
+
+    # --- start and resume -----------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        """Go on from the newest usable checkpoint of this run, else from the weights that the stage names."""
+        checkpoint = self._newest_usable()
+        if checkpoint is not None:
+            state = store.load(checkpoint, self.engine.sharded_state(optimizer=True, loading=True))
+            self.engine.load_state(state)
+            kept = store.read_state(checkpoint)
+            self.progress = Progress(**kept["progress"])
+            self.loader.load_state_dict(kept["loader"])
+            self._say(f"resuming from {checkpoint} at step {self.progress.step}")
+        else:
+            source = weights.source(self.config)
+            if source is not None:
+                state = store.load(source, self.engine.sharded_state(optimizer=False, loading=True))
+                self.engine.load_state(state)
+                self._say(f"starting from the weights in {source}")
+        if self.journal:
+            self.journal.start(self.progress)
+
+    def _newest_usable(self) -> Path | None:
+        """Rank 0 verifies and all follow: reading every byte on every rank would flood the file system."""
+        found = [store.newest_usable(self.checkpoints, log=self._say) if dist.get_rank() == 0 else None]
+        dist.broadcast_object_list(found)
+        return found[0]
+
+    # --- steps ----------------------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        started = time.perf_counter()
+        packs = self.loader.next_step()
+        waited = time.perf_counter() - started
+        step = self.progress.step + 1
+        rate = learning_rate(self.config.optimizer, step, self.config.train.steps)
+        fed = tally(packs, self.corpus.vocabulary)
+        outcome = self.engine.train_step(self._micro_batches(packs), rate, fed.numbers())
+        terms = self._terms(outcome)
+        samples = self._global_keys(packs) if self.config.train.log_samples else None
+        if not math.isfinite(terms["lm"]):
+            raise FloatingPointError(f"loss is {terms['lm']} at step {step}; the last checkpoint is from before it")
+
+        total = Tally.from_numbers(outcome.extra)
+        self.progress.step = step
+        self.progress.tokens += int(total.tokens)
+        self.progress.audio_seconds += total.audio_seconds
+        if self.journal:
+            seconds = time.perf_counter() - started
+            self.journal.step(self.progress, terms, outcome.gradient_norm, rate, total, seconds, waited, samples)
+
+    def _micro_batches(self, packs: list[Pack]) -> list[Batch]:
+        size = self.config.train.micro_batch
+        return [collate(packs[start : start + size]) for start in range(0, len(packs), size)]
+
+    def _terms(self, outcome: Outcome) -> dict[str, float]:
+        return named_terms(outcome.sums, outcome.counts, self.corpus.vocabulary.modalities)
+
+    def _global_keys(self, packs: list[Pack]) -> list[list[str]]:
+        """Sample keys of every pack of the step, in global order."""
+        mine = (self.engine.data_rank, [list(pack.keys) for pack in packs])
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, mine)
+        by_rank = dict(gathered)
+        return [by_rank[rank][turn] for turn in range(len(packs)) for rank in range(self.engine.data_size)]
+
+    # --- validation -----------------------------------------------------------------------------------------
+
+    def _validate_if_due(self) -> None:
+        step, every = self.progress.step, self.config.train.validate_every
+        if not every or step == self.progress.validated:
+            return
+        if step % every == 0 or step == self.config.train.steps:
+            self._validate()
+
+    def _validate(self) -> None:
+        """Losses over the fixed validation packs. A stop signal in between abandons it; the resumed run repeats it."""
+        started = time.perf_counter()
+        modalities = len(self.corpus.vocabulary.modalities)
+        sums, counts = [0.0] * modalities, [0.0] * modalities
+        batches = self._micro_batches(self.validation)
+        together = max(1, self.config.parallel.pipeline)  # enough micro-batches a time to fill the pipeline
+        for start in range(0, len(batches), together):
+            self._stop_if_asked()
+            outcome = self.engine.evaluate(batches[start : start + together], [])
+            sums = [have + new for have, new in zip(sums, outcome.sums, strict=True)]
+            counts = [have + new for have, new in zip(counts, outcome.counts, strict=True)]
+        self.progress.validated = self.progress.step
+        if self.journal:
+            terms = named_terms(sums, counts, self.corpus.vocabulary.modalities)
+            self.journal.validation(self.progress.step, terms, time.perf_counter() - started)
+
+    # --- checkpoints and stopping ---------------------------------------------------------------------------
+
+    def _stop_if_asked(self) -> None:
+        """Leave together: a signal to any one rank stops all of them at the same place."""
+        if self.engine.any(bool(self.stop)):
+            raise StoppedEarly(f"stopped by {self.stop.name or 'a signal to another rank'}")
+
+    def _checkpoint_is_due(self) -> bool:
+        every = self.config.train.checkpoint_every
+        return self.progress.step == self.config.train.steps or (every > 0 and self.progress.step % every == 0)
+
+    def _save(self) -> None:
+        states: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(states, self.loader.state_dict())
+        vocabulary = self.corpus.vocabulary
+        if self.journal:
+            self.journal.sync()
+        store.save(
+            self.checkpoints,
+            self.progress.step,
+            self.engine.sharded_state(optimizer=True, loading=False),
+            state={"progress": self.progress.state(), "loader": merge_states(states)},
+            topology={**asdict(self.config.parallel), "data": self.engine.data_size},
+            vocabulary=vocabulary.describe(),
+            texts={**vocabulary.files(), CONFIG_FILE: to_yaml(self.config)},
+        )
+        if dist.get_rank() == 0:
+            store.prune(self.checkpoints, self.config.train.keep_checkpoints)
+
+    def _finish(self, status: str) -> None:
+        """Results, with damaged samples counted once for each data-parallel rank."""
+        counts: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(counts, (self.engine.data_rank, self.loader.damaged))
+        damaged: Counter[str] = Counter()
+        for kinds in dict(counts).values():
+            damaged.update(kinds)
+        if self.journal:
+            self.journal.finish(status, self.progress, dict(damaged))
+
+    def _say(self, line: str) -> None:
+        if dist.get_rank() == 0:
+            print(f"megaphone: {line}", flush=True)

@@ -1,0 +1,65 @@
+"""One rank of one stage: `python -m train.stage <resolved config.yaml>`.
+
+The environment names the process group (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), as torchrun, srun
+and the local launcher set it. The exit code is one of `runtime.exits`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from runtime.exits import BAD_INPUT, DONE, FAILED, STOPPED_EARLY, BadInput, StoppedEarly
+from runtime.signals import StopFlag
+
+
+def main(arguments: list[str]) -> int:
+    """Run the stage that the config file in `arguments` describes. Returns the exit code."""
+    stop = StopFlag().install()
+    try:
+        if len(arguments) != 1:
+            raise BadInput("usage: python -m train.stage <resolved config.yaml>")
+        _run(Path(arguments[0]), stop)
+    except BadInput as error:
+        print(f"megaphone: error: {error}", file=sys.stderr, flush=True)
+        return BAD_INPUT
+    except StoppedEarly as stopped:
+        print(f"megaphone: {stopped}", file=sys.stderr, flush=True)
+        return STOPPED_EARLY
+    except Exception:
+        traceback.print_exc()
+        return FAILED
+    return DONE
+
+
+def _run(config_file: Path, stop: StopFlag) -> None:
+    import torch
+
+    from configs.compose import load_config
+    from train.engines import optional_kernels
+    from train.engines.cuda_on_cpu import emulate_cuda
+
+    config = load_config(config_file)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    optional_kernels.hush_megatron()
+    emulate_cuda()
+    if os.environ.get("RANK", "0") == "0":
+        print(f"megaphone: {optional_kernels.describe()}", flush=True)
+
+    from train.loop import train
+    from train.weights import prepare
+
+    # Rank 0 converts before anyone joins: the others wait for it at the rendezvous, where no collective can time out.
+    if os.environ.get("RANK", "0") == "0":
+        prepare(config)
+    train(config, stop)
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Background threads of a failed rank (a collective that will never end) must not keep the process alive.
+    os._exit(code)

@@ -66,6 +66,7 @@ class CodecConfig:
     encoder: str = MISSING  # a Whisper folder or hub name, or package:<name>
     codebooks: dict[str, CodebookConfig] = field(default_factory=dict)  # in the order of their id ranges
     group: dict[str, int] = field(default_factory=dict)  # codes of each codebook in one group, such as L 2, S 3
+    training_minutes: float = 120.0  # most speech that the codebooks are learnt from
 
 
 @dataclass

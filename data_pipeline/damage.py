@@ -1,0 +1,36 @@
+"""Counting what could not be read, and stopping when it is too much."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from data_pipeline.shards import DamagedSample
+from runtime.exits import BadInput
+
+JUDGED_FROM = 100  # samples read before the share of damaged ones means anything
+NAMED = 100  # damaged samples remembered by name
+
+
+class DamageTally:
+    """Samples read, damaged ones by kind, and the names of the first of them."""
+
+    def __init__(self, allowed_share: float) -> None:
+        self.read = 0
+        self.kinds: Counter[str] = Counter()
+        self.names: list[str] = []
+        self._allowed_share = allowed_share
+
+    def add(self, damage: DamagedSample) -> None:
+        """Count one damaged sample, read but left out."""
+        self.kinds[damage.kind] += 1
+        if len(self.names) < NAMED and str(damage) not in self.names:
+            self.names.append(str(damage))
+
+    def judge(self) -> None:
+        """Raises BadInput once more than the allowed share of at least 100 samples read was damaged."""
+        damaged = self.kinds.total()
+        if self.read >= JUDGED_FROM and damaged > self._allowed_share * self.read:
+            raise BadInput(
+                f"{damaged} of {self.read} samples read are damaged, more than loader.damaged_share "
+                f"{self._allowed_share}; the first is {self.names[0]}"
+            )

@@ -1,0 +1,105 @@
+"""Filling packs of exactly T tokens from a window of samples."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from data_pipeline.batch import Pack, Sample
+from runtime.exits import BadInput
+
+
+def split_long(sample: Sample, length: int) -> list[Sample]:
+    """Cut a sample of more than `length` tokens into pieces of at most that many, between groups only.
+
+    The pieces are samples of their own: keys end in `#0`, `#1`, ..., seconds of audio go with the audio tokens.
+    Raises BadInput where one group is longer than `length`.
+    """
+    if len(sample) <= length:
+        return [sample]
+    ends = np.append(np.flatnonzero(np.diff(sample.group)) + 1, len(sample))
+    is_audio = sample.modality > 0
+    audio = max(1, int(np.count_nonzero(is_audio)))
+    pieces: list[Sample] = []
+    start = 0
+    while start < len(sample):
+        fitting = int(np.searchsorted(ends, start + length, side="right")) - 1
+        end = int(ends[fitting]) if fitting >= 0 else 0
+        if end <= start:
+            raise BadInput(f"train.sequence_length {length} is shorter than one group of audio codes; make it longer")
+        pieces.append(
+            replace(
+                sample,
+                tokens=sample.tokens[start:end],
+                loss_weight=sample.loss_weight[start:end],
+                modality=sample.modality[start:end],
+                group=sample.group[start:end],
+                key=f"{sample.key}#{len(pieces)}",
+                audio_seconds=sample.audio_seconds * int(np.count_nonzero(is_audio[start:end])) / audio,
+            )
+        )
+        start = end
+    return pieces
+
+
+def best_fit(sizes: Sequence[int], length: int) -> list[list[int]]:
+    """Share out numbers 0..n-1, of `sizes` from 1 to `length`, over bins of `length`, by best fit decreasing.
+
+    Bins are ascending lists of numbers, sorted by their first. At most 11/9 of the fewest possible bins are used,
+    and a few more (Johnson et al., SIAM Journal on Computing 3, 1974).
+    """
+    bins: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (free, bin), ascending
+    for number in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        at = bisect_left(room, (sizes[number], -1))
+        if at < len(room):
+            free, chosen = room.pop(at)
+        else:
+            free, chosen = length, len(bins)
+            bins.append([])
+        bins[chosen].append(number)
+        insort(room, (free - sizes[number], chosen))
+    return sorted(sorted(members) for members in bins)
+
+
+def fill_packs(samples: Sequence[Sample], length: int, padding_id: int) -> list[Pack]:
+    """Lay `samples`, each of 1 to `length` tokens, into packs of `length` tokens.
+
+    Every sample is in one pack, uncut. Inside a pack samples keep their order, and packs go by their first sample,
+    so that the order of the stream is kept as well as filling allows.
+    """
+    bins = best_fit([len(sample) for sample in samples], length)
+    return [_lay([samples[i] for i in members], length, padding_id) for members in bins]
+
+
+def _lay(samples: Sequence[Sample], length: int, padding_id: int) -> Pack:
+    lengths = [len(sample) for sample in samples]
+    padding = length - sum(lengths)
+    tokens = np.full(length, padding_id, np.int64)
+    labels = np.full(length, padding_id, np.int64)
+    loss_weight = np.zeros(length, np.float32)
+    label_modality = np.zeros(length, np.uint8)
+    start = 0
+    for sample in samples:
+        end = start + len(sample)
+        tokens[start:end] = sample.tokens
+        labels[start : end - 1] = sample.tokens[1:]
+        loss_weight[start : end - 1] = sample.loss_weight[1:]
+        label_modality[start : end - 1] = sample.modality[1:]
+        start = end
+    if padding:
+        lengths.append(padding)
+    return Pack(
+        tokens=tokens,
+        labels=labels,
+        loss_weight=loss_weight,
+        label_modality=label_modality,
+        positions=np.concatenate([np.arange(n, dtype=np.int64) for n in lengths]),
+        lengths=tuple(lengths),
+        keys=tuple(sample.key for sample in samples),
+        padding=padding,
+        audio_seconds=sum(sample.audio_seconds for sample in samples),
+    )

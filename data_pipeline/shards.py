@@ -1,0 +1,355 @@
+"""Shards: plain WebDataset tars of utterances, and an index beside each.
+
+A shard holds, for each utterance in turn, `<key>.json`, one `<key>.<codebook>.npy` a codebook and, last, an optional
+`<key>.flac`. The index says where each utterance lies, so that one `pread` fetches it; the audio stands last so that
+training never reads it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import tarfile
+import zipfile
+import zlib
+from dataclasses import dataclass, field, fields
+from functools import cached_property, lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from data_pipeline.utterance import Utterance, Word
+
+AUDIO = "flac"
+_FRAMES = "frames."  # prefix of the per-codebook arrays in an index file
+_NAME = re.compile(r"[A-Za-z0-9_\-]+")  # WebDataset ends a key at its first dot; nothing here can be a path
+_LONGEST_MEMBER_NAME = 100  # of a ustar header
+_STORED = [f.name for f in fields(Utterance) if f.name != "codes"]
+
+
+class DamagedSample(Exception):
+    """Bytes that are not the utterance they should be. `kind` is missing, index, truncated, checksum, members, json
+    or codes; `where` names the file and the sample."""
+
+    def __init__(self, kind: str, where: str) -> None:
+        super().__init__(f"{where}: {kind}")
+        self.kind = kind
+        self.where = where
+
+
+def replace_atomically(path: Path, content: bytes) -> None:
+    """Write `content` to `path` so that a reader sees the old file or the whole new one."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+# --- index ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """One entry a sample: where it lies and how much it holds.
+
+    offset, size: int64, byte span of the json and npy members with their headers; audio_size: int64, of the audio
+    member that follows, 0 if none. crc32, audio_crc32: uint32, of those spans. characters: int32, of the text.
+    duration: float64, seconds. document: int32, ordinal in this shard. frames: int32 for each codebook, 0 where a
+    sample has no codes of it.
+    """
+
+    offset: np.ndarray
+    size: np.ndarray
+    audio_size: np.ndarray
+    crc32: np.ndarray
+    audio_crc32: np.ndarray
+    characters: np.ndarray
+    duration: np.ndarray
+    document: np.ndarray
+    frames: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.offset)
+
+    @cached_property
+    def spoken(self) -> np.ndarray:
+        """bool: samples that have codes."""
+        counts = list(self.frames.values())
+        return np.sum(counts, axis=0) > 0 if counts else np.zeros(len(self), bool)
+
+    @cached_property
+    def documents(self) -> np.ndarray:
+        """First sample of each document and one past its last: int64 [documents, 2]."""
+        edges = np.flatnonzero(np.diff(self.document, prepend=-1, append=-2))
+        return np.stack([edges[:-1], edges[1:]], axis=1)
+
+    @cached_property
+    def spoken_documents(self) -> np.ndarray:
+        """The rows of `documents` that have a spoken sample."""
+        spoken = np.concatenate([[0], np.cumsum(self.spoken)])
+        return self.documents[spoken[self.documents[:, 1]] > spoken[self.documents[:, 0]]]
+
+
+_COLUMNS: dict[str, Any] = {
+    "offset": np.int64,
+    "size": np.int64,
+    "audio_size": np.int64,
+    "crc32": np.uint32,
+    "audio_crc32": np.uint32,
+    "characters": np.int32,
+    "duration": np.float64,
+    "document": np.int32,
+}
+
+
+def index_path(shard: Path) -> Path:
+    return shard.with_suffix(".index.npz")
+
+
+def read_index(shard: Path) -> ShardIndex:
+    """Read the index of the tar `shard`. Raises DamagedSample (kind index) where it is missing or unreadable."""
+    path = index_path(shard)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            index = ShardIndex(
+                **{name: arrays[name] for name in _COLUMNS},
+                frames={name.removeprefix(_FRAMES): arrays[name] for name in arrays.files if name.startswith(_FRAMES)},
+            )
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DamagedSample("index", str(path)) from error
+    lengths = {len(getattr(index, name)) for name in _COLUMNS} | {len(count) for count in index.frames.values()}
+    if len(lengths) != 1:
+        raise DamagedSample("index", str(path))
+    return index
+
+
+# --- writing ----------------------------------------------------------------------------------------------------
+
+
+class ShardWriter:
+    """Writes one shard: `with ShardWriter(path) as shard: shard.write(utterance)`.
+
+    The tar appears under its name when the block ends well, and its index after it: a tar without an index is
+    unfinished. The same utterances always give the same bytes. Nothing is left behind when the block raises.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._partial = path.with_name(f".{path.name}.partial")
+        self._rows: list[dict[str, float]] = []
+        self._frames: list[dict[str, int]] = []
+        self._documents: dict[str, int] = {}
+        self._document = ""
+
+    def __enter__(self) -> Self:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._partial.open("wb")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            self._file.close()
+            self._partial.unlink(missing_ok=True)
+
+    def write(self, utterance: Utterance, audio: bytes | None = None) -> None:
+        """Append `utterance`, with the bytes of its flac file if it has any.
+
+        Raises ValueError for a key or codebook name that is more than letters, digits, `_` and `-`, for codes that
+        are not non-negative integers [codebooks, frames], and for a document that was left and comes again.
+        """
+        if utterance.document != self._document or not self._documents:
+            if utterance.document in self._documents:
+                raise ValueError(f"{self.path}: utterances of document {utterance.document!r} do not stand together")
+            self._document = utterance.document
+            self._documents[utterance.document] = len(self._documents)
+        described = {name: getattr(utterance, name) for name in _STORED}
+        described["words"] = [[word.text, word.start, word.end] for word in utterance.words]
+        text = json.dumps(described, ensure_ascii=False, separators=(",", ":"))
+        span = _member(utterance.key, "json", text.encode())
+        for name in sorted(utterance.codes):
+            span += _member(utterance.key, f"{name}.npy", _codes_as_npy(utterance.codes[name], utterance.key, name))
+        sound = b"" if audio is None else _member(utterance.key, AUDIO, audio)
+        self._rows.append(
+            {
+                "offset": self._file.tell(),
+                "size": len(span),
+                "audio_size": len(sound),
+                "crc32": zlib.crc32(span),
+                "audio_crc32": zlib.crc32(sound),
+                "characters": len(utterance.text),
+                "duration": utterance.duration,
+                "document": self._documents[utterance.document],
+            }
+        )
+        self._frames.append({name: codes.shape[1] for name, codes in utterance.codes.items()})
+        self._file.write(span)
+        self._file.write(sound)
+
+    def _finish(self) -> None:
+        self._file.write(bytes(2 * tarfile.BLOCKSIZE))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        arrays = {name: np.array([row[name] for row in self._rows], dtype) for name, dtype in _COLUMNS.items()}
+        for codebook in sorted({name for frames in self._frames for name in frames}):
+            arrays[_FRAMES + codebook] = np.array([frames.get(codebook, 0) for frames in self._frames], np.int32)
+        packed = io.BytesIO()
+        np.savez_compressed(packed, allow_pickle=False, **arrays)
+        index_path(self.path).unlink(missing_ok=True)  # of an older tar
+        os.replace(self._partial, self.path)
+        replace_atomically(index_path(self.path), packed.getvalue())
+
+
+def _member(key: str, extension: str, content: bytes) -> bytes:
+    """One tar member, header and padding included; same content, same bytes."""
+    name = f"{key}.{extension}"
+    if not _NAME.fullmatch(key) or not _NAME.fullmatch(extension.removesuffix(".npy")):
+        raise ValueError(f"{name!r}: keys and codebook names are letters, digits, '_' and '-' only")
+    if len(name) > _LONGEST_MEMBER_NAME:
+        raise ValueError(f"{name!r}: longer than {_LONGEST_MEMBER_NAME} characters")
+    header = tarfile.TarInfo(name)
+    header.size = len(content)
+    header.mode = 0o644
+    return header.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % tarfile.BLOCKSIZE)
+
+
+def _codes_as_npy(codes: np.ndarray, key: str, codebook: str) -> bytes:
+    if codes.ndim != 2 or codes.dtype.kind not in "iu" or (codes.size and codes.min() < 0):
+        raise ValueError(f"{key}: codes of {codebook} must be non-negative integers [codebooks, frames]")
+    small = codes.size == 0 or codes.max() <= np.iinfo(np.int16).max
+    content = io.BytesIO()
+    np.save(content, np.ascontiguousarray(codes, np.int16 if small else np.int32), allow_pickle=False)
+    return content.getvalue()
+
+
+# --- reading ----------------------------------------------------------------------------------------------------
+
+
+class ShardReader:
+    """Random access to the utterances of one shard. Damage of any kind ends in DamagedSample."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.index = read_index(path)
+        try:
+            self._file = path.open("rb", buffering=0)
+        except OSError as error:
+            raise DamagedSample("missing", str(path)) from error
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def read(self, sample: int) -> Utterance:
+        """The utterance of ordinal `sample`, without its audio."""
+        index = self.index
+        span = self._span(sample, int(index.offset[sample]), int(index.size[sample]), int(index.crc32[sample]))
+        where = f"{self.path} sample {sample}"
+        members = _members(span, where)
+        described = next((content for name, content in members.items() if name.endswith(".json")), None)
+        if described is None:
+            raise DamagedSample("members", where)
+        codes = {
+            name.split(".")[1]: _codes_from_npy(content, where)
+            for name, content in members.items()
+            if name.endswith(".npy")
+        }
+        return _utterance(described, codes, where)
+
+    def read_audio(self, sample: int) -> bytes | None:
+        """The flac file of ordinal `sample`, or None where the shard has no audio for it."""
+        index = self.index
+        if not index.audio_size[sample]:
+            return None
+        offset = int(index.offset[sample] + index.size[sample])
+        span = self._span(sample, offset, int(index.audio_size[sample]), int(index.audio_crc32[sample]))
+        contents = list(_members(span, f"{self.path} sample {sample}").values())
+        if len(contents) != 1:
+            raise DamagedSample("members", f"{self.path} sample {sample}")
+        return contents[0]
+
+    def _span(self, sample: int, offset: int, size: int, crc32: int) -> bytes:
+        try:
+            span = os.pread(self._file.fileno(), size, offset)
+        except (OSError, OverflowError, ValueError) as error:
+            raise DamagedSample("truncated", f"{self.path} sample {sample}") from error
+        if len(span) != size:
+            raise DamagedSample("truncated", f"{self.path} sample {sample}")
+        if zlib.crc32(span) != crc32:
+            raise DamagedSample("checksum", f"{self.path} sample {sample}")
+        return span
+
+
+def _members(span: bytes, where: str) -> dict[str, bytes]:
+    """Contents of the regular files in a run of ustar members, by name. Nothing is written anywhere.
+
+    Reads the three header fields it needs by itself: `tarfile` takes ten times as long.
+    """
+    found = {}
+    at = 0
+    while at < len(span):
+        header = span[at : at + tarfile.BLOCKSIZE]
+        at += tarfile.BLOCKSIZE
+        try:
+            name = header[:100].rstrip(b"\0").decode("ascii")
+            size = int(header[124:135], 8)
+        except ValueError as error:
+            raise DamagedSample("members", where) from error
+        if header[156:157] != tarfile.REGTYPE or not 0 <= size <= len(span) - at:
+            raise DamagedSample("members", where)
+        found[name] = span[at : at + size]
+        at += size + -size % tarfile.BLOCKSIZE
+    return found
+
+
+def _codes_from_npy(content: bytes, where: str) -> np.ndarray:
+    """The codes in an npy file (format 1.0), int [codebooks, frames], as a read-only view of `content`."""
+    try:
+        start = 10 + int.from_bytes(content[8:10], "little")
+        dtype, shape = _npy_header(content[:start])
+        codes = np.frombuffer(content, dtype, offset=start).reshape(shape)
+    except (ValueError, EOFError) as error:
+        raise DamagedSample("codes", where) from error
+    if codes.ndim != 2 or dtype.kind not in "iu":
+        raise DamagedSample("codes", where)
+    return codes
+
+
+@lru_cache(4096)
+def _npy_header(header: bytes) -> tuple[np.dtype, tuple[int, ...]]:
+    """dtype and shape that an npy header states; few differ, and parsing one takes longer than the rest of a read."""
+    file = io.BytesIO(header)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("not npy format 1.0")
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+    if fortran_order or dtype.hasobject:
+        raise ValueError("not plain numbers in C order")
+    return dtype, shape
+
+
+def _utterance(described: bytes, codes: dict[str, np.ndarray], where: str) -> Utterance:
+    try:
+        stored = json.loads(described)
+        words = tuple(Word(str(text), float(start), float(end)) for text, start, end in stored.pop("words", ()))
+        utterance = Utterance(**{k: v for k, v in stored.items() if k in _STORED}, words=words, codes=codes)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedSample("json", where) from error
+    if not all(isinstance(value, str) for value in (utterance.key, utterance.text, utterance.document)):
+        raise DamagedSample("json", where)
+    return utterance

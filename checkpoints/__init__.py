@@ -1,0 +1,1 @@
+"""Save, load, convert and verify: names, shapes and files, never modules."""

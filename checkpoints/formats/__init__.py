@@ -1,0 +1,1 @@
+"""Reading and writing of parameters on disk: one file a format."""

@@ -1,0 +1,170 @@
+"""The manifest of a native checkpoint: written last, it marks the checkpoint complete and says what is in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import xxhash
+
+from checkpoints.atomic import write_file
+from runtime.exits import BadInput
+
+MANIFEST_FILE = "manifest.json"
+FORMAT = 1
+MODEL_PREFIX = "model."
+"""What the native name of a model parameter starts with; optimiser state has other names."""
+
+_BLOCK = 1 << 24
+_VERSIONED = ("torch", "megatron-core", "megaphone")
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size in bytes and xxh3-64 (hexadecimal) of one file."""
+
+    size: int
+    xxh3: str
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """Global shape and dtype (torch's name without the package, such as "float32") of one saved tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint says of itself.
+
+    `files` is keyed by path relative to the checkpoint, with forward slashes. `topology` is the one it was saved on;
+    it loads on any. `vocabulary` is the description that the vocabulary gives of itself. `origin` says where
+    converted weights came from and how new vocabulary rows were made.
+    """
+
+    step: int
+    topology: dict[str, Any]
+    tensors: dict[str, TensorRecord]
+    parameters: int
+    files: dict[str, FileRecord]
+    vocabulary: dict[str, Any] | None = None
+    origin: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+
+
+def versions() -> dict[str, str]:
+    """Versions of what wrote the checkpoint."""
+    found = {"python": platform.python_version()}
+    for package in _VERSIONED:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def count_parameters(tensors: Mapping[str, TensorRecord]) -> int:
+    """Elements of all model parameters, optimiser state aside."""
+    total = 0
+    for name, tensor in tensors.items():
+        if name.startswith(MODEL_PREFIX):
+            elements = 1
+            for length in tensor.shape:
+                elements *= length
+            total += elements
+    return total
+
+
+def record_file(path: Path) -> FileRecord:
+    """Size and hash of a file, read in blocks."""
+    digest = xxhash.xxh3_64()
+    size = 0
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+            size += len(block)
+    return FileRecord(size, digest.hexdigest())
+
+
+def record_files(folder: Path, known: Mapping[str, FileRecord]) -> dict[str, FileRecord]:
+    """Records of every file under `folder`; those in `known` are not read again."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return {name: known.get(name) or record_file(folder / name) for name in names if name != MANIFEST_FILE}
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest in one step; the checkpoint is complete from then on."""
+    write_file(folder / MANIFEST_FILE, json.dumps(asdict(manifest), indent=1))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read a manifest. Raises BadInput if there is none (the save did not finish) or it is not one of ours."""
+    path = folder / MANIFEST_FILE
+    if not folder.is_dir():
+        raise BadInput(f"{folder}: no such checkpoint folder")
+    if path.is_symlink() or not path.is_file():
+        raise BadInput(f"{folder}: no {MANIFEST_FILE}: the save did not finish, or this is no native checkpoint")
+    try:
+        written = json.loads(path.read_text(encoding="utf-8"))
+        if written["format"] != FORMAT:
+            raise BadInput(f"{path}: format {written['format']}; this version reads format {FORMAT}")
+        written["files"] = {name: FileRecord(**record) for name, record in written["files"].items()}
+        written["tensors"] = {
+            name: TensorRecord(tuple(record["shape"]), record["dtype"]) for name, record in written["tensors"].items()
+        }
+        manifest = Manifest(**written)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BadInput(f"{path}: damaged ({type(error).__name__}: {error})") from error
+    for name in manifest.files:
+        if not is_inside(name):
+            raise BadInput(f"{path}: names a file outside the checkpoint: {name!r}")
+    return manifest
+
+
+def is_inside(name: str) -> bool:
+    """Whether a relative path of a checkpoint stays inside it, by its words alone."""
+    parts = PurePosixPath(name).parts
+    return bool(parts) and not name.startswith("/") and ".." not in parts and "\\" not in name and "\0" not in name
+
+
+def problems(folder: Path, contents: bool = True) -> list[str]:
+    """What is wrong with a checkpoint, one line each, empty if nothing; `contents`: read and hash every file."""
+    try:
+        manifest = read_manifest(folder)
+    except (BadInput, OSError) as error:
+        return [str(error)]
+    found = [line for name, record in manifest.files.items() if (line := _problem(folder, name, record, contents))]
+    return found + [f"{name}: a symbolic link" for name in _links(folder, manifest.files)]
+
+
+def _problem(folder: Path, name: str, record: FileRecord, contents: bool) -> str | None:
+    path = folder / name
+    try:
+        if path.is_symlink():
+            return None  # reported once, as a link
+        size = os.stat(path).st_size
+        if size != record.size:
+            return f"{name}: {size} bytes, {record.size} were written"
+        if contents and record_file(path).xxh3 != record.xxh3:
+            return f"{name}: its contents changed since it was written"
+    except FileNotFoundError:
+        return f"{name}: missing"
+    except OSError as error:
+        return f"{name}: cannot be read ({error.strerror})"
+    return None
+
+
+def _links(folder: Path, names: Iterable[str]) -> list[str]:
+    """Files, and folders on the way to them, that are symbolic links: nothing is read through one."""
+    steps = {PurePosixPath(name) for name in names}
+    steps |= {parent for step in steps for parent in step.parents if parent.parts}
+    return sorted(str(step) for step in steps if (folder / step).is_symlink())

@@ -1,0 +1,69 @@
+"""How tensors of another format are laid together into native ones, and taken apart again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from configs.schema import BackboneConfig
+
+LAYER = "{layer}"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """`fuse` makes the native tensor of the foreign ones, in order; `split` is its exact inverse."""
+
+    fuse: Callable[[Sequence[torch.Tensor], BackboneConfig], torch.Tensor]
+    split: Callable[[torch.Tensor, BackboneConfig], Sequence[torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One native tensor: its name in the model (`MODEL_PREFIX` aside) and the foreign tensors it is made of.
+
+    Foreign names hold `{layer}` where there is one for each layer; native ones then have the layer as first axis.
+    `vocabulary` marks tensors with one row for each token id.
+    """
+
+    native: str
+    foreign: tuple[str, ...]
+    layout: Layout
+    vocabulary: bool = False
+
+    @property
+    def layered(self) -> bool:
+        return LAYER in self.foreign[0]
+
+    def names(self, layer: int | None) -> list[str]:
+        """Foreign names, of `layer` where the rule is layered."""
+        return [name.replace(LAYER, str(layer)) for name in self.foreign]
+
+
+def _fuse_qkv(parts: Sequence[torch.Tensor], backbone: BackboneConfig) -> torch.Tensor:
+    groups = [part.reshape(backbone.kv_heads, -1, *part.shape[1:]) for part in parts]
+    return torch.cat(groups, dim=1).flatten(0, 1)
+
+
+def _split_qkv(fused: torch.Tensor, backbone: BackboneConfig) -> list[torch.Tensor]:
+    head = head_dim(backbone)
+    sizes = [head * (backbone.heads // backbone.kv_heads), head, head]
+    groups = fused.reshape(backbone.kv_heads, -1, *fused.shape[1:])
+    return [part.flatten(0, 1) for part in groups.split(sizes, dim=1)]
+
+
+def head_dim(backbone: BackboneConfig) -> int:
+    """Width of one attention head."""
+    return backbone.head_dim or backbone.hidden // backbone.heads
+
+
+COPY = Layout(fuse=lambda parts, _: parts[0], split=lambda whole, _: [whole])
+"""One tensor, as it is."""
+
+HALVES = Layout(fuse=lambda parts, _: torch.cat(list(parts)), split=lambda whole, _: whole.chunk(2))
+"""Two of equal size, one after the other along the first axis: gate, then up."""
+
+QKV = Layout(fuse=_fuse_qkv, split=_split_qkv)
+"""Query, key, value; rows go by key-value group: the group's query heads, its key head, its value head."""

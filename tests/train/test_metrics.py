@@ -1,0 +1,231 @@
+"""Metric files, the console and the tracker, and the numbers behind MFU."""
+
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import wandb
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from configs.schema import BackboneConfig, Precision, TrackerConfig
+from train.console import Console
+from train.flops import device_peak_flops, matmul_parameters, mean_attended, model_flops_per_token
+from train.metrics import METRICS_FILE, MetricLog, read_metrics, read_validation
+from train.tracker import RUN_ID_FILE, Tracker
+
+# --- files ------------------------------------------------------------------------------------------------------
+
+
+def _write(folder: Path, first: int, last: int, resume_step: int = 0, **extra: object) -> None:
+    with MetricLog(folder, resume_step) as log:
+        for step in range(first, last + 1):
+            log.step({"step": step, "loss": 1.0 / step, **extra})
+
+
+def test_a_resumed_curve_has_every_step_once(tmp_path: Path) -> None:
+    _write(tmp_path, 1, 17, attempt=1)
+    _write(tmp_path, 11, 20, resume_step=10, attempt=2)
+    records = read_metrics(tmp_path)
+    assert [record["step"] for record in records] == list(range(1, 21))
+    assert [record["attempt"] for record in records] == [1] * 10 + [2] * 10
+    assert len((tmp_path / METRICS_FILE).read_text().splitlines()) == 20
+
+
+def test_validations_up_to_the_checkpoint_survive_a_resume(tmp_path: Path) -> None:
+    with MetricLog(tmp_path, 0) as log:
+        for step in (0, 10, 20):
+            log.validation({"step": step, "loss": 2.0})
+    MetricLog(tmp_path, 10).close()
+    assert [record["step"] for record in read_validation(tmp_path)] == [0, 10]
+
+
+@given(cut=st.integers(min_value=1, max_value=40))
+def test_a_torn_last_line_costs_that_line_only(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    _write(folder, 1, 5, note="é" * 20)
+    path = folder / METRICS_FILE
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert [record["step"] for record in read_metrics(folder)] == [1, 2, 3, 4]
+    _write(folder, 5, 6, resume_step=5)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_every_line_is_there_without_closing(tmp_path: Path) -> None:
+    log = MetricLog(tmp_path, 0)
+    log.step({"step": 1, "loss": 2.0})
+    assert (tmp_path / METRICS_FILE).read_text().endswith("}\n")
+    log.close()
+
+
+def test_numbers_that_are_not_finite_are_strict_json_and_come_back(tmp_path: Path) -> None:
+    with MetricLog(tmp_path, 0) as log:
+        log.step({"step": 1, "loss": math.nan, "grad_norm": math.inf, "low": -math.inf, "mfu": None})
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    json.loads((tmp_path / METRICS_FILE).read_text(), parse_constant=refuse)
+    MetricLog(tmp_path, 1).close()  # the rewrite keeps them too
+    (record,) = read_metrics(tmp_path)
+    assert math.isnan(record["loss"]) and record["grad_norm"] == math.inf and record["low"] == -math.inf
+    assert record["mfu"] is None
+
+
+def test_floats_survive_exactly(tmp_path: Path) -> None:
+    values = [1 / 3, 1e-300, 2.0000000000000004]
+    with MetricLog(tmp_path, 0) as log:
+        for step, value in enumerate(values, 1):
+            log.step({"step": step, "loss": value})
+    MetricLog(tmp_path, 3).close()
+    assert [record["loss"] for record in read_metrics(tmp_path)] == values
+
+
+def test_a_record_without_a_step_is_refused(tmp_path: Path) -> None:
+    with MetricLog(tmp_path, 0) as log, pytest.raises(ValueError, match="needs a step"):
+        log.step({"loss": 1.0})
+
+
+def test_no_files_are_no_records(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path) == [] and read_validation(tmp_path) == []
+
+
+# --- console ----------------------------------------------------------------------------------------------------
+
+
+def test_the_console_prints_every_few_steps_and_the_last() -> None:
+    stream = io.StringIO()
+    console = Console(steps=25, start=0, every=10, stream=stream)
+    for step in range(1, 26):
+        console.step({"step": step, "loss": 4.0, "loss/lm": 4.0, "loss/text": 3.0, "lr/head": 5e-4, "seconds": 2.0})
+    console.close()
+    lines = stream.getvalue().splitlines()
+    assert [line.split()[1] for line in lines] == ["10/25", "20/25", "25/25"]
+    assert "0:00:30 left" in lines[0]  # 15 steps of 2 seconds
+    assert "text  3.0000" in lines[0] and "lm" not in lines[0]
+    assert len({line.index("loss") for line in lines}) == 1
+
+
+def test_the_console_copes_with_unknown_and_not_finite_values() -> None:
+    stream = io.StringIO()
+    console = Console(steps=1, every=1, stream=stream)
+    console.step({"step": 1, "loss": math.nan, "grad_norm": None, "mfu": None, "tokens_per_second": 12.0})
+    assert "nan" in stream.getvalue() and "mfu" not in stream.getvalue()
+
+
+# --- tracker ----------------------------------------------------------------------------------------------------
+
+
+def test_wandb_that_cannot_start_costs_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: object) -> None:
+        raise OSError("no space\nleft")
+
+    monkeypatch.setattr(wandb, "init", fail)
+    tracker = Tracker(TrackerConfig(), tmp_path, "name", {})
+    tracker.log({"step": 1, "loss": 1.0}, step=1)
+    tracker.close()
+    assert capsys.readouterr().err.splitlines() == ["megaphone: wandb is off for this run: no space left"]
+
+
+def test_a_resumed_run_keeps_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[dict] = []
+    monkeypatch.setattr(wandb, "init", lambda **options: started.append(options))
+    for _ in range(2):
+        Tracker(TrackerConfig(), tmp_path, "name", {})
+    assert started[0]["id"] == started[1]["id"] == (tmp_path / RUN_ID_FILE).read_text().strip()
+    assert started[0]["mode"] == "offline" and started[0]["dir"] == str(tmp_path)
+
+
+def test_a_disabled_tracker_writes_nothing(tmp_path: Path) -> None:
+    tracker = Tracker(TrackerConfig(wandb="disabled"), tmp_path, "name", {})
+    tracker.log({"loss": 1.0}, step=1)
+    tracker.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- MFU --------------------------------------------------------------------------------------------------------
+
+TINY = BackboneConfig(name="tiny", layers=3, hidden=64, ffn=176, heads=4, kv_heads=2, tokenizer="none")
+
+
+class Reference(torch.nn.Module):
+    """The matrices of a Llama-like model with attention that computes every score, masked or not."""
+
+    def __init__(self, backbone: BackboneConfig, vocabulary_size: int) -> None:
+        super().__init__()
+        self.head_dim = backbone.hidden // backbone.heads
+        self.repeats = backbone.heads // backbone.kv_heads
+        narrow = backbone.kv_heads * self.head_dim
+        widths = {"q": backbone.hidden, "k": narrow, "v": narrow, "o": backbone.hidden}
+        self.embedding = torch.nn.Embedding(vocabulary_size, backbone.hidden)
+        self.layers = torch.nn.ModuleList()
+        for _ in range(backbone.layers):
+            layer = {name: torch.nn.Linear(backbone.hidden, width, bias=False) for name, width in widths.items()}
+            for name in ("gate", "up"):
+                layer[name] = torch.nn.Linear(backbone.hidden, backbone.ffn, bias=False)
+            layer["down"] = torch.nn.Linear(backbone.ffn, backbone.hidden, bias=False)
+            self.layers.append(torch.nn.ModuleDict(layer))
+        self.head = torch.nn.Linear(backbone.hidden, vocabulary_size, bias=False)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.embedding(tokens)
+        layer: Any
+        for layer in self.layers:
+            q, k, v = (self._heads(layer[name](x)) for name in "qkv")
+            k, v = k.repeat_interleave(self.repeats, 0), v.repeat_interleave(self.repeats, 0)
+            mixed = (q @ k.transpose(1, 2)).softmax(-1) @ v
+            x = x + layer["o"](mixed.transpose(0, 1).reshape(x.shape))
+            x = x + layer["down"](torch.nn.functional.silu(layer["gate"](x)) * layer["up"](x))
+        return self.head(x)
+
+    def _heads(self, x: torch.Tensor) -> torch.Tensor:
+        return x.view(len(x), -1, self.head_dim).transpose(0, 1)
+
+
+def test_matmul_parameters_are_all_the_matrices_of_a_model() -> None:
+    with torch.device("meta"):
+        model = Reference(TINY, 320)
+    linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    assert matmul_parameters(TINY, 320) == sum(module.weight.numel() for module in linear)
+
+
+def test_flops_are_those_that_torch_counts_when_every_score_is_computed() -> None:
+    tokens = 32
+    model = Reference(TINY, 320)
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(tokens, dtype=torch.long)).sum().backward()
+    assert model_flops_per_token(TINY, 320, attended=tokens) == counter.get_total_flops() / tokens
+
+
+def test_causal_samples_attend_to_half_of_themselves() -> None:
+    assert mean_attended([1]) == 1
+    assert mean_attended([4]) == 2.5
+    assert mean_attended([3, 1]) == (6 + 1) / 4
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "teraflops"),
+    [
+        ("NVIDIA A100-SXM4-80GB", Precision.bf16, 312.0),
+        ("NVIDIA A100-SXM4-80GB", Precision.fp32, 19.5),
+        ("NVIDIA H100 80GB HBM3", Precision.bf16, 989.5),
+        ("NVIDIA H100 PCIe", Precision.bf16, 756.5),
+        ("NVIDIA H200", Precision.bf16, 989.5),
+        ("NVIDIA B200", Precision.bf16, 2250.0),
+        ("NVIDIA L40S", Precision.bf16, 362.0),
+    ],
+)
+def test_known_devices(device: str, precision: Precision, teraflops: float) -> None:
+    assert device_peak_flops(device, precision) == teraflops * 1e12
+
+
+@pytest.mark.parametrize("device", ["cpu", "", "AMD EPYC 9654", "NVIDIA A10G", "NVIDIA GeForce RTX 4090"])
+def test_unknown_devices_have_no_peak(device: str) -> None:
+    assert device_peak_flops(device, Precision.bf16) is None

@@ -1,0 +1,194 @@
+"""Charts as data: what the page's script draws, made from metric records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from train.metrics import Record
+
+MOST_POINTS = 1200  # of one line; a longer run is drawn as means of equal stretches
+
+_COLOURS = {"all": "ink", "text": "text", "audio": "audio", "linguistic": "linguistic", "semantic": "semantic"}
+_SPARE_COLOURS = ("extra-1", "extra-2", "extra-3", "extra-4")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: y over the chart's x, None where nothing finite was recorded. `colour` names a CSS variable."""
+
+    name: str
+    colour: str
+    y: list[float | None]
+
+
+@dataclass(frozen=True)
+class Dots:
+    """Single measurements, drawn as dots in the colour of the line of the same name."""
+
+    name: str
+    colour: str
+    x: list[int]
+    y: list[float]
+
+
+@dataclass(frozen=True)
+class Level:
+    """A horizontal line to compare with."""
+
+    label: str
+    colour: str
+    y: float
+
+
+@dataclass(frozen=True)
+class Chart:
+    """`style`: "lines", or "stack" for shares that add up to one. `number`: how values are written ("loss", "share",
+    "scientific" or "count"). `logarithmic`: whether a logarithmic axis makes sense. `tight`: the axis need not start at
+    zero. `per_point`: steps a point."""
+
+    key: str
+    title: str
+    note: str
+    x: list[int]
+    lines: list[Line]
+    dots: list[Dots] = field(default_factory=list)
+    levels: list[Level] = field(default_factory=list)
+    style: str = "lines"
+    number: str = "count"
+    logarithmic: bool = False
+    tight: bool = False
+    wide: bool = False
+    per_point: int = 1
+
+    def data(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def colour_of(name: str, names: Sequence[str]) -> str:
+    """CSS colour of a term or modality: fixed for the known ones, in turn for others."""
+    if name in _COLOURS:
+        return _COLOURS[name]
+    others = [other for other in names if other not in _COLOURS]
+    return _SPARE_COLOURS[others.index(name) % len(_SPARE_COLOURS)]
+
+
+def loss_terms(records: Sequence[Record]) -> dict[str, str]:
+    """Display name to record key of every loss in the records. "lm" is left out where it is the whole loss."""
+    keys = list(dict.fromkeys(key for record in records for key in record if key.startswith("loss/")))
+    if all(record.get("loss/lm", record.get("loss")) == record.get("loss") for record in records):
+        keys = [key for key in keys if key != "loss/lm"]
+    terms = {"all": "loss"} if any("loss" in record for record in records) else {}
+    return terms | {key.removeprefix("loss/"): key for key in keys}
+
+
+def charts_of(metrics: Sequence[Record], validation: Sequence[Record], entropy: dict[str, float]) -> list[Chart]:
+    """Every chart that the records have data for. `entropy`: unigram entropies of the corpus's codes, in nats."""
+    x, buckets, width = _buckets(metrics)
+
+    def chart(key: str, title: str, note: str, columns: dict[str, str | _Column], **options: Any) -> Chart:
+        lines = []
+        for name, column in columns.items():
+            y = [_mean(_values(bucket, column)) for bucket in buckets]
+            if any(value is not None for value in y):
+                lines.append(Line(name, colour_of(name, list(columns)), y))
+        return Chart(key=key, title=title, note=note, x=x, lines=lines, per_point=width, **options)
+
+    terms = loss_terms([*metrics, *validation])
+    rates = {key.removeprefix("lr/"): key for key in _keys(metrics, "lr/")}
+    found = [
+        chart(
+            "loss",
+            "Loss",
+            "nats a token; lines are training, dots validation",
+            dict(terms),
+            dots=_validation_dots(validation, terms),
+            levels=[
+                Level("audio, unigram entropy", colour_of(name, list(terms)), entropy[name])
+                for name in ("audio",)
+                if name in entropy
+            ],
+            number="loss",
+            logarithmic=True,
+            tight=True,
+            wide=True,
+        ),
+        _joined(chart("lr", "Learning rate", "by parameter group", dict(rates), number="scientific")),
+        chart("grad_norm", "Gradient norm", "before clipping", {"all": "grad_norm"}, number="loss", logarithmic=True),
+        chart("throughput", "Throughput", "tokens a second", {"all": "tokens_per_second"}),
+        chart("audio_speed", "Audio read", "seconds of speech a second", {"audio": _audio_speed}),
+        chart("mfu", "MFU", "of the device's dense peak", {"all": "mfu"}, number="share"),
+        chart("mix", "Token mix", "share of tokens by modality", _mix(metrics), style="stack", number="share"),
+        chart("padding", "Padding", "share of tokens", {"all": "padding"}, number="share"),
+        chart("data_wait", "Waiting for data", "share of a step's time", {"all": "data_wait"}, number="share"),
+    ]
+    return [chart for chart in found if chart.lines or chart.dots]
+
+
+# --- columns ----------------------------------------------------------------------------------------------------
+
+_Column = Callable[[Record], Any]
+
+
+def _joined(chart: Chart) -> Chart:
+    """The chart with lines that lie exactly on each other made one, which bears all their names."""
+    lines: list[Line] = []
+    for line in chart.lines:
+        same = next((i for i, other in enumerate(lines) if other.y == line.y), None)
+        if same is None:
+            lines.append(line)
+        else:
+            lines[same] = replace(lines[same], name=f"{lines[same].name}, {line.name}")
+    return replace(chart, lines=lines)
+
+
+def _values(bucket: Sequence[Record], column: str | _Column) -> list[float]:
+    """Finite numbers of a column."""
+    found = [record.get(column) if isinstance(column, str) else column(record) for record in bucket]
+    return [float(value) for value in found if isinstance(value, (int, float)) and math.isfinite(value)]
+
+
+def _mean(values: list[float]) -> float | None:
+    return float(f"{sum(values) / len(values):.5g}") if values else None
+
+
+def _audio_speed(record: Record) -> float | None:
+    speed = record.get("audio_hours_per_second")
+    return speed * 3600 if isinstance(speed, (int, float)) else None
+
+
+def _mix(metrics: Sequence[Record]) -> dict[str, str | _Column]:
+    keys = _keys(metrics, "modality/")
+
+    def share(key: str) -> _Column:
+        def column(record: Record) -> float | None:
+            total = sum(_values([record], str(other))[0] if _values([record], str(other)) else 0.0 for other in keys)
+            own = record.get(key)
+            return own / total if total and isinstance(own, (int, float)) else None
+
+        return column
+
+    return {key.removeprefix("modality/"): share(key) for key in keys}
+
+
+def _keys(records: Sequence[Record], prefix: str) -> list[str]:
+    return list(dict.fromkeys(key for record in records for key in record if key.startswith(prefix)))
+
+
+def _buckets(records: Sequence[Record]) -> tuple[list[int], list[Sequence[Record]], int]:
+    """Equal stretches of the records, at most MOST_POINTS: their middle steps, the stretches, records in one."""
+    width = max(1, -(-len(records) // MOST_POINTS))
+    buckets = [records[start : start + width] for start in range(0, len(records), width)]
+    return [bucket[len(bucket) // 2]["step"] for bucket in buckets], buckets, width
+
+
+def _validation_dots(validation: Sequence[Record], terms: dict[str, str]) -> list[Dots]:
+    found = []
+    for name, key in terms.items():
+        measured = [(record["step"], values[0]) for record in validation if (values := _values([record], key))]
+        if measured:
+            x, y = (list(column) for column in zip(*measured, strict=True))
+            found.append(Dots(name, colour_of(name, list(terms)), x, [float(f"{value:.5g}") for value in y]))
+    return found

@@ -1,18 +1,15 @@
 """What the fork server of `tests.ranks` imports once for all ranks."""
 
+import importlib
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 
-torch.set_num_threads(1)
-
 from train.engines.cuda_on_cpu import emulate_cuda
 
+torch.set_num_threads(1)
 emulate_cuda()
-
-import megatron.core.dist_checkpointing  # noqa: F401
-import megatron.core.optimizer  # noqa: F401
-
-import train.engines.megatron  # noqa: F401
+for name in ("megatron.core.dist_checkpointing", "megatron.core.optimizer", "train.engines.megatron", "train.loop"):
+    importlib.import_module(name)

@@ -6,10 +6,14 @@ import math
 import os
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 import torch.distributed as dist
 
 from checkpoints import store
@@ -20,14 +24,14 @@ from data_pipeline.batch import Batch, Pack, collate
 from data_pipeline.build import corpus_folder
 from data_pipeline.corpus import Corpus
 from data_pipeline.loader import make_loader, merge_states, validation_packs
-from runtime.exits import StoppedEarly
+from runtime.exits import BadInput, StoppedEarly
 from runtime.signals import StopFlag
 from train import weights
 from train.engines import process_groups
 from train.engines.megatron import MegatronEngine
-from train.engines.protocol import Engine, Outcome
+from train.engines.protocol import Engine
 from train.journal import Journal
-from train.objectives.pretrain import named_terms
+from train.objectives.pretrain import NextToken
 from train.progress import Progress, Tally, tally
 from train.schedule import learning_rate
 
@@ -39,13 +43,35 @@ def train(config: Config, stop: StopFlag) -> None:
 
     Raises BadInput for what the user can mend, StoppedEarly where a stop signal ended the run with a checkpoint.
     """
+    with _joined(config, stop) as stage:
+        stage.run()
+
+
+def evaluate(config: Config, stop: StopFlag) -> None:
+    """Print the validation losses of the run's newest usable checkpoint; nothing is written."""
+    with _joined(config, stop) as stage:
+        stage.evaluate()
+
+
+def newest_logits(config: Config, stop: StopFlag) -> tuple[list[Pack], torch.Tensor]:
+    """The validation packs and, for them, the logits [1, N, V] of the run's newest usable checkpoint. One process."""
+    with _joined(config, stop) as stage:
+        stage.load_newest()
+        logits = stage.engine.logits(collate(stage.validation))
+        assert logits is not None, "one process is the last pipeline stage"
+        return stage.validation, logits
+
+
+@contextmanager
+def _joined(config: Config, stop: StopFlag) -> Iterator[Stage]:
+    """The stage on this rank, in a process group that lasts as long as the context."""
     check(config, int(os.environ.get("WORLD_SIZE", "1")))
     corpus = Corpus.open(corpus_folder(config))
     device = process_groups.join(config.parallel)
     try:
-        modalities = len(corpus.vocabulary.modalities)
-        engine = MegatronEngine(config, corpus.vocabulary.padded_size, modalities, device)
-        Stage(config, corpus, engine, stop).run()
+        objective = NextToken(corpus.vocabulary.modalities)
+        engine = MegatronEngine(config, corpus.vocabulary.padded_size, objective, device)
+        yield Stage(config, corpus, engine, objective, stop)
     finally:
         process_groups.leave()
 
@@ -53,10 +79,11 @@ def train(config: Config, stop: StopFlag) -> None:
 class Stage:
     """One stage in progress. All ranks walk through the same steps; rank 0 keeps the journal."""
 
-    def __init__(self, config: Config, corpus: Corpus, engine: Engine, stop: StopFlag) -> None:
+    def __init__(self, config: Config, corpus: Corpus, engine: Engine, objective: NextToken, stop: StopFlag) -> None:
         self.config = config
         self.corpus = corpus
         self.engine = engine
+        self.objective = objective
         self.stop = stop
         self.checkpoints = Path(config.run.folder) / "checkpoints"
         self.progress = Progress()
@@ -87,23 +114,39 @@ class Stage:
             if self.journal:
                 self.journal.close()
 
+    def evaluate(self) -> None:
+        checkpoint = self.load_newest()
+        terms = self._measure()
+        self._say(f"{checkpoint}: " + "  ".join(f"{name} {value:.4f}" for name, value in terms.items()))
+
+    def load_newest(self) -> Path:
+        """Parameters of the newest usable checkpoint, to look at them. Raises BadInput where there is none."""
+        checkpoint = self._newest_usable()
+        if checkpoint is None:
+            raise BadInput(f"{self.checkpoints} holds no usable checkpoint")
+        state = store.load(checkpoint, self.engine.sharded_state(optimizer=False, loading=True))
+        self.engine.load_state(state, optimizer=False)
+        return checkpoint
+
     # --- start and resume -----------------------------------------------------------------------------------
 
     def _start(self) -> None:
         """Go on from the newest usable checkpoint of this run, else from the weights that the stage names."""
         checkpoint = self._newest_usable()
         if checkpoint is not None:
-            state = store.load(checkpoint, self.engine.sharded_state(optimizer=True, loading=True))
-            self.engine.load_state(state)
             kept = store.read_state(checkpoint)
             self.progress = Progress(**kept["progress"])
+            # Before its first step an optimiser has no state, and Megatron-Core fails to load one of step 0.
+            stepped = self.progress.step > 0
+            state = store.load(checkpoint, self.engine.sharded_state(optimizer=stepped, loading=True))
+            self.engine.load_state(state, optimizer=stepped)
             self.loader.load_state_dict(kept["loader"])
             self._say(f"resuming from {checkpoint} at step {self.progress.step}")
         else:
             source = weights.source(self.config)
             if source is not None:
                 state = store.load(source, self.engine.sharded_state(optimizer=False, loading=True))
-                self.engine.load_state(state)
+                self.engine.load_state(state, optimizer=False)
                 self._say(f"starting from the weights in {source}")
         if self.journal:
             self.journal.start(self.progress)
@@ -124,7 +167,7 @@ class Stage:
         rate = learning_rate(self.config.optimizer, step, self.config.train.steps)
         fed = tally(packs, self.corpus.vocabulary)
         outcome = self.engine.train_step(self._micro_batches(packs), rate, fed.numbers())
-        terms = self._terms(outcome)
+        terms = self.objective.averages(outcome.sums, outcome.counts)
         samples = self._global_keys(packs) if self.config.train.log_samples else None
         if not math.isfinite(terms["lm"]):
             raise FloatingPointError(f"loss is {terms['lm']} at step {step}; the last checkpoint is from before it")
@@ -140,9 +183,6 @@ class Stage:
     def _micro_batches(self, packs: list[Pack]) -> list[Batch]:
         size = self.config.train.micro_batch
         return [collate(packs[start : start + size]) for start in range(0, len(packs), size)]
-
-    def _terms(self, outcome: Outcome) -> dict[str, float]:
-        return named_terms(outcome.sums, outcome.counts, self.corpus.vocabulary.modalities)
 
     def _global_keys(self, packs: list[Pack]) -> list[list[str]]:
         """Sample keys of every pack of the step, in global order."""
@@ -162,21 +202,23 @@ class Stage:
             self._validate()
 
     def _validate(self) -> None:
-        """Losses over the fixed validation packs. A stop signal in between abandons it; the resumed run repeats it."""
         started = time.perf_counter()
-        modalities = len(self.corpus.vocabulary.modalities)
-        sums, counts = [0.0] * modalities, [0.0] * modalities
+        terms = self._measure()
+        self.progress.validated = self.progress.step
+        if self.journal:
+            self.journal.validation(self.progress.step, terms, time.perf_counter() - started)
+
+    def _measure(self) -> dict[str, float]:
+        """Losses over the fixed validation packs. A stop signal abandons it; the resumed run measures again."""
+        sums, counts = np.zeros(self.objective.terms), np.zeros(self.objective.terms)
         batches = self._micro_batches(self.validation)
-        together = max(1, self.config.parallel.pipeline)  # enough micro-batches a time to fill the pipeline
+        together = self.config.parallel.pipeline  # enough micro-batches a time to fill the pipeline
         for start in range(0, len(batches), together):
             self._stop_if_asked()
             outcome = self.engine.evaluate(batches[start : start + together], [])
-            sums = [have + new for have, new in zip(sums, outcome.sums, strict=True)]
-            counts = [have + new for have, new in zip(counts, outcome.counts, strict=True)]
-        self.progress.validated = self.progress.step
-        if self.journal:
-            terms = named_terms(sums, counts, self.corpus.vocabulary.modalities)
-            self.journal.validation(self.progress.step, terms, time.perf_counter() - started)
+            sums += outcome.sums
+            counts += outcome.counts
+        return self.objective.averages(sums.tolist(), counts.tolist())
 
     # --- checkpoints and stopping ---------------------------------------------------------------------------
 

@@ -39,7 +39,8 @@ class Tally:
 
     @classmethod
     def from_numbers(cls, numbers: list[float]) -> Tally:
-        return cls(*numbers[:4], tuple(numbers[4:]))
+        tokens, padding, audio_seconds, attended, *modalities = numbers
+        return cls(tokens, padding, audio_seconds, attended, tuple(modalities))
 
 
 def tally(packs: list[Pack], vocabulary: Vocabulary) -> Tally:

@@ -9,19 +9,27 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
+from configs.schema import Config
 from runtime.exits import BAD_INPUT, DONE, FAILED, STOPPED_EARLY, BadInput, StoppedEarly
 from runtime.signals import StopFlag
 
 
 def main(arguments: list[str]) -> int:
-    """Run the stage that the config file in `arguments` describes. Returns the exit code."""
+    """Train the stage that the config file in `arguments` describes. Returns the exit code."""
+    return run_rank(arguments, _train)
+
+
+def run_rank(arguments: list[str], work: Callable[[Config, StopFlag], None]) -> int:
+    """Do `work` as one rank, with stop signals flagged and errors turned into exit codes."""
     stop = StopFlag().install()
     try:
         if len(arguments) != 1:
-            raise BadInput("usage: python -m train.stage <resolved config.yaml>")
-        _run(Path(arguments[0]), stop)
+            raise BadInput(f"one argument is needed, a resolved config.yaml; there are {len(arguments)}")
+        work(_start(Path(arguments[0])), stop)
     except BadInput as error:
         print(f"megaphone: error: {error}", file=sys.stderr, flush=True)
         return BAD_INPUT
@@ -34,7 +42,14 @@ def main(arguments: list[str]) -> int:
     return DONE
 
 
-def _run(config_file: Path, stop: StopFlag) -> None:
+def leave(code: int) -> NoReturn:
+    """End the process at once: threads of a failed rank, in a collective that will never end, must not keep it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _start(config_file: Path) -> Config:
     import torch
 
     from configs.compose import load_config
@@ -47,7 +62,10 @@ def _run(config_file: Path, stop: StopFlag) -> None:
     emulate_cuda()
     if os.environ.get("RANK", "0") == "0":
         print(f"megaphone: {optional_kernels.describe()}", flush=True)
+    return config
 
+
+def _train(config: Config, stop: StopFlag) -> None:
     from train.loop import train
     from train.weights import prepare
 
@@ -58,8 +76,4 @@ def _run(config_file: Path, stop: StopFlag) -> None:
 
 
 if __name__ == "__main__":
-    code = main(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Background threads of a failed rank (a collective that will never end) must not keep the process alive.
-    os._exit(code)
+    leave(main(sys.argv[1:]))

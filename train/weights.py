@@ -1,15 +1,69 @@
-"""Where a stage's first weights come from."""
+"""Where the first weights of a stage come from: the backbone, an earlier stage, a checkpoint, or chance."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
+import xxhash
+
+from checkpoints.atomic import exclusively
+from checkpoints.manifest import MANIFEST_FILE
+from checkpoints.store import complete_checkpoints
 from configs.schema import Config
+from data_pipeline.build import cache_root, corpus_folder
+from data_pipeline.vocabulary import Vocabulary
+from runtime.exits import BadInput
 
-
-def source(config: Config) -> Path | None:
-    return None
+BACKBONE = "backbone"
 
 
 def prepare(config: Config) -> None:
-    return None
+    """Convert the backbone's weights, grown to the corpus's vocabulary, unless that was done before. One process at a
+    time; for rank 0, before it joins the others."""
+    native = source(config)
+    if config.stage.weights != BACKBONE or native is None or (native / MANIFEST_FILE).is_file():
+        return
+    from checkpoints.convert import import_huggingface
+    from checkpoints.formats.gguf import materialise_huggingface
+
+    vocabulary = Vocabulary.load(corpus_folder(config))
+    with exclusively(native.with_name(f"{native.name}.lock")):
+        if (native / MANIFEST_FILE).is_file():
+            return
+        print(f"megaphone: converting {config.backbone.weights} to {native}", flush=True)
+        import_huggingface(
+            materialise_huggingface(str(config.backbone.weights), cache_root(config)),
+            native,
+            config.backbone,
+            text_size=vocabulary.text_size,
+            padded_size=vocabulary.padded_size,
+            vocabulary=vocabulary.describe(),
+            texts=vocabulary.files(),
+            seed=config.train.seed,
+        )
+
+
+def source(config: Config) -> Path | None:
+    """The native checkpoint that a new run of this stage starts from; None: random weights.
+
+    Raises BadInput where the stage names an earlier stage or a folder that has no checkpoint.
+    """
+    named = config.stage.weights
+    if named == BACKBONE:
+        return _native(config) if config.backbone.weights else None
+    earlier = Path(config.run.folder).parent / named / "checkpoints"
+    checkpoints = complete_checkpoints(earlier)
+    if checkpoints:
+        return checkpoints[-1]
+    if (Path(named) / MANIFEST_FILE).is_file():
+        return Path(named)
+    raise BadInput(f"stage.weights={named}: no checkpoint in {earlier}, and {named} is no native checkpoint")
+
+
+def _native(config: Config) -> Path:
+    """Where the converted backbone is kept: its name holds all that decides its tensors."""
+    vocabulary = Vocabulary.load(corpus_folder(config)).describe()
+    content = json.dumps([asdict(config.backbone), vocabulary, config.train.seed], sort_keys=True, default=str)
+    return cache_root(config) / "weights" / f"{config.backbone.name}-{xxhash.xxh3_64_hexdigest(content.encode())}"

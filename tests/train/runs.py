@@ -33,7 +33,6 @@ def tiny_config(folder: Path, corpus: Path, **changes: Any) -> Config:
     )
     config.loader.lanes = 4
     config.loader.packing_window = 4
-    config.loader.shuffle_window = 4
     config.train.steps = 20
     config.train.global_batch = 4
     config.train.sequence_length = 96

@@ -7,10 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.engines.cuda_on_cpu import emulate_cuda
-
-emulate_cuda()
-
 from train.models.attention import packed_causal_attention
 from train.models.norm import RMSNorm
 

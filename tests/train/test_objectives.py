@@ -9,7 +9,7 @@ import torch
 
 from configs.schema import OptimizerConfig, Schedule
 from data_pipeline.batch import Batch
-from train.objectives.pretrain import modality_counts, modality_sums, named_terms, weighted_sum
+from train.objectives.pretrain import NextToken
 from train.schedule import learning_rate
 
 
@@ -27,18 +27,17 @@ def a_batch() -> Batch:
 
 
 def test_losses_are_weighted_and_split_by_modality() -> None:
-    batch = a_batch()
+    batch, objective = a_batch(), NextToken(("text", "linguistic", "semantic"))
     losses = torch.tensor([[2.0, 4.0, 100.0, 1.0]])
-    assert modality_counts(batch, 3).tolist() == [1.0, 0.5, 1.0]
-    assert modality_sums(losses, batch, 3).tolist() == [2.0, 2.0, 1.0]
-    assert weighted_sum(losses, batch).item() == 5.0
-    terms = named_terms([2.0, 2.0, 1.0], [1.0, 0.5, 1.0], ("text", "linguistic", "semantic"))
+    assert objective.counts(batch).tolist() == [1.0, 0.5, 1.0]
+    assert objective.sums(losses, batch).tolist() == [2.0, 2.0, 1.0]
+    assert objective.total(losses, batch).item() == 5.0
+    terms = objective.averages([2.0, 2.0, 1.0], [1.0, 0.5, 1.0])
     assert terms == {"lm": 2.0, "audio": 2.0, "text": 2.0, "linguistic": 4.0, "semantic": 1.0}
 
 
 def test_a_modality_that_did_not_occur_has_no_term() -> None:
-    terms = named_terms([3.0, 0.0], [1.0, 0.0], ("text", "semantic"))
-    assert terms == {"lm": 3.0, "text": 3.0}
+    assert NextToken(("text", "semantic")).averages([3.0, 0.0], [1.0, 0.0]) == {"lm": 3.0, "text": 3.0}
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils._device import _device_constructors
 
 _CPU = torch.device("cpu")
 _FACTORIES = ("empty", "zeros", "ones", "full", "tensor", "arange", "rand", "randn", "empty_like", "zeros_like", "eye")
@@ -85,6 +86,7 @@ def _map_devices() -> None:
 
         return make
 
+    _device_constructors()  # `with torch.device(...)` looks factories up once, and has to find the real ones
     for name in _FACTORIES:
         setattr(torch, name, on_cpu(getattr(torch, name)))
 
@@ -109,13 +111,14 @@ def _map_devices() -> None:
 
 def _map_megatron() -> None:
     """Random state, and names that Megatron-Core leaves undefined without TransformerEngine."""
+    torch_module: Any = torch
     compile_function = torch.compile
     # Megatron compiles its fusions as it loads; on a CPU that costs seconds and a C++ compiler, and wins nothing.
-    torch.compile = lambda function=None, **_: function if function else (lambda decorated: decorated)
+    torch_module.compile = lambda function=None, **_: function if function else (lambda decorated: decorated)
     try:
         import megatron.core.tensor_parallel.random as random_state
     finally:
-        torch.compile = compile_function
+        torch_module.compile = compile_function
 
     names: Any = random_state
     names._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)

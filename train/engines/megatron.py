@@ -22,10 +22,9 @@ from checkpoints.manifest import MODEL_PREFIX
 from configs.schema import Config, Precision
 from data_pipeline.batch import Batch
 from train.engines import megatron_optimizer as optimizers
-from train.engines.protocol import Outcome
+from train.engines.protocol import Objective, Outcome
 from train.models.initialise import initialise
 from train.models.speech_lm import SpeechLM, run
-from train.objectives import pretrain
 
 
 class MegatronEngine:
@@ -35,9 +34,9 @@ class MegatronEngine:
     batch, so data-parallel gradients are summed and nothing is averaged twice.
     """
 
-    def __init__(self, config: Config, padded_vocabulary: int, modalities: int, device: torch.device) -> None:
+    def __init__(self, config: Config, padded_vocabulary: int, objective: Objective, device: torch.device) -> None:
         self.config = config
-        self.modalities = modalities
+        self.objective = objective
         self.device = device
         self.data_rank = parallel_state.get_data_parallel_rank()
         self.data_size = parallel_state.get_data_parallel_world_size()
@@ -114,21 +113,19 @@ class MegatronEngine:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Micro-batches through the schedule. Returns this rank's loss sums and the global counts and extras."""
         batches = [batch.to(self.device) for batch in batches]
-        totals = torch.zeros(self.modalities + len(extra), dtype=torch.float64, device=self.device)
+        totals = torch.zeros(self.objective.terms + len(extra), dtype=torch.float64, device=self.device)
         if self._reports:
             for batch in batches:
-                totals[: self.modalities] += pretrain.modality_counts(batch, self.modalities)
-            totals[self.modalities :] = torch.tensor(extra, dtype=torch.float64)
+                totals[: self.objective.terms] += self.objective.counts(batch)
+            totals[self.objective.terms :] = torch.tensor(extra, dtype=torch.float64)
         dist.all_reduce(totals)
-        count = totals[: self.modalities].sum().clamp(min=1e-9).float()
-        sums = torch.zeros(self.modalities, dtype=torch.float64, device=self.device)
+        count = totals[: self.objective.terms].sum().clamp(min=1e-9).float()
+        sums = torch.zeros(self.objective.terms, dtype=torch.float64, device=self.device)
 
-        def loss(
-            batch: Batch, losses: torch.Tensor
-        ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        def loss(batch: Batch, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
             if self._reports:
-                sums.add_(pretrain.modality_sums(losses, batch, self.modalities))
-            scalar = pretrain.weighted_sum(losses, batch) / count
+                sums.add_(self.objective.sums(losses, batch))
+            scalar = self.objective.total(losses, batch) / count
             return scalar, torch.ones((), dtype=torch.int, device=losses.device), {}
 
         def forward(source: Iterator[Batch], chunk: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
@@ -152,7 +149,8 @@ class MegatronEngine:
     def _outcome(self, sums: torch.Tensor, totals: torch.Tensor, gradient_norm: float | None) -> Outcome:
         dist.all_reduce(sums)
         known = totals.tolist()
-        return Outcome(sums.tolist(), known[: self.modalities], gradient_norm, known[self.modalities :])
+        terms = self.objective.terms
+        return Outcome(sums.tolist(), known[:terms], gradient_norm, known[terms:])
 
     # --- state ----------------------------------------------------------------------------------------------
 
@@ -165,9 +163,9 @@ class MegatronEngine:
             state["optimizer"] = self.optimizer.sharded_state_dict(model, is_loading=loading, metadata=metadata)
         return state
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: dict[str, Any], *, optimizer: bool) -> None:
         self.model.load_state_dict(state["model"], strict=True)
-        if "optimizer" in state:
+        if optimizer:
             with torch.no_grad():
                 self.optimizer.load_state_dict(state["optimizer"])
             optimizers.unshare_steps(self.optimizer)

@@ -24,6 +24,9 @@ def describe() -> str:
 
 
 def hush_megatron() -> None:
-    """Megatron-Core warns about absent libraries from several modules on every rank; `describe` says it once."""
+    """Megatron-Core warns about absent libraries from several modules on every rank; `describe` says it once. Its
+    calls of deprecated names are nothing that a user could mend."""
     for message in (".*Transformer Engine", ".*Apex", ".*full scope is deprecated"):
         warnings.filterwarnings("ignore", message=message)
+    for module in ("megatron", "torch.distributed.checkpoint"):
+        warnings.filterwarnings("ignore", category=FutureWarning, module=module)

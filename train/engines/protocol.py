@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
+
 from data_pipeline.batch import Batch
 
 
@@ -12,7 +14,7 @@ from data_pipeline.batch import Batch
 class Outcome:
     """Global figures of one step or one validation pass, equal on all ranks.
 
-    sums, counts: per modality, summed weighted losses in nats and summed weights; gradient_norm: before clipping,
+    sums, counts: of the objective's terms; gradient_norm: before clipping,
     None without a backward pass; extra: the sums over all data-parallel ranks of what each rank handed in.
     """
 
@@ -20,6 +22,22 @@ class Outcome:
     counts: list[float]
     gradient_norm: float | None
     extra: list[float]
+
+
+class Objective(Protocol):
+    """What a stage minimises: token losses gathered into `terms` sums, each with a count of its own."""
+
+    @property
+    def terms(self) -> int: ...
+
+    def counts(self, batch: Batch) -> torch.Tensor:
+        """float64 [terms]; known from the batch alone."""
+
+    def sums(self, losses: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """float64 [terms], detached; losses: each token's, [1, N]."""
+
+    def total(self, losses: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The scalar to differentiate; divided by the sum of all counts of the global batch it is the loss."""
 
 
 class Engine(Protocol):
@@ -32,11 +50,14 @@ class Engine(Protocol):
     def evaluate(self, batches: list[Batch], extra: list[float]) -> Outcome:
         """Losses of the micro-batches, without learning from them."""
 
+    def logits(self, batch: Batch) -> torch.Tensor | None:
+        """Logits over the whole vocabulary, fp32 [1, N, V], where the last layer is; None on other ranks."""
+
     def any(self, flag: bool) -> bool:
         """Whether any rank raised its flag: the same answer on all ranks."""
 
     def sharded_state(self, *, optimizer: bool, loading: bool) -> dict[str, Any]:
         """Parameters (and optimiser state) as sharded tensors under the keys "model" and "optimizer"."""
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Take what was read into a `sharded_state(loading=True)`."""
+    def load_state(self, state: dict[str, Any], *, optimizer: bool) -> None:
+        """Take what was read into a `sharded_state(loading=True)`, the optimiser's part of it or only parameters."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,25 +24,15 @@ def packed_causal_attention(
     """
     grouped = query.shape[1] != key.shape[1]
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
-        return varlen_attn(
-            query,
-            key,
-            value,
-            cu_seqlens,
-            cu_seqlens,
-            longest,
-            longest,
-            scale=scale,
-            window_size=(-1, 0),
-            enable_gqa=grouped,
-        )
+        bounds = (cu_seqlens, cu_seqlens, longest, longest)
+        mixed = varlen_attn(query, key, value, *bounds, scale=scale, window_size=(-1, 0), enable_gqa=grouped)
+        return cast(torch.Tensor, mixed)  # a tuple only where more was asked for
     lengths = torch.diff(cu_seqlens).tolist()
-    outputs = [
-        F.scaled_dot_product_attention(
-            *(part.transpose(0, 1)[None] for part in sample), is_causal=True, scale=scale, enable_gqa=grouped
-        )[0].transpose(0, 1)
-        for sample in zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True)
-    ]
+    outputs = []
+    for sample in zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True):
+        q, k, v = (part.transpose(0, 1)[None] for part in sample)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
+        outputs.append(mixed[0].transpose(0, 1))
     return torch.cat(outputs)
 
 

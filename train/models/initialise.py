@@ -20,7 +20,7 @@ _RESIDUAL_OUTPUTS = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight
 
 @torch.no_grad()
 def initialise(model: SpeechLM, seed: int, std: float) -> None:
-    """Fill `model` in place: matrices N(0, std), residual outputs N(0, std / sqrt(2 layers)), norms one, biases zero."""
+    """Fill `model` in place: matrices N(0, std), residual outputs N(0, std / sqrt(2 layers)), norms 1, biases 0."""
     sharded = model.sharded_state_dict()
     apply_factories(sharded)
     for tensor in nested_values(sharded):

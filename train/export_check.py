@@ -1,0 +1,93 @@
+"""Whether an export computes what the checkpoint does: `python -m train.export_check <run folder>`.
+
+Native logits of a packed validation batch against those that transformers computes from the exported folder, sample
+by sample. One process holds both models, in fp32.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from configs.schema import Config, ParallelConfig, Precision
+from data_pipeline.batch import Pack, collate
+from runtime.exits import BadInput
+from runtime.signals import StopFlag
+from train.stage import leave, run_rank
+
+EXPORT = Path("export") / "hf"
+CHECK_FILE = Path("export") / "check.json"
+TOLERANCE = 1e-4  # of logits, absolute, where the export is fp32
+PACKS = 2
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How two sets of logits compare: the largest difference, and the share of tokens with the same best next one."""
+
+    tokens: int
+    samples: int
+    max_difference: float
+    same_argmax: float
+
+
+def compare(native: torch.Tensor, packs: list[Pack], exported: torch.nn.Module) -> Agreement:
+    """native: logits [1, N, V] of `packs` laid end to end. Padding is left out."""
+    start, differences, same, tokens, samples = 0, [], 0, 0, 0
+    for pack in packs:
+        place = start
+        for length in pack.lengths[: len(pack.keys)]:
+            ids = torch.from_numpy(pack.tokens[place - start : place - start + length])[None]
+            with torch.no_grad():
+                theirs = exported(input_ids=ids).logits[0].float()
+            ours = native[0, place : place + length, : theirs.shape[-1]].cpu()
+            differences.append((ours - theirs).abs().max().item())
+            same += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
+            tokens += length
+            samples += 1
+            place += length
+        start += len(pack.tokens)
+    return Agreement(tokens, samples, max(differences), same / tokens)
+
+
+def check_export(config: Config, stop: StopFlag) -> None:
+    """Compare, print one line, write check.json. Raises BadInput where a fp32 export is off by more than TOLERANCE."""
+    from transformers import AutoModelForCausalLM
+
+    from train.loop import newest_logits
+
+    folder = Path(config.run.folder)
+    if not (folder / EXPORT / "config.json").is_file():
+        raise BadInput(f"{folder / EXPORT} holds no export; make it with: megaphone checkpoint export {folder}")
+    alone = replace(
+        config,
+        parallel=ParallelConfig(),
+        train=replace(config.train, precision=Precision.fp32, validate_every=1, validation_packs=PACKS),
+    )
+    packs, native = newest_logits(alone, stop)
+    exported = AutoModelForCausalLM.from_pretrained(folder / EXPORT, dtype=torch.float32).eval()
+    agreement = compare(native, packs, exported)
+    (folder / CHECK_FILE).write_text(json.dumps(asdict(agreement), indent=2) + "\n", encoding="utf-8")
+    line = (
+        f"export checked on {agreement.tokens} tokens in {agreement.samples} packed samples: largest logit difference "
+        f"{agreement.max_difference:.1e}, same best token {100 * agreement.same_argmax:.2f} %"
+    )
+    if config.export.dtype is Precision.fp32 and agreement.max_difference > TOLERANCE:
+        raise BadInput(f"{line}; more than {TOLERANCE:.0e} is not the same model")
+    print(f"megaphone: {line}", flush=True)
+
+
+def main(arguments: list[str]) -> int:
+    """Check the export of the run folder in `arguments`. Returns the exit code."""
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "0")
+    return run_rank([str(Path(folder) / "config.yaml") for folder in arguments], check_export)
+
+
+if __name__ == "__main__":
+    leave(main(sys.argv[1:]))

@@ -153,11 +153,17 @@ class TrainConfig:
     keep_checkpoints: int = 2  # newest ones kept; 0: all
 
 
+class AudioRows(Enum):
+    drawn = "drawn"  # like the other rows: at random, with the text rows' mean and deviation where those are trained
+    centroids = "centroids"  # the codec's centroids, projected: codes of like sounds start out alike
+
+
 @dataclass
 class StageConfig:
     name: str = "pretrain"
     objective: str = "pretrain"
     weights: str = "backbone"  # "backbone", the name of an earlier stage, or a native checkpoint folder
+    audio_rows: AudioRows = AudioRows.drawn  # first embedding (and head) rows of audio codes beside a backbone
 
 
 @dataclass

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from configs.schema import Config, ParallelConfig, Precision
-from data_pipeline.batch import Pack, collate
+from data_pipeline.batch import Pack
 from runtime.exits import BadInput
 from runtime.signals import StopFlag
 from train.stage import leave, run_rank

@@ -148,6 +148,10 @@ class Stage:
                 state = store.load(source, self.engine.sharded_state(optimizer=False, loading=True))
                 self.engine.load_state(state, optimizer=False)
                 self._say(f"starting from the weights in {source}")
+            vocabulary = self.corpus.vocabulary
+            for name, points in weights.audio_rows(self.config, self.corpus).items():
+                self.engine.place_rows(vocabulary.ranges[name].start, points, vocabulary.text_size)
+                self._say(f"rows of {len(points)} {name} codes start from the codec's centroids")
         if self.journal:
             self.journal.start(self.progress)
 

@@ -6,13 +6,18 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+import torch
 import xxhash
 
 from checkpoints.atomic import exclusively
 from checkpoints.manifest import MANIFEST_FILE
 from checkpoints.store import complete_checkpoints
-from configs.schema import Config
+from configs.schema import AudioRows, Config
 from data_pipeline.build import cache_root, corpus_folder
+from data_pipeline.codecs.kmeans import Quantiser
+from data_pipeline.codecs.whisper_kmeans import codebook_file
+from data_pipeline.corpus import Corpus
 from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
 
@@ -60,6 +65,27 @@ def source(config: Config) -> Path | None:
     if (Path(named) / MANIFEST_FILE).is_file():
         return Path(named)
     raise BadInput(f"stage.weights={named}: no checkpoint in {earlier}, and {named} is no native checkpoint")
+
+
+def audio_rows(config: Config, corpus: Corpus) -> dict[str, torch.Tensor]:
+    """Where a new vocabulary's audio rows start, by codebook: float32 [entries, hidden], each column standardised.
+
+    Empty unless `stage.audio_rows` is centroids and the stage starts from a backbone. A random projection keeps the
+    distances between centroids (Johnson and Lindenstrauss), so codes of like sounds begin with like rows. Raises
+    BadInput where the corpus has no centroids.
+    """
+    if config.stage.audio_rows is not AudioRows.centroids or config.stage.weights != BACKBONE:
+        return {}
+    rows = {}
+    for book in corpus.vocabulary.codebooks:
+        file = codebook_file(corpus.folder, book.name)
+        if not file.is_file():
+            raise BadInput(f"stage.audio_rows=centroids: {corpus.folder} has no centroids of codebook {book.name}")
+        centroids = Quantiser.load(file).centroids
+        rng = np.random.default_rng([config.train.seed, book.size])
+        points = centroids @ rng.standard_normal((centroids.shape[1], config.backbone.hidden))
+        rows[book.name] = torch.from_numpy((points - points.mean(0)) / points.std(0)).float()
+    return rows
 
 
 def _native(config: Config) -> Path:

@@ -23,7 +23,7 @@ from configs.schema import Config, Precision
 from data_pipeline.batch import Batch
 from train.engines import megatron_optimizer as optimizers
 from train.engines.protocol import Objective, Outcome
-from train.models.initialise import initialise
+from train.models.initialise import initialise, place_rows
 from train.models.speech_lm import SpeechLM, run
 
 
@@ -153,6 +153,10 @@ class MegatronEngine:
         return Outcome(sums.tolist(), known[:terms], gradient_norm, known[terms:])
 
     # --- state ----------------------------------------------------------------------------------------------
+
+    def place_rows(self, first: int, points: torch.Tensor, text_rows: int) -> None:
+        place_rows(self.model, first, points, text_rows)
+        self.optimizer.reload_model_params()
 
     def sharded_state(self, *, optimizer: bool, loading: bool) -> dict[str, Any]:
         metadata = {"distrib_optim_sharding_type": "fully_reshardable"}

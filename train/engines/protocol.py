@@ -50,6 +50,9 @@ class Engine(Protocol):
     def evaluate(self, batches: list[Batch], extra: list[float]) -> Outcome:
         """Losses of the micro-batches, without learning from them."""
 
+    def place_rows(self, first: int, points: torch.Tensor, text_rows: int) -> None:
+        """Set vocabulary rows `first`.. from standardised `points` [n, hidden], scaled as the text rows are."""
+
     def logits(self, batch: Batch) -> torch.Tensor | None:
         """Logits over the whole vocabulary, fp32 [1, N, V], where the last layer is; None on other ranks."""
 

@@ -10,6 +10,8 @@ import hashlib
 import math
 
 import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 
@@ -26,6 +28,33 @@ def initialise(model: SpeechLM, seed: int, std: float) -> None:
     for tensor in nested_values(sharded):
         if isinstance(tensor, ShardedTensor) and tensor.data is not None:
             _fill(tensor, seed, std, model.config.num_layers)
+
+
+@torch.no_grad()
+def place_rows(model: SpeechLM, first: int, points: torch.Tensor, text_rows: int) -> None:
+    """Set vocabulary rows `first`.. to `points` [n, hidden], given the mean and deviation of the text rows by column.
+
+    points: each column of mean 0 and deviation 1. Embedding and head, wherever this rank has a part of them; all ranks
+    call this.
+    """
+    for weight in _vocabulary_weights(model):
+        start = parallel_state.get_tensor_model_parallel_rank() * len(weight)
+        text = weight[: max(0, min(len(weight), text_rows - start))].double()
+        moments = torch.stack([text.sum(0), text.square().sum(0)])
+        dist.all_reduce(moments, group=parallel_state.get_tensor_model_parallel_group())
+        mean, square = moments / text_rows
+        rows = mean + points.to(weight.device).double() * (square - mean.square()).clamp(min=0).sqrt()
+        begin, end = max(start, first), min(start + len(weight), first + len(points))
+        if begin < end:
+            weight[begin - start : end - start] = rows[begin - first : end - first].to(weight.dtype)
+
+
+def _vocabulary_weights(model: SpeechLM) -> list[torch.Tensor]:
+    """Tensors of this rank with one row a token id; a tied head on a stage of its own is a copy."""
+    weights = [model.embedding.word_embeddings.weight] if model.pre_process else []
+    if model.post_process and model.output_layer.weight is not None:
+        weights.append(model.output_layer.weight)
+    return weights
 
 
 def _fill(tensor: ShardedTensor, seed: int, std: float, layers: int) -> None:

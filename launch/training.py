@@ -1,0 +1,121 @@
+"""One stage, started: as ranks of this machine, or as one rank of a process group that is there already."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn
+
+from configs.checks import check, data_parallel_size, model_parallel_size
+from configs.schema import Config
+from launch.environment import gpus
+from launch.local import run_ranks
+from launch.runfolder import CONFIG_FILE, prepare, refuse_other_run, wait_for_prepared
+from runtime.exits import BadInput
+
+# The doors to training: modules that are run, one process a rank.
+STAGE = "train.stage"
+EVALUATION = "train.evaluate"
+EXPORT_CHECK = "train.export_check"
+DEFAULT_PORT = "29500"
+
+
+def local_ranks(config: Config) -> int:
+    """Ranks to start on this machine: one a GPU where there are any, else what the topology asks for.
+
+    Raises BadInput where the GPUs do not fit the topology.
+    """
+    model = model_parallel_size(config)
+    wanted = model * data_parallel_size(config)
+    count = len(gpus())
+    if not count:
+        return wanted
+    advice = "set parallel.tensor, parallel.pipeline or CUDA_VISIBLE_DEVICES (empty: run on the CPU)"
+    if config.parallel.data is not None:
+        if wanted > count:
+            raise BadInput(f"the topology needs {wanted} GPUs and {count} are visible; {advice}")
+        return wanted
+    if count % model:
+        raise BadInput(f"a model over {model} ranks does not fill {count} visible GPUs; {advice}")
+    return count
+
+
+def check_local(config: Config) -> None:
+    """Raise BadInput for whatever would keep this stage from running here: settings, GPUs, another run's folder."""
+    check(config)
+    check(config, local_ranks(config))
+    refuse_other_run(config)
+
+
+def require_corpus(config: Config) -> None:
+    """Raise BadInput where the corpus of this stage is not there, or not finished."""
+    from data_pipeline.build import corpus_folder
+    from data_pipeline.corpus import Corpus
+
+    folder = corpus_folder(config)
+    if config.corpus.folder is None and not folder.is_dir():
+        raise BadInput(f"corpus {config.corpus.name} is not built yet; build it with: megaphone data build ...")
+    Corpus.open(folder)
+
+
+def train_locally(config: Config) -> int:
+    """Start this stage's ranks on this machine and wait for them; returns the exit code."""
+    check_local(config)
+    require_corpus(config)
+    file = prepare(config)
+    command = [sys.executable, "-m", STAGE, str(file)]
+    return run_ranks(command, ranks=local_ranks(config), logs=Path(config.run.folder) / "logs")
+
+
+def evaluate_locally(config: Config) -> int:
+    """Start ranks that measure the newest checkpoint of this stage's run folder; returns the exit code."""
+    check_local(config)
+    file = Path(config.run.folder) / CONFIG_FILE
+    if not file.is_file():
+        raise BadInput(f"{config.run.folder} holds no run of this stage; train it first")
+    command = [sys.executable, "-m", EVALUATION, str(file)]
+    return run_ranks(command, ranks=local_ranks(config), logs=Path(config.run.folder) / "logs")
+
+
+def check_export(config: Config) -> int:
+    """Compare the logits of a run's export with its checkpoint's, in a process of its own; returns the exit code."""
+    command = [sys.executable, "-m", EXPORT_CHECK, config.run.folder]
+    return run_ranks(command, ranks=1, logs=Path(config.run.folder) / "logs")
+
+
+def process_group(environment: Mapping[str, str]) -> dict[str, str] | None:
+    """The process-group variables of an environment that torchrun or srun made; None where neither did.
+
+    Under srun MASTER_ADDR has to be set: a batch script of its own, which also sees SLURM_PROCID, is no rank.
+    """
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        return {}
+    if not {"SLURM_STEP_ID", "SLURM_PROCID", "MASTER_ADDR"} <= environment.keys():
+        return None
+    tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS")
+    if tasks is None:
+        return None
+    return {
+        "RANK": environment["SLURM_PROCID"],
+        "WORLD_SIZE": tasks,
+        "LOCAL_RANK": environment.get("SLURM_LOCALID", "0"),
+        "MASTER_PORT": environment.get("MASTER_PORT", DEFAULT_PORT),
+    }
+
+
+def join(config: Config, variables: Mapping[str, str]) -> NoReturn:
+    """Become one rank of the process group around this process. Rank 0 prepares the run folder for all."""
+    os.environ.update(variables)
+    check(config)
+    try:
+        rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    except ValueError as error:
+        raise BadInput(f"RANK and WORLD_SIZE have to be numbers: {error}") from error
+    check(config, world)
+    refuse_other_run(config)
+    require_corpus(config)
+    file = prepare(config) if rank == 0 else wait_for_prepared(config)
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", STAGE, str(file)])

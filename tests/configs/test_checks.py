@@ -1,0 +1,124 @@
+"""Impossible configurations: each is refused in one line that names the keys."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import replace
+
+import pytest
+
+from configs.checks import check, data_parallel_size, model_parallel_size
+from configs.compose import compose_stage
+from configs.recipe import load_recipe
+from configs.schema import Config
+from runtime.exits import BadInput
+from tests.configs.recipes import write_recipe
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    recipe = write_recipe(tmp_path_factory.mktemp("recipe"))
+    return compose_stage(recipe, "tiny", "pretrain", ["train.steps=100"])
+
+
+def changed(base: Config, settings: str) -> Config:
+    """`base` with `section.key=value` settings, separated by spaces; values are Python literals or words."""
+    config = base
+    for setting in settings.split():
+        path, _, text = setting.partition("=")
+        section, _, key = path.partition(".")
+        value = {"false": False, "true": True}.get(text, text)
+        if text[0] in "-0123456789{":
+            value = ast.literal_eval(text)
+        config = replace(config, **{section: replace(getattr(config, section), **{key: value})})
+    return config
+
+
+def test_a_possible_config_passes(base: Config) -> None:
+    check(base)
+    check(changed(base, "parallel.tensor=2 parallel.pipeline=2 parallel.sequence=true"), processes=8)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("train.steps=0", "train.steps=0: has to be above 0"),
+        ("train.micro_batch=-1", "train.micro_batch=-1"),
+        ("loader.lanes=0", "loader.lanes=0"),
+        ("parallel.tensor=0", "parallel.tensor=0"),
+        ("parallel.data=0", "parallel.data=0: has to be above 0, or null"),
+        ("train.validate_every=-1", "has to be 0 or above"),
+        ("optimizer.lr=-1.0", "optimizer.lr=-1.0"),
+        ("optimizer.floor=1.5", "optimizer.floor=1.5: has to be from 0 to 1"),
+        ("corpus.validation_share=2", "corpus.validation_share=2"),
+        ("engine.name=deepspeed", "engine=deepspeed is not there yet"),
+        ("engine.name=other", "engine.name=other: not one of megatron"),
+        ("optimizer.name=sgd", "optimizer.name=sgd: not one of adamw"),
+        ("tracker.wandb=sometimes", "not one of offline, online, disabled"),
+        ("stage.objective=sft", "stage.objective=sft"),
+        ("optimizer.lr_multipliers={'heads':2}", "optimizer.lr_multipliers.heads: no such group"),
+        ("optimizer.lr_multipliers={'head':-2}", "has to be 0 or above"),
+        ("parallel.virtual_pipeline=2", "the interleaved pipeline is not there yet"),
+        ("parallel.context=2", "context parallelism is not there yet"),
+        ("parallel.expert=2", "expert parallelism is not there yet"),
+        ("backbone.kv_heads=3", "backbone.kv_heads=3 does not divide backbone.heads=4"),
+        ("backbone.heads=6 backbone.kv_heads=6", "backbone.heads=6 does not divide backbone.hidden=256"),
+        ("backbone.head_dim=33", "rotary positions need an even number"),
+        ("train.sequence_length=9000", "above backbone.max_positions=8192"),
+        ("parallel.tensor=3", "parallel.tensor=3 does not divide backbone.heads=4"),
+        ("parallel.tensor=4", "parallel.tensor=4 does not divide backbone.kv_heads=2"),
+        ("backbone.ffn=703 parallel.tensor=2", "does not divide backbone.ffn=703"),
+        (
+            "parallel.tensor=3 backbone.hidden=576 backbone.heads=9 backbone.kv_heads=3 backbone.ffn=1536",
+            "parallel.tensor=3 does not divide the vocabulary's padding",
+        ),
+        ("parallel.pipeline=3", "parallel.pipeline=3 does not divide backbone.layers=4"),
+        ("parallel.sequence=true", "parallel.sequence=true needs parallel.tensor above 1"),
+        ("parallel.tensor=2 parallel.sequence=true train.sequence_length=511", "does not divide train.sequence_length"),
+        ("optimizer.warmup_steps=101", "optimizer.warmup_steps=101 is above train.steps=100"),
+        ("train.validation_packs=0", "train.validation_packs=0"),
+        ("mixture.sources={}", "mixture.sources is empty"),
+        ("parallel.data=3", "loader.lanes=8 does not divide over the 3 data-parallel copies"),
+        ("parallel.data=8", "train.global_batch=4 is no multiple of 8 data-parallel copies"),
+        ("parallel.data=2 train.micro_batch=4", "train.global_batch=4 is no multiple of 2"),
+        ("parallel.data=2 train.validation_packs=31", "train.validation_packs=31 does not divide over the 2"),
+    ],
+)
+def test_impossible_values(base: Config, settings: str, said: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        check(changed(base, settings))
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan")])
+def test_mixture_weights_are_above_zero(base: Config, weight: float) -> None:
+    sources = {"asr": replace(base.mixture.sources["asr"], weight=weight)}
+    with pytest.raises(BadInput, match=r"mixture\.sources\.asr\.weight"):
+        check(replace(base, mixture=replace(base.mixture, sources=sources)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "processes", "said"),
+    [
+        ("parallel.tensor=2", 3, "= 2 does not divide the 3 processes"),
+        ("parallel.data=2", 4, "parallel.data=2, but 4 processes"),
+        ("parallel.tensor=2", 32, "loader.lanes=8 does not divide over the 16"),
+    ],
+)
+def test_topology_fills_the_processes(base: Config, settings: str, processes: int, said: str) -> None:
+    with pytest.raises(BadInput, match=said.replace(".", r"\.")):
+        check(changed(base, settings), processes)
+
+
+def test_sizes(base: Config) -> None:
+    config = changed(base, "parallel.tensor=2 parallel.pipeline=2")
+    assert model_parallel_size(config) == 4
+    assert data_parallel_size(config) == 1
+    assert data_parallel_size(config, 8) == 2
+
+
+def test_scales_of_our_recipes_are_possible() -> None:
+    recipe = load_recipe("quickstart")
+    for scale in recipe.scales:
+        for stage in recipe.stages:
+            check(compose_stage("quickstart", scale, stage, []))

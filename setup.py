@@ -22,7 +22,6 @@ REQUIRES = [
     "soxr>=1",
     "rich>=13",
     "jinja2>=3",
-    "matplotlib>=3.9",
     "wandb>=0.31",
 ]
 

@@ -176,6 +176,14 @@ def _check_training(config: Config) -> None:
         raise BadInput(
             f"optimizer.warmup_steps={config.optimizer.warmup_steps} is above train.steps={config.train.steps}"
         )
+    if config.train.sequence_length > config.backbone.max_positions:
+        raise BadInput(
+            f"train.sequence_length={config.train.sequence_length} is above "
+            f"backbone.max_positions={config.backbone.max_positions}"
+        )
+    rates = config.optimizer.lr_multipliers
+    if config.backbone.tied_embeddings and rates.get("head", rates.get("embedding")) != rates.get("embedding"):
+        raise BadInput("optimizer.lr_multipliers.head: the head is tied to the embedding, give both the same")
     if config.train.validate_every and not config.train.validation_packs:
         raise BadInput("train.validate_every asks for validation of train.validation_packs=0 packs; set one of them")
 

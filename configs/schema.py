@@ -64,7 +64,7 @@ class CodecConfig:
 
     name: str = MISSING
     encoder: str = MISSING  # a Whisper folder or hub name, or package:<name>
-    codebooks: dict[str, CodebookConfig] = field(default_factory=dict)  # in the order of their id ranges
+    codebooks: dict[str, CodebookConfig] = field(default_factory=dict)  # id ranges and groups go by sorted names
     group: dict[str, int] = field(default_factory=dict)  # codes of each codebook in one group, such as L 2, S 3
     training_minutes: float = 120.0  # most speech that the codebooks are learnt from
 

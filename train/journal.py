@@ -94,13 +94,14 @@ class Journal:
     def finish(self, status: str, progress: Progress, damaged: dict[str, int]) -> None:
         """Write results.json: how the run ended ("finished" or "stopped"), and what it reached."""
         validations = read_validation(self._folder)
+        entropy = unigram_entropy(self._corpus, "train")
         results = {
             "status": status,
             "step": progress.step,
             "steps": self._config.train.steps,
             "tokens": progress.tokens,
             "audio_hours": progress.audio_seconds / 3600,
-            "entropy": unigram_entropy(self._corpus, "train"),
+            "entropy": entropy,
             "validation": {"before": validations[0], "after": validations[-1]} if validations else {},
             "corpus": str(self._corpus.folder),
             "corpus_hash": self._corpus.content_hash,
@@ -110,6 +111,8 @@ class Journal:
         partial = self._folder / f"{RESULTS_FILE}.partial"
         partial.write_text(json.dumps(results, indent=2), encoding="utf-8")
         os.replace(partial, self._folder / RESULTS_FILE)
+        for line in _summary(validations, entropy["audio"]):
+            self._console.note(line)
 
     def close(self) -> None:
         for part in ("_log", "_console", "_tracker"):
@@ -122,6 +125,23 @@ class Journal:
         vocabulary = self._corpus.vocabulary.padded_size
         per_token = model_flops_per_token(self._config.backbone, vocabulary, fed.attended / fed.tokens)
         return per_token * fed.tokens / seconds / self._peak
+
+
+def _summary(validations: list[dict[str, Any]], entropy: float) -> list[str]:
+    """What the run reached, against knowing only how often each audio code occurs."""
+    if not validations:
+        return []
+    before, after = validations[0], validations[-1]
+    lines = []
+    if "loss/audio" in after and entropy:
+        share = 100 * (1 - after["loss/audio"] / entropy)
+        lines.append(
+            f"audio validation loss {after['loss/audio']:.3f} nats a token, {share:.1f} % below the unigram entropy of "
+            f"the corpus's audio codes, {entropy:.3f}"
+        )
+    if "loss/text" in after:
+        lines.append(f"text validation loss {before.get('loss/text', float('nan')):.3f} -> {after['loss/text']:.3f}")
+    return lines
 
 
 def _named_losses(terms: dict[str, float]) -> dict[str, float]:

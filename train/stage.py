@@ -60,6 +60,10 @@ def _start(config_file: Path) -> Config:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     optional_kernels.hush_megatron()
     emulate_cuda()
+    if config.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
     if os.environ.get("RANK", "0") == "0":
         print(f"megaphone: {optional_kernels.describe()}", flush=True)
     return config

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.atomic import exclusively, replacing
-from checkpoints.formats.huggingface import CONFIG_FILE, TOKENIZER_FILE, write_weights
+from checkpoints.formats.huggingface import CONFIG_FILE, write_weights
 from checkpoints.manifest import record_file
 from runtime.exits import BadInput
 
@@ -24,40 +24,25 @@ def materialise_huggingface(spec: str, cache: Path) -> Path:
     where there is no such thing.
     """
     if spec.startswith(PACKAGE):
-        return _materialise(spec, cache, weights=True)
-    return Path(spec) if Path(spec).is_dir() else _fetch(spec, _SAFE_FILES)
+        return _materialise(spec, cache)
+    return Path(spec) if Path(spec).is_dir() else _fetch(spec)
 
 
-def materialise_tokenizer(spec: str, cache: Path) -> str:
-    """The text tokenizer of `spec` (forms as above) as the JSON of `tokenizers`, without converting any weights."""
-    if spec.startswith(PACKAGE):
-        folder = _materialise(spec, cache, weights=False)
-    else:
-        folder = Path(spec) if Path(spec).is_dir() else _fetch(spec, [TOKENIZER_FILE])
-    path = folder / TOKENIZER_FILE
-    if not path.is_file():
-        raise BadInput(f"{folder}: no {TOKENIZER_FILE}")
-    return path.read_text(encoding="utf-8")
-
-
-def _materialise(spec: str, cache: Path, weights: bool) -> Path:
+def _materialise(spec: str, cache: Path) -> Path:
     source = _gguf_of(spec)
-    kind = "huggingface" if weights else "tokenizer"
-    folder = cache / kind / f"{source.stem}-{record_file(source).xxh3}-{_RECIPE}"
-    marker = folder / (CONFIG_FILE if weights else TOKENIZER_FILE)
-    if not marker.is_file():
+    folder = cache / "huggingface" / f"{source.stem}-{record_file(source).xxh3}-{_RECIPE}"
+    if not (folder / CONFIG_FILE).is_file():
         with exclusively(folder.with_name(folder.name + ".lock")):
-            if not marker.is_file():
-                _make(source, folder, weights)
+            if not (folder / CONFIG_FILE).is_file():
+                _make(source, folder)
     return folder
 
 
-def _make(source: Path, folder: Path, weights: bool) -> None:
+def _make(source: Path, folder: Path) -> None:
     try:
         with replacing(folder) as partial:
             _write_tokenizer(source, partial)
-            if weights:
-                _write_weights(source, partial)
+            _write_weights(source, partial)
     except OSError as error:
         raise BadInput(f"cannot convert {source.name} into {folder}: {error.strerror or error}") from error
 
@@ -74,12 +59,12 @@ def _gguf_of(spec: str) -> Path:
     return files[0]
 
 
-def _fetch(name: str, patterns: list[str]) -> Path:
+def _fetch(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        return Path(snapshot_download(name, allow_patterns=_SAFE_FILES))
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         raise BadInput(f"{name}: neither a folder nor on the hub ({str(error).splitlines()[0]})") from error
 

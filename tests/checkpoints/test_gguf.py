@@ -34,10 +34,10 @@ ROWS = 49152
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The converted package, in the user's cache where one is named, since it takes half a minute."""
-    cache = os.environ.get("MEGAPHONE_CACHE")
-    return gguf.materialise_huggingface(SPEC, Path(cache) if cache else tmp_path_factory.mktemp("cache"))
+def source() -> Path:
+    """The converted package, in the user's cache, since it takes half a minute; test_smollm2 uses it too."""
+    cache = os.environ.get("MEGAPHONE_CACHE") or "~/.cache/megaphone"
+    return gguf.materialise_huggingface(SPEC, Path(cache).expanduser())
 
 
 def test_real_weights_go_there_and_back_bit_for_bit(source: Path, tmp_path: Path) -> None:
@@ -71,16 +71,20 @@ def test_the_weights_are_those_of_the_file(source: Path) -> None:
     assert torch.equal(query.transpose(1, 2).flatten(0, 2), found["model.layers.3.self_attn.q_proj.weight"])
 
 
-def test_the_tokenizer_alone_is_made_once_and_splits_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_made_once_and_its_tokenizer_splits_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tokenizers import Tokenizer
 
     made: list[Path] = []
-    original = gguf._write_tokenizer
-    monkeypatch.setattr(gguf, "_write_tokenizer", lambda *paths: (made.append(paths[1]), original(*paths)))
+
+    def write_config_only(source: Path, folder: Path) -> None:
+        made.append(folder)
+        (folder / "config.json").write_text("{}")
+
+    monkeypatch.setattr(gguf, "_write_weights", write_config_only)
     with ThreadPoolExecutor(3) as pool:
-        texts = list(pool.map(lambda _: gguf.materialise_tokenizer(SPEC, tmp_path), range(3)))
-    assert len(made) == 1 and len(set(texts)) == 1
-    tokenizer = Tokenizer.from_str(texts[0])
+        folders = set(pool.map(lambda _: gguf.materialise_huggingface(SPEC, tmp_path), range(3)))
+    assert len(made) == 1 and len(folders) == 1
+    tokenizer = Tokenizer.from_file(str(folders.pop() / "tokenizer.json"))
     assert tokenizer.get_vocab_size() == ROWS and tokenizer.token_to_id("<|endoftext|>") == 0
     encoded = tokenizer.encode("In 2024,  7 cafés.")
     assert [token for token in encoded.tokens if token.strip("Ġ").isdigit()] == ["2", "0", "2", "4", "7"]
@@ -94,7 +98,7 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(gguf, "_write_tokenizer", fail)
     with pytest.raises(BadInput, match="No space left on device"):
-        gguf.materialise_tokenizer(SPEC, tmp_path)
+        gguf.materialise_huggingface(SPEC, tmp_path)
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 

@@ -58,6 +58,8 @@ def test_a_possible_config_passes(base: Config) -> None:
         ("stage.objective=sft", "stage.objective=sft"),
         ("optimizer.lr_multipliers={'heads':2}", "optimizer.lr_multipliers.heads: no such group"),
         ("optimizer.lr_multipliers={'head':-2}", "has to be 0 or above"),
+        ("backbone.tied_embeddings=true optimizer.lr_multipliers={'head':2}", "the head is tied to the embedding"),
+        ("backbone.max_positions=64", "is above backbone.max_positions=64"),
         ("parallel.virtual_pipeline=2", "the interleaved pipeline is not there yet"),
         ("parallel.context=2", "context parallelism is not there yet"),
         ("parallel.expert=2", "expert parallelism is not there yet"),

@@ -6,6 +6,8 @@ from copy import deepcopy
 from itertools import accumulate
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from data_pipeline.batch import Pack, Sample
 from data_pipeline.mixture import Source, neediest
 from data_pipeline.packing import best_fit, fill_packs
@@ -34,8 +36,9 @@ class Lane:
 
     It reads documents of the neediest source until they fill `window` packs of `length` tokens, ends the window after
     that document of the second half which leaves the least padding, fills packs and hands them out; the documents
-    after it go to the next window. Its whole state is how far it had come in every source when the present window
-    began, and how many packs of the window it has handed out.
+    after it go to the next window. Packs of a window come in a seeded order, and lanes begin with different sources:
+    else all would hand out long documents of the heaviest source first. A lane's whole state is how far it had come
+    in every source when the present window began, and how many packs of the window it has handed out.
     """
 
     def __init__(self, number: int, lanes: int, sources: list[Source], *, length: int, window: int) -> None:
@@ -44,6 +47,8 @@ class Lane:
         self._sources = sources
         self._length = length
         self._goal = window * length
+        weights = np.array([source.weight for source in sources])
+        self._first = sources[np.random.default_rng(number).choice(len(sources), p=weights / weights.sum())]
         self._padding_id = sources[0].vocabulary.special(sources[0].vocabulary.end_of_text)
         zeros = {source.name: 0 for source in sources}
         self.restore({"documents": zeros, "tokens": zeros, "packs": 0})
@@ -87,11 +92,13 @@ class Lane:
         end = max(ends, key=fullness)
         window, self._ahead = ahead[:end], ahead[end:]
         samples = [sample for read in window for sample in read.samples]
-        return fill_packs(samples, self._length, self._padding_id), window[-1].after
+        packs = fill_packs(samples, self._length, self._padding_id)
+        order = np.random.default_rng([self._number, *self._begin.documents.values()]).permutation(len(packs))
+        return [packs[turn] for turn in order], window[-1].after
 
     def _read(self, place: _Place) -> _Read:
         """The next document after `place` that gives any samples; those that give none are passed over."""
-        source = neediest(self._sources, place.tokens)
+        source = neediest(self._sources, place.tokens) if any(place.tokens.values()) else self._first
         turn = place.documents[source.name]
         for passed in range(MOST_EMPTY):
             if samples := source.samples((turn + passed) * self._lanes + self._number, self._length):

@@ -58,6 +58,7 @@ def compare(native: torch.Tensor, packs: list[Pack], exported: torch.nn.Module) 
 def check_export(config: Config, stop: StopFlag) -> None:
     """Compare, print one line, write check.json. Raises BadInput where a fp32 export is off by more than TOLERANCE."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
     from train.loop import newest_logits
 
@@ -70,6 +71,7 @@ def check_export(config: Config, stop: StopFlag) -> None:
         train=replace(config.train, precision=Precision.fp32, validate_every=1, validation_packs=PACKS),
     )
     packs, native = newest_logits(alone, stop)
+    logging.disable_progress_bar()
     exported = AutoModelForCausalLM.from_pretrained(folder / EXPORT, dtype=torch.float32).eval()
     agreement = compare(native, packs, exported)
     (folder / CHECK_FILE).write_text(json.dumps(asdict(agreement), indent=2) + "\n", encoding="utf-8")

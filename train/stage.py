@@ -75,7 +75,7 @@ def _train(config: Config, stop: StopFlag) -> None:
 
     # Rank 0 converts before anyone joins: the others wait for it at the rendezvous, where no collective can time out.
     if os.environ.get("RANK", "0") == "0":
-        prepare(config)
+        prepare(config, stop)
     train(config, stop)
 
 

@@ -20,13 +20,14 @@ from data_pipeline.codecs.whisper_kmeans import codebook_file
 from data_pipeline.corpus import Corpus
 from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
+from runtime.signals import StopFlag
 
 BACKBONE = "backbone"
 
 
-def prepare(config: Config) -> None:
+def prepare(config: Config, stop: StopFlag | None = None) -> None:
     """Convert the backbone's weights, grown to the corpus's vocabulary, unless that was done before. One process at a
-    time; for rank 0, before it joins the others."""
+    time; for rank 0, before it joins the others. Raises StoppedEarly at a stop signal, with nothing half done."""
     native = source(config)
     if config.stage.weights != BACKBONE or native is None or (native / MANIFEST_FILE).is_file():
         return
@@ -47,6 +48,7 @@ def prepare(config: Config) -> None:
             vocabulary=vocabulary.describe(),
             texts=vocabulary.files(),
             seed=config.train.seed,
+            stop=stop,
         )
 
 

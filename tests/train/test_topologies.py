@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -44,3 +45,18 @@ def test_the_curve_is_that_of_a_single_process(name: str, reference: tuple[Any, 
         assert ours["grad_norm"] == pytest.approx(single["grad_norm"], rel=NORM), ours["step"]
         assert ours["tokens"] == single["tokens"]
     assert expected[-1]["loss"] < expected[0]["loss"]
+
+
+def test_bf16_with_fp32_main_parameters_follows_the_fp32_curve(reference: tuple[Any, ...], tmp_path: Path) -> None:
+    """With the distributed optimiser over two ranks and without, and resumed: bf16 rounds at 2^-8."""
+    tied, corpus, expected = reference
+    changes = {"backbone__tied_embeddings": tied, "train__precision": "bf16", "train__checkpoint_every": 10}
+    single = run_config(tiny_config(tmp_path / "single", corpus, **changes))
+    for ours, exact in zip(single, expected, strict=True):
+        assert ours["loss"] == pytest.approx(exact["loss"], rel=2e-2)
+    shared = tiny_config(tmp_path / "shared", corpus, parallel__distributed_optimizer=True, **changes)
+    whole = run_config(shared, 2)
+    for ours, one in zip(whole, single, strict=True):
+        assert ours["loss"] == pytest.approx(one["loss"], rel=1e-2)
+    shutil.rmtree(tmp_path / "shared/checkpoints/step-00000020")
+    assert [line["loss"] for line in run_config(shared, 2)] == [line["loss"] for line in whole]

@@ -23,7 +23,7 @@ from train.stage import leave, run_rank
 EXPORT = Path("export") / "hf"
 CHECK_FILE = Path("export") / "check.json"
 TOLERANCE = 1e-4  # of logits, absolute, where the export is fp32
-PACKS = 2
+PACKS = 4
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def test_logits_and_tokenizer_of_an_export(tmp_path: Path) -> None:
         export_run(config)
         assert run_ranks(check, 1, str(folder)) == [0]
         agreement = json.loads((folder / "export/check.json").read_text())
-        assert agreement["max_difference"] < 1e-4 and agreement["samples"] > 2
+        assert agreement["max_difference"] < 1e-4 and agreement["samples"] >= export_check.PACKS
         assert agreement["same_argmax"] == 1.0
 
     from data_pipeline.vocabulary import Vocabulary

@@ -34,10 +34,6 @@ class SpeechLM(GPTModel):
             share_embeddings_and_output_weights=backbone.tied_embeddings,
         )
 
-    @property
-    def is_last_stage(self) -> bool:
-        return bool(self.post_process)
-
 
 def run(model: torch.nn.Module, batch: Batch, labels: torch.Tensor | None) -> torch.Tensor:
     """Forward a packed batch through `model`, a SpeechLM or a wrapper around one.

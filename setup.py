@@ -38,11 +38,22 @@ EXTRAS = {
         "gguf>=0.19",
         "accelerate>=1.15",
     ],
+    # Importing, measuring and aligning speech that others recorded. Weights of its models come with packages that
+    # install.sh takes without their requirements.
+    "data": [
+        "av>=18",
+        "jiwer>=4",
+        "lhotse>=1.33",
+        "onnxruntime>=1.32",
+        "py3langid>=0.4",
+        "pyarrow>=26",
+        "pyzmq>=27",
+    ],
     # Nothing is required beyond torch's CUDA build. TransformerEngine, NVIDIA Apex and flash-attn are found at run time
     # where a cluster's image has them.
     "gpu": [],
     "lint": ["ruff>=0.17", "mypy>=2.4", "import-linter>=2.16"],
-    "test": ["pytest>=9", "pytest-timeout>=2.4", "hypothesis>=6.170"],
+    "test": ["pytest>=9", "pytest-timeout>=2.4", "hypothesis>=6.170", "datasets>=5.2"],
 }
 
 here = Path(__file__).parent

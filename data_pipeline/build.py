@@ -39,7 +39,7 @@ from runtime.exits import BadInput, StoppedEarly
 from runtime.signals import StopFlag
 
 SPECIALS = ("<|audio_start|>", "<|audio_end|>", "<|transcribe|>", "<|speak|>")
-BUILD_FORMAT = 1  # raised when the same settings come to give other bytes
+BUILD_FORMAT = 2  # raised when the same settings come to give other bytes
 _NOT_CONTENT = {"folder", "workers"}  # settings of a corpus that do not change what is in it
 _NUMERIC_PACKAGES = ("numpy", "scikit-learn", "soxr", "torch", "transformers")
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

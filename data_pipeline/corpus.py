@@ -15,7 +15,7 @@ from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
 
 MANIFEST_FILE = "manifest.json"
-MANIFEST_FORMAT = 1
+MANIFEST_FORMAT = 2
 SPLITS = ("train", "valid")
 
 

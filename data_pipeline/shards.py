@@ -1,8 +1,11 @@
 """Shards: plain WebDataset tars of utterances, and an index beside each.
 
-A shard holds, for each utterance in turn, `<key>.json`, one `<key>.<codebook>.npy` a codebook and, last, an optional
-`<key>.flac`. The index says where each utterance lies, so that one `pread` fetches it; the audio stands last so that
-training never reads it.
+A shard holds, for each utterance in turn, `<key>.json`, one `<key>.<codebook>.npy` a codebook (integers), one
+`<key>.<encoder>.npy` an encoder whose features are kept (float16) and, last, an optional `<key>.flac`. The index says
+where each utterance lies, so that one `pread` fetches it; the audio stands last so that training never reads it.
+
+What filters ask for stands in the index too: numbers as `columns`, names as `labels`. Numbers that are measured later
+go into a file of their own beside the index (`add_columns`), and no tar is written again.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import re
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -28,12 +32,15 @@ AUDIO = "flac"
 _FRAMES = "frames."  # prefix of the per-codebook arrays in an index file
 _NAME = re.compile(r"[A-Za-z0-9_\-]+")  # WebDataset ends a key at its first dot; nothing here can be a path
 _LONGEST_MEMBER_NAME = 100  # of a ustar header
-_STORED = [f.name for f in fields(Utterance) if f.name != "codes"]
+_STORED = [f.name for f in fields(Utterance) if f.name not in ("codes", "features")]
+_COLUMN = "column."  # prefix of the numbers that filters ask for, in an index file
+_LABEL = "label."  # prefix of the names
+LABELS = ("language", "speaker", "source", "role")  # fields of an utterance that an index holds
 
 
 class DamagedSample(Exception):
-    """Bytes that are not the utterance they should be. `kind` is missing, index, truncated, checksum, members, json
-    or codes; `where` names the file and the sample."""
+    """Bytes that are not the utterance they should be. `kind` is missing, index, truncated, checksum, members, json,
+    codes or features; `where` names the file and the sample."""
 
     def __init__(self, kind: str, where: str) -> None:
         super().__init__(f"{where}: {kind}")
@@ -64,7 +71,8 @@ class ShardIndex:
     offset, size: int64, byte span of the json and npy members with their headers; audio_size: int64, of the audio
     member that follows, 0 if none. crc32, audio_crc32: uint32, of those spans. characters: int32, of the text.
     duration: float64, seconds. document: int32, ordinal in this shard. frames: int32 for each codebook, 0 where a
-    sample has no codes of it.
+    sample has no codes of it. columns: float32 for each thing measured (`Utterance.quality`), NaN where it was not.
+    labels: str for each of LABELS.
     """
 
     offset: np.ndarray
@@ -76,6 +84,8 @@ class ShardIndex:
     duration: np.ndarray
     document: np.ndarray
     frames: dict[str, np.ndarray] = field(default_factory=dict)
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+    labels: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.offset)
@@ -115,21 +125,51 @@ def index_path(shard: Path) -> Path:
     return shard.with_suffix(".index.npz")
 
 
+def columns_path(shard: Path) -> Path:
+    """Where numbers stand that were measured after the shard `shard` was written."""
+    return shard.with_suffix(".columns.npz")
+
+
 def read_index(shard: Path) -> ShardIndex:
-    """Read the index of the tar `shard`. Raises DamagedSample (kind index) where it is missing or unreadable."""
+    """Read the index of the tar `shard`, and the columns added to it. Raises DamagedSample (kind index) where either is
+    unreadable, or the index missing."""
     path = index_path(shard)
     try:
         with np.load(path, allow_pickle=False) as arrays:
             index = ShardIndex(
                 **{name: arrays[name] for name in _COLUMNS},
-                frames={name.removeprefix(_FRAMES): arrays[name] for name in arrays.files if name.startswith(_FRAMES)},
+                frames=_with_prefix(arrays, _FRAMES),
+                columns=_with_prefix(arrays, _COLUMN),
+                labels=_with_prefix(arrays, _LABEL),
             )
+        if columns_path(shard).is_file():
+            path = columns_path(shard)
+            with np.load(path, allow_pickle=False) as arrays:
+                index.columns.update(arrays)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DamagedSample("index", str(path)) from error
-    lengths = {len(getattr(index, name)) for name in _COLUMNS} | {len(count) for count in index.frames.values()}
+    lengths = {len(getattr(index, name)) for name in _COLUMNS}
+    lengths |= {len(held) for held in (*index.frames.values(), *index.columns.values(), *index.labels.values())}
     if len(lengths) != 1:
         raise DamagedSample("index", str(path))
     return index
+
+
+def add_columns(shard: Path, columns: Mapping[str, np.ndarray]) -> None:
+    """Put `columns`, float [samples] by name, beside the index of `shard`, over older ones of the same names."""
+    path = columns_path(shard)
+    held: dict[str, np.ndarray] = {}
+    if path.is_file():
+        with np.load(path, allow_pickle=False) as arrays:
+            held = dict(arrays)
+    packed = io.BytesIO()
+    added = {name: np.asarray(values, np.float32) for name, values in columns.items()}
+    np.savez_compressed(packed, allow_pickle=False, **held | added)
+    replace_atomically(path, packed.getvalue())
+
+
+def _with_prefix(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): arrays[name] for name in arrays if name.startswith(prefix)}
 
 
 # --- writing ----------------------------------------------------------------------------------------------------
@@ -147,6 +187,8 @@ class ShardWriter:
         self._partial = path.with_name(f".{path.name}.partial")
         self._rows: list[dict[str, float]] = []
         self._frames: list[dict[str, int]] = []
+        self._quality: list[dict[str, float]] = []
+        self._labels: list[list[str]] = []
         self._documents: dict[str, int] = {}
         self._document = ""
 
@@ -166,8 +208,9 @@ class ShardWriter:
     def write(self, utterance: Utterance, audio: bytes | None = None) -> None:
         """Append `utterance`, with the bytes of its flac file if it has any.
 
-        Raises ValueError for a key or codebook name that is more than letters, digits, `_` and `-`, for codes that
-        are not non-negative integers [codebooks, frames], and for a document that was left and comes again.
+        Raises ValueError for a key, codebook or encoder name that is more than letters, digits, `_` and `-`, for codes
+        that are not non-negative integers [rows, frames], for features that are not finite numbers [frames, width], and
+        for a document that was left and comes again.
         """
         if utterance.document != self._document or not self._documents:
             if utterance.document in self._documents:
@@ -180,6 +223,10 @@ class ShardWriter:
         span = _member(utterance.key, "json", text.encode())
         for name in sorted(utterance.codes):
             span += _member(utterance.key, f"{name}.npy", _codes_as_npy(utterance.codes[name], utterance.key, name))
+        for name in sorted(utterance.features):
+            span += _member(
+                utterance.key, f"{name}.npy", _features_as_npy(utterance.features[name], utterance.key, name)
+            )
         sound = b"" if audio is None else _member(utterance.key, AUDIO, audio)
         self._rows.append(
             {
@@ -194,6 +241,8 @@ class ShardWriter:
             }
         )
         self._frames.append({name: codes.shape[1] for name, codes in utterance.codes.items()})
+        self._quality.append(utterance.quality)
+        self._labels.append([getattr(utterance, name) for name in LABELS])
         self._file.write(span)
         self._file.write(sound)
 
@@ -204,9 +253,14 @@ class ShardWriter:
         arrays = {name: np.array([row[name] for row in self._rows], dtype) for name, dtype in _COLUMNS.items()}
         for codebook in sorted({name for frames in self._frames for name in frames}):
             arrays[_FRAMES + codebook] = np.array([frames.get(codebook, 0) for frames in self._frames], np.int32)
+        for column in sorted({name for quality in self._quality for name in quality}):
+            arrays[_COLUMN + column] = np.array([quality.get(column, np.nan) for quality in self._quality], np.float32)
+        for number, label in enumerate(LABELS):
+            arrays[_LABEL + label] = np.array([labels[number] for labels in self._labels], np.str_)
         packed = io.BytesIO()
         np.savez_compressed(packed, allow_pickle=False, **arrays)
-        index_path(self.path).unlink(missing_ok=True)  # of an older tar
+        for older in (index_path(self.path), columns_path(self.path)):  # of an older tar
+            older.unlink(missing_ok=True)
         os.replace(self._partial, self.path)
         replace_atomically(index_path(self.path), packed.getvalue())
 
@@ -230,6 +284,14 @@ def _codes_as_npy(codes: np.ndarray, key: str, codebook: str) -> bytes:
     small = codes.size == 0 or codes.max() <= np.iinfo(np.int16).max
     content = io.BytesIO()
     np.save(content, np.ascontiguousarray(codes, np.int16 if small else np.int32), allow_pickle=False)
+    return content.getvalue()
+
+
+def _features_as_npy(features: np.ndarray, key: str, encoder: str) -> bytes:
+    if features.ndim != 2 or features.dtype.kind != "f" or not np.isfinite(features).all():
+        raise ValueError(f"{key}: features of {encoder} must be finite numbers [frames, width]")
+    content = io.BytesIO()
+    np.save(content, np.ascontiguousarray(features, np.float16), allow_pickle=False)
     return content.getvalue()
 
 
@@ -268,12 +330,13 @@ class ShardReader:
         described = next((content for name, content in members.items() if name.endswith(".json")), None)
         if described is None:
             raise DamagedSample("members", where)
-        codes = {
-            name.split(".")[1]: _codes_from_npy(content, where)
-            for name, content in members.items()
-            if name.endswith(".npy")
-        }
-        return _utterance(described, codes, where)
+        codes: dict[str, np.ndarray] = {}
+        features: dict[str, np.ndarray] = {}
+        for name, content in members.items():
+            if name.endswith(".npy"):
+                array = _array_from_npy(content, where)
+                (features if array.dtype.kind == "f" else codes)[name.split(".")[1]] = array
+        return _utterance(described, codes, features, where)
 
     def read_audio(self, sample: int) -> bytes | None:
         """The flac file of ordinal `sample`, or None where the shard has no audio for it."""
@@ -321,17 +384,20 @@ def _members(span: bytes, where: str) -> dict[str, bytes]:
     return found
 
 
-def _codes_from_npy(content: bytes, where: str) -> np.ndarray:
-    """The codes in an npy file (format 1.0), int [codebooks, frames], as a read-only view of `content`."""
+def _array_from_npy(content: bytes, where: str) -> np.ndarray:
+    """What an npy file (format 1.0) holds, as a read-only view of `content`: codes, integers [rows, frames], or
+    features, finite float16 [frames, width]."""
     try:
         start = 10 + int.from_bytes(content[8:10], "little")
         dtype, shape = _npy_header(content[:start])
-        codes = np.frombuffer(content, dtype, offset=start).reshape(shape)
+        array = np.frombuffer(content, dtype, offset=start).reshape(shape)
     except (ValueError, EOFError) as error:
         raise DamagedSample("codes", where) from error
-    if codes.ndim != 2 or dtype.kind not in "iu":
+    if array.ndim != 2 or not (dtype.kind in "iu" or dtype == np.float16):
         raise DamagedSample("codes", where)
-    return codes
+    if dtype == np.float16 and not np.isfinite(array).all():
+        raise DamagedSample("features", where)
+    return array
 
 
 @lru_cache(4096)
@@ -346,11 +412,15 @@ def _npy_header(header: bytes) -> tuple[np.dtype, tuple[int, ...]]:
     return dtype, shape
 
 
-def _utterance(described: bytes, codes: dict[str, np.ndarray], where: str) -> Utterance:
+def _utterance(
+    described: bytes, codes: dict[str, np.ndarray], features: dict[str, np.ndarray], where: str
+) -> Utterance:
     try:
         stored = json.loads(described)
         words = tuple(Word(str(text), float(start), float(end)) for text, start, end in stored.pop("words", ()))
-        utterance = Utterance(**{k: v for k, v in stored.items() if k in _STORED}, words=words, codes=codes)
+        utterance = Utterance(
+            **{k: v for k, v in stored.items() if k in _STORED}, words=words, codes=codes, features=features
+        )
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedSample("json", where) from error
     if not all(isinstance(value, str) for value in (utterance.key, utterance.text, utterance.document)):

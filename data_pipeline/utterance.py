@@ -20,8 +20,11 @@ class Word:
 class Utterance:
     """Text, and where it was spoken, the speech as codes.
 
-    `codes` maps a codec's name to integers of shape [codebooks, frames]. `duration` is in seconds, 0 for text
-    that was not spoken. Utterances of one `document` stand next to each other, in order, in one shard.
+    `codes` maps a codebook's name to integers of shape [rows, frames], one row but for residual codebooks; `features`
+    maps an encoder's name to float16 of shape [frames, width]. `duration` is in seconds, 0 for text that was not
+    spoken. `recording`, `start` (seconds) and `channel` say what it was cut from, `role` who speaks in a chat (system,
+    human or assistant). `quality` holds what was measured, by column. Utterances of one `document` stand next to each
+    other, in order, in one shard.
     """
 
     key: str
@@ -33,8 +36,13 @@ class Utterance:
     words: tuple[Word, ...] = ()
     source: str = ""
     licence: str = ""
+    recording: str = ""
+    start: float = 0.0
+    channel: int = 0
+    role: str = ""
     quality: dict[str, float] = field(default_factory=dict)
     codes: dict[str, np.ndarray] = field(default_factory=dict)
+    features: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def spoken(self) -> bool:

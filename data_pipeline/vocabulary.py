@@ -24,12 +24,22 @@ TOKENIZER_FILE = "tokenizer.json"
 
 @dataclass(frozen=True)
 class Codebook:
-    """One code table: its name (the key of `Utterance.codes`), entries, codes a second, and codes in one group."""
+    """Code tables of one name (the key of `Utterance.codes`): entries of each, codes a second, and codes in one group.
+
+    `rows` is above one for residual codebooks: so many tables, one code of each in every frame. Row r has the ids from
+    r x size on in the codebook's range.
+    """
 
     name: str
     size: int
     rate: float
     per_group: int = 1
+    rows: int = 1
+
+    @property
+    def entries(self) -> int:
+        """Ids of all its tables."""
+        return self.rows * self.size
 
 
 @dataclass(frozen=True)
@@ -56,14 +66,14 @@ class Vocabulary:
         start = self.text_size + len(self.specials)
         ranges = {TEXT: range(self.text_size), "special": range(self.text_size, start)}
         for book in self.codebooks:
-            ranges[book.name] = range(start, start + book.size)
-            start += book.size
+            ranges[book.name] = range(start, start + book.entries)
+            start += book.entries
         return ranges
 
     @property
     def size(self) -> int:
         """Ids in use."""
-        return self.text_size + len(self.specials) + sum(book.size for book in self.codebooks)
+        return self.text_size + len(self.specials) + sum(book.entries for book in self.codebooks)
 
     @property
     def padded_size(self) -> int:
@@ -104,12 +114,12 @@ class Vocabulary:
             raise BadInput(f"vocabulary has no special token {name!r}; it has {', '.join(self.specials)}")
         return found
 
-    def encode_codes(self, codebook: str, codes: np.ndarray) -> np.ndarray:
-        """Ids of codes of one codebook, int64. Raises BadInput for a code outside the codebook."""
-        ids = self.ranges[codebook]
-        if codes.size and (codes.min() < 0 or codes.max() >= len(ids)):
-            raise BadInput(f"codebook {codebook} has {len(ids)} entries; found code {codes.min()}..{codes.max()}")
-        return codes.astype(np.int64) + ids.start
+    def encode_codes(self, codebook: str, codes: np.ndarray, row: int = 0) -> np.ndarray:
+        """Ids of codes of one table of a codebook, int64, same shape. Raises BadInput for a code outside the table."""
+        book = next(book for book in self.codebooks if book.name == codebook)
+        if codes.size and (codes.min() < 0 or codes.max() >= book.size):
+            raise BadInput(f"codebook {codebook} has {book.size} entries; found code {codes.min()}..{codes.max()}")
+        return codes.astype(np.int64) + (self.ranges[codebook].start + row * book.size)
 
     def token_name(self, index: int) -> str:
         """The string an exported tokenizer has for a special or audio id, such as `<|semantic_12|>`."""

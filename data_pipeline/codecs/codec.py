@@ -11,11 +11,16 @@ from data_pipeline.vocabulary import Codebook
 
 
 class Codec(Protocol):
-    """Waveform to codes. `codebooks` are in the order of their id ranges."""
+    """Waveform to codes. `codebooks` are in the order of their id ranges; `sample_rate` is what `encode` wants."""
 
     codebooks: tuple[Codebook, ...]
+    sample_rate: int
 
     def encode(self, waves: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
-        """Codes of each wave (float32 [samples], 16 kHz) by codebook: int32 [1, frames], frames = rate x duration,
-        rounded down. A wave's codes do not depend on the others."""
+        """Codes of each wave (float32 [samples] at `sample_rate`) by codebook: int32 [rows, frames], frames = rate x
+        duration, rounded as the codec does. A wave's codes do not depend on the others."""
+        ...
+
+    def identity(self) -> str:
+        """What decides the codes beside the sound, for content hashes: weights and settings."""
         ...

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import xxhash
 
 from configs.schema import CodecConfig
+from data_pipeline.audio import SAMPLE_RATE
 from data_pipeline.codecs.kmeans import Quantiser
-from data_pipeline.codecs.whisper_encoder import RATE, WhisperFeatures
+from data_pipeline.codecs.whisper_encoder import RATE, WhisperFeatures, encoder_identity
 from data_pipeline.vocabulary import Codebook
 from runtime.exits import BadInput
 
@@ -62,12 +64,20 @@ class WhisperKMeans:
 
     def __init__(self, codec: CodecConfig, folder: Path) -> None:
         self.codebooks = codebooks_of(codec)
+        self.sample_rate = SAMPLE_RATE
         self._extractor = FeatureExtractor(codec)
-        self._quantisers = {book.name: Quantiser.load(codebook_file(folder, book.name)) for book in self.codebooks}
+        files = {book.name: codebook_file(folder, book.name) for book in self.codebooks}
+        self._quantisers = {name: Quantiser.load(file) for name, file in files.items()}
+        self._encoder = encoder_identity(codec.encoder)
+        self._hashes = {name: xxhash.xxh3_128_hexdigest(file.read_bytes()) for name, file in files.items()}
 
     def encode(self, waves: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
         """See `Codec.encode`."""
         return [quantise(self._extractor.features(wave), self._quantisers) for wave in waves]
+
+    def identity(self) -> str:
+        """See `Codec.identity`."""
+        return " ".join([self._encoder, *(f"{name} {book}" for name, book in self._hashes.items())])
 
 
 def quantise(features: dict[str, np.ndarray], quantisers: dict[str, Quantiser]) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ import pytest
 import webdataset
 
 from data_pipeline.corpus import MANIFEST_FILE, Corpus, write_manifest
-from data_pipeline.shards import DamagedSample, ShardReader, ShardWriter, index_path, read_index
+from data_pipeline.shards import DamagedSample, ShardReader, ShardWriter, add_columns, index_path, read_index
 from data_pipeline.utterance import Utterance
 from runtime.exits import BadInput
 from tests.data_pipeline.synthetic import make_corpus, make_utterance, make_vocabulary
@@ -143,7 +143,7 @@ def rewrite(shard, sample: int, change) -> None:
         ("json", lambda span: span.replace(b'"text":"', b'"tixt":"')),
         ("codes", lambda span: span.replace(b"\x93NUMPY", b"\x94NUMPY")),
         ("codes", lambda span: span.replace(b"'descr': '<i2'", b"'descr': '|O' ")),
-        ("codes", lambda span: span.replace(b"'descr': '<i2'", b"'descr': '<f2'")),
+        ("codes", lambda span: span.replace(b"'descr': '<i2'", b"'descr': '<f4'")),
         ("members", lambda span: b"\xff" * 512 + span[512:]),
         ("members", lambda span: bytes(len(span))),
     ],
@@ -237,3 +237,39 @@ def test_missing_folder_and_any_other_folder_are_refused(tmp_path):
         Corpus.open(tmp_path / "none")
     with pytest.raises(BadInput, match="not a corpus"):
         Corpus.open(tmp_path)
+
+
+# --- columns, labels, features ------------------------------------------------------------------------------------
+
+
+def test_what_filters_ask_for_is_in_the_index_and_can_be_added_to(tmp_path):
+    path = tmp_path / "shard.tar"
+    with ShardWriter(path) as shard:
+        shard.write(Utterance("a", "hello", "a", language="en", speaker="ann", quality={"wer": 0.25}))
+        shard.write(Utterance("b", "", "b", language="zh"))
+    index = read_index(path)
+    assert index.columns["wer"].tolist()[0] == 0.25 and np.isnan(index.columns["wer"][1])
+    assert index.labels["language"].tolist() == ["en", "zh"] and index.labels["speaker"].tolist() == ["ann", ""]
+    before = path.read_bytes()
+    add_columns(path, {"dnsmos": np.array([3.0, 2.0])})
+    add_columns(path, {"dnsmos": np.array([3.5, 2.0]), "wer": np.array([0.5, 0.5])})
+    index = read_index(path)
+    assert index.columns["dnsmos"].tolist() == [3.5, 2.0] and index.columns["wer"].tolist() == [0.5, 0.5]
+    assert path.read_bytes() == before
+    add_columns(path, {"dnsmos": np.zeros(3)})
+    with pytest.raises(DamagedSample, match="index"):
+        read_index(path)
+
+
+def test_features_come_back_and_are_refused_where_they_are_not_numbers(tmp_path):
+    path = tmp_path / "shard.tar"
+    features = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float16)
+    codes = np.arange(4)[None]
+    with ShardWriter(path) as shard:
+        shard.write(Utterance("a", "hello", "a", codes={"semantic": codes}, features={"whisper": features}))
+        with pytest.raises(ValueError, match="finite"):
+            shard.write(Utterance("b", "", "b", features={"whisper": np.full((2, 3), np.nan)}))
+    with ShardReader(path) as reader:
+        found = reader.read(0)
+    assert np.array_equal(found.features["whisper"], features) and found.features["whisper"].dtype == np.float16
+    assert np.array_equal(found.codes["semantic"], codes)

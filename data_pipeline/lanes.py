@@ -15,6 +15,7 @@ from runtime.exits import BadInput
 
 MOST_EMPTY = 10_000  # documents in a row without a sample, after which no more is hoped for
 MOST_ENDS = 16  # places tried for the end of a window
+GOLDEN = (5**0.5 - 1) / 2
 
 Place = dict[str, Taken]  # how far a lane has come in every source
 
@@ -31,17 +32,23 @@ class Lane:
 
     It reads documents of the neediest source until they fill `window` packs of `length` tokens, ends the window after
     that document of the second half which leaves the least padding, fills packs and hands them out; the documents
-    after it go to the next window. Packs of a window come in a seeded order, and lanes begin with different sources:
-    else all would hand out long documents of the heaviest source first. A lane's whole state is how far it had come
-    in every source when the present window began, how many packs it had handed out by then, and how many since.
+    after it go to the next window. Lanes begin with different sources, and no lane hands out the packs of a window by
+    length: else all would hand out long documents of the heaviest source first. A lane's whole state is how far it had
+    come in every source when the present window began, how many packs it had handed out by then, and how many since.
+
+    Attention costs a pack the sum of its samples' squared lengths. Each pack of a global batch of `batch` has a place
+    in the range of costs, p / batch for the p-th, shifted by the golden ratio each step; a lane gives the packs of a
+    window to its next turns so that costs and places are in the same order. So every step has dear and cheap packs
+    alike, and those of one rank, every world-th, are spread over the range, whatever the number of ranks.
     """
 
-    def __init__(self, number: int, lanes: int, mixture: Mixture, *, length: int, window: int) -> None:
+    def __init__(self, number: int, lanes: int, mixture: Mixture, *, length: int, window: int, batch: int) -> None:
         self.number = number
         self._lanes = lanes
         self._mixture = mixture
         self._length = length
         self._goal = window * length
+        self._batch = batch
         sources = mixture.sources
         self._first = sources[np.random.default_rng(number).choice(len(sources), p=mixture.shares)]
         self._padding_id = sources[0].vocabulary.special(sources[0].vocabulary.end_of_text)
@@ -52,7 +59,7 @@ class Lane:
     def of(cls, config: Config, mixture: Mixture, number: int) -> Lane:
         """Lane `number` as the loader of `config` reads it."""
         length, window = config.train.sequence_length, config.loader.packing_window
-        return cls(number, config.loader.lanes, mixture, length=length, window=window)
+        return cls(number, config.loader.lanes, mixture, length=length, window=window, batch=config.train.global_batch)
 
     def state(self) -> dict[str, Any]:
         """{"sources": {source: [epoch, place, tokens]}, "turn": n, "packs": n}, JSON-ready."""
@@ -98,8 +105,7 @@ class Lane:
         window, self._ahead = ahead[:end], ahead[end:]
         samples = [sample for read in window for sample in read.samples]
         packs = fill_packs(samples, self._length, self._padding_id)
-        order = np.random.default_rng([self.number, self._turn]).permutation(len(packs))
-        return [packs[turn] for turn in order], window[-1].after
+        return self._balanced(packs), window[-1].after
 
     def _fullest(self, sizes: list[list[int]], filled: list[int]) -> int:
         """How many documents fill their packs best, of those that reach the second half of the goal."""
@@ -111,6 +117,15 @@ class Lane:
             return filled[end - 1] / (len(bins) * self._length)
 
         return max(ends, key=fullness)
+
+    def _balanced(self, packs: list[Pack]) -> list[Pack]:
+        """`packs` in the order in which they are handed out from turn `_turn` on."""
+        costs = np.array([sum(length * length for length in pack.lengths) for pack in packs])
+        step, place = np.divmod(self.number + self._lanes * (self._turn + np.arange(len(packs))), self._batch)
+        wanted = (place / self._batch + step * GOLDEN) % 1.0
+        order = np.empty(len(packs), np.int64)
+        order[np.argsort(wanted, kind="stable")] = np.argsort(costs, kind="stable")
+        return [packs[turn] for turn in order]
 
     def _read(self, place: Place) -> _Read | None:
         """The next document after `place` that gives any samples; those that give none are passed over. None where

@@ -192,7 +192,7 @@ def validation_packs(config: Config, corpus: Corpus, *, rank: int, world: int) -
         raise BadInput(f"train.validation_packs {count} must be a multiple of the {world} data-parallel ranks")
     mixture = open_mixture(config, corpus, "valid", DamageTally(config.loader.damaged_share))
     window = min(count, config.loader.packing_window)
-    lane = Lane(0, 1, mixture, length=config.train.sequence_length, window=window)
+    lane = Lane(0, 1, mixture, length=config.train.sequence_length, window=window, batch=count)
     packs = [pack for _ in range(count) if (pack := lane.next_pack()) is not None]
     if len(packs) < count:
         raise BadInput(

@@ -83,7 +83,9 @@ def test_global_pack_g_comes_from_lane_g_mod_lanes(folder, lanes, batch):
     config = make_config(global_batch=batch)
     config.loader.lanes = lanes
     mixture = open_mixture(config, Corpus.open(folder), "train", DamageTally(0.0))
-    alone = [Lane(n, lanes, mixture, length=128, window=config.loader.packing_window) for n in range(lanes)]
+    alone = [
+        Lane(n, lanes, mixture, length=128, window=config.loader.packing_window, batch=batch) for n in range(lanes)
+    ]
     packs = run(loaders(config, folder, 2), 5)
     assert_same(packs, [alone[g % lanes].next_pack() for g in range(5 * batch)])
 

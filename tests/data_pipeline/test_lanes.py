@@ -95,7 +95,7 @@ def costs_of(packs) -> np.ndarray:
 
 
 def test_ranks_of_a_step_have_like_attention_cost_and_steps_like_contents(corpus, monkeypatch):
-    """Against packs of a window in random order: less imbalance on every world, and half the variation between steps."""
+    """Against packs of a window in random order: less imbalance on every world, half the variation between steps."""
     lanes, batch, steps = 16, 32, 20
 
     def stream() -> tuple[np.ndarray, np.ndarray]:

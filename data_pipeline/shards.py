@@ -18,6 +18,7 @@ import os
 import re
 import struct
 import tarfile
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -42,7 +43,7 @@ _COLUMN = "column."  # prefix of the numbers that filters ask for, in an index f
 _LABEL = "label."  # prefix of the names
 _BAD_ARCHIVE = (  # what zipfile and numpy raise on flipped bytes; RuntimeError is "encrypted" or "not supported"
     *(OSError, ValueError, TypeError, LookupError, EOFError, RuntimeError, MemoryError, SyntaxError),
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError),
 )
 LABELS = ("language", "speaker", "source", "role")  # fields of an utterance that an index holds
 
@@ -404,7 +405,7 @@ def _array_from_npy(content: bytes, where: str) -> np.ndarray:
         start = 10 + int.from_bytes(content[8:10], "little")
         dtype, shape = _npy_header(content[:start])
         array = np.frombuffer(content, dtype, offset=start).reshape(shape)
-    except (ValueError, EOFError) as error:
+    except _BAD_ARCHIVE as error:
         raise DamagedSample("codes", where) from error
     if array.ndim != 2 or not (dtype.kind in "iu" or dtype == np.float16):
         raise DamagedSample("codes", where)

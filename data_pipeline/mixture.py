@@ -15,7 +15,7 @@ from data_pipeline.batch import Sample
 from data_pipeline.corpus import Corpus
 from data_pipeline.damage import DamageTally
 from data_pipeline.documents import Documents
-from data_pipeline.layouts import Layout, find_layout
+from data_pipeline.layouts import Layout, check_same_columns, find_layout
 from data_pipeline.order import Cursor, Order
 from data_pipeline.packing import split_long
 from data_pipeline.permutation import seed_of
@@ -152,7 +152,9 @@ def open_mixture(config: Config, corpus: Corpus, split: str, damage: DamageTally
     `corpus` serves the sources that name none of their own. No shard is opened. Raises BadInput for a mixture, a layout
     or a filter that cannot be, and for a corpus that has another vocabulary or no documents for its layout.
     """
-    return _Opening(config, corpus, split, damage).mixture("", 1.0, config.mixture.sources)
+    mixture = _Opening(config, corpus, split, damage).mixture("", 1.0, config.mixture.sources)
+    check_same_columns({source.name: source.layout for source in mixture.sources}, corpus.vocabulary)
+    return mixture
 
 
 class _Opening:
@@ -188,7 +190,7 @@ class _Opening:
             raise BadInput(f"source {name}: {own.folder} has another vocabulary than the run's corpus {corpus.folder}")
         try:
             layout = find_layout(source.layout or "", source.options)
-            layout([], own.vocabulary, np.random.default_rng(0))  # refuses values out of range before any is read
+            layout.check(own.vocabulary)
             documents = Documents(own, self._split, self._damage, spoken=layout.spoken, filter=source.filter)
         except BadInput as error:
             raise BadInput(f"source {name}: {error}") from None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -87,6 +86,7 @@ class Stage:
         self.stop = stop
         self.checkpoints = Path(config.run.folder) / "checkpoints"
         self.progress = Progress()
+        self._damage_told: dict[str, int] = {}  # what the loader had counted when the last step was fed
         ranks = {"rank": engine.data_rank, "world": engine.data_size}
         self.loader = make_loader(config, corpus, split="train", **ranks)
         self.validation = validation_packs(config, corpus, **ranks)
@@ -143,6 +143,7 @@ class Stage:
             state = store.load(checkpoint, self.engine.sharded_state(optimizer=stepped, loading=True))
             self.engine.load_state(state, optimizer=stepped)
             self.loader.load_state_dict(kept["loader"])
+            self._damage_told = self.loader.damaged
             self._say(f"resuming from {checkpoint} at step {self.progress.step}")
         else:
             source = weights.source(self.config)
@@ -174,7 +175,7 @@ class Stage:
         waited = time.perf_counter() - started
         step = self.progress.step + 1
         rate = learning_rate(self.config.optimizer, step, self.config.train.steps)
-        fed = tally(packs, self.corpus.vocabulary)
+        fed = tally(packs, self.corpus.vocabulary, self._new_damage())
         outcome = self.engine.train_step(self._micro_batches(packs), rate, fed.numbers())
         terms = self.objective.averages(outcome.sums, outcome.counts)
         samples = self._global_keys(packs) if self.config.train.log_samples else None
@@ -182,9 +183,7 @@ class Stage:
             raise FloatingPointError(f"loss is {terms['lm']} at step {step}; the last checkpoint is from before it")
 
         total = Tally.from_numbers(outcome.extra)
-        self.progress.step = step
-        self.progress.tokens += int(total.tokens)
-        self.progress.audio_seconds += total.audio_seconds
+        self.progress.add(total)
         if self.journal:
             seconds = time.perf_counter() - started
             self.journal.step(self.progress, terms, outcome.gradient_norm, rate, total, seconds, waited, samples)
@@ -201,6 +200,11 @@ class Stage:
             self._validate()
         self._save()
         self._finish("exhausted")
+
+    def _new_damage(self) -> dict[str, int]:
+        """Samples that this rank's loader found damaged since this was last asked, by kind."""
+        before, self._damage_told = self._damage_told, self.loader.damaged
+        return {kind: count - before.get(kind, 0) for kind, count in self._damage_told.items()}
 
     def _micro_batches(self, packs: list[Pack]) -> list[Batch]:
         size = self.config.train.micro_batch
@@ -272,14 +276,8 @@ class Stage:
             store.prune(self.checkpoints, self.config.train.keep_checkpoints)
 
     def _finish(self, status: str) -> None:
-        """Results, with damaged samples counted once for each data-parallel rank."""
-        counts: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(counts, (self.engine.data_rank, self.loader.damaged))
-        damaged: Counter[str] = Counter()
-        for kinds in dict(counts).values():
-            damaged.update(kinds)
         if self.journal:
-            self.journal.finish(status, self.progress, dict(damaged))
+            self.journal.finish(status, self.progress)
 
     def _say(self, line: str) -> None:
         if dist.get_rank() == 0:

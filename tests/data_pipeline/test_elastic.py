@@ -18,22 +18,31 @@ from hypothesis import strategies as st
 from configs.schema import Config, SourceConfig
 from data_pipeline.corpus import Corpus
 from data_pipeline.loader import Loader, make_loader, merge_states
-from data_pipeline.shards import ShardReader, read_index
+from data_pipeline.shards import ShardReader, add_columns, read_index
 from tests.data_pipeline.synthetic import make_config, make_corpus
 from tests.ranks import free_port  # noqa: F401  (its fork server has imported what a worker needs)
 
 DOCUMENTS = 40
 
 
+def scored(folder: Path) -> Corpus:
+    """A corpus whose utterances have a column to filter by."""
+    corpus = Corpus.open(make_corpus(folder, train_documents=DOCUMENTS))
+    rng = np.random.default_rng(3)
+    for shard in corpus.shards("train"):
+        add_columns(shard, {"score": rng.random(len(read_index(shard)))})
+    return corpus
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Corpus:
-    return Corpus.open(make_corpus(tmp_path_factory.mktemp("whole") / "c", train_documents=DOCUMENTS))
+    return scored(tmp_path_factory.mktemp("whole") / "c")
 
 
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory) -> Corpus:
     """One shard is cut short, one has a flipped byte, one has lost its index."""
-    corpus = Corpus.open(make_corpus(tmp_path_factory.mktemp("damaged") / "c", train_documents=DOCUMENTS))
+    corpus = scored(tmp_path_factory.mktemp("damaged") / "c")
     first, second, third, *_ = corpus.shards("train")
     os.truncate(first, int(read_index(first).offset[4]) + 10)
     content = bytearray(second.read_bytes())
@@ -83,13 +92,14 @@ def assert_same(steps: list[list], others: list[list]) -> None:
 
 
 def trees(depth: int) -> st.SearchStrategy[dict[str, SourceConfig]]:
-    """Mixtures nested up to `depth` levels, of all layouts, with and without ends."""
+    """Mixtures nested up to `depth` levels, of several layouts, with and without ends and filters."""
     weight = st.floats(0.1, 3)
     node = st.builds(
         SourceConfig,
         layout=st.sampled_from(["asr", "continuation", "interleaved", "text", "tts"]),
         weight=weight,
         epochs=st.none() | st.integers(1, 2),
+        filter=st.none() | st.sampled_from(["score > 0.3", "score < 0.8 and characters > 30", "characters > 30"]),
     )
     if depth:
         node = node | st.builds(SourceConfig, weight=weight, sources=trees(depth - 1))
@@ -143,7 +153,7 @@ def check_elastic(corpus: Corpus, run: dict) -> None:
 
 
 @given(run=runs(workers=[0]), spoilt=st.booleans())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_k_steps_at_one_world_and_the_rest_at_another_are_the_uninterrupted_run(whole, damaged, run, spoilt):
     check_elastic(damaged if spoilt else whole, run)
 

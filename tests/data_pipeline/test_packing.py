@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.batch import Sample, collate
-from data_pipeline.packing import fill_packs, split_long
+from data_pipeline.packing import fill_packs, filler, split_long
 from runtime.exits import BadInput
 
 LENGTH = 32
@@ -105,3 +105,11 @@ def test_batch_has_the_packs_in_a_row():
     assert batch.tokens.shape == (1, 3 * LENGTH)
     assert batch.cu_seqlens.tolist() == [0, 20, 32, 52, 64, 84, 96]
     assert batch.longest == 20
+
+
+def test_filler_is_a_pack_of_padding():
+    for columns, shape in ((1, (10,)), (3, (10, 3))):
+        pack = filler(10, columns, padding_id=7)
+        assert pack.tokens.shape == pack.loss_weight.shape == shape
+        assert (pack.padding, pack.lengths, pack.keys, pack.audio_seconds) == (10, (10,), (), 0)
+        assert not pack.loss_weight.any() and (pack.tokens.reshape(10, -1)[:, -1] == 7).all()

@@ -80,9 +80,10 @@ class Assembly:
             return self.codes(groups, weight)
         return self.special(self._marks[0], weight).codes(groups, weight).special(self._marks[1], weight)
 
-    def codes(self, groups: np.ndarray, weight: float | np.ndarray) -> Assembly:
-        """Add codes without marks. `weight` may be an array that broadcasts to [groups, group length]."""
-        self._audio_groups += len(groups)
+    def codes(self, groups: np.ndarray, weight: float | np.ndarray, *, speech: bool = True) -> Assembly:
+        """Add codes without marks. `weight` may be an array that broadcasts to [groups, group length]; `speech` says
+        whether they stand for any."""
+        self._audio_groups += len(groups) if speech else 0
         weights = np.broadcast_to(np.asarray(weight, np.float32), groups.shape)
         if self.columns == 1:
             return self._add(groups.reshape(-1, 1), weights.reshape(-1, 1), groups.shape[1])

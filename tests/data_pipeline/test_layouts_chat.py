@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from data_pipeline.utterance import Utterance
 from runtime.exits import BadInput
@@ -13,6 +14,7 @@ from tests.data_pipeline.layout_material import GLM, GROUPED, lay, said, speak, 
 
 RNG = np.random.default_rng(0)
 STEP = step_audio()
+SENTENCEPIECE = Tokenizer.from_str(STEP.tokenizer_json)
 
 
 def turn(role: str, text: str, vocabulary=GROUPED, seconds: float = 0.0, **fields) -> Utterance:
@@ -187,7 +189,7 @@ def test_options_that_cannot_be(options, message):
 def letters(text: str) -> list[int]:
     """Ids of text inside a line in `step_audio`'s tokenizer, by its table alone."""
     names = {"\n": "<0x0A>", " ": "▁"}
-    return [STEP._tokenizer.token_to_id(names.get(letter, letter)) for letter in text]
+    return [SENTENCEPIECE.token_to_id(names.get(letter, letter)) for letter in text]
 
 
 def test_ids_of_step_audio():
@@ -210,8 +212,8 @@ def test_ids_of_step_audio():
 
 
 def test_step_audio_tts_byte_for_byte():
-    """[1] [4] system\\n.. [3] [4] human\\n.. [3] [4] assistant\\n codes [3] [4] human\\n.. [3] [4] assistant\\n codes [3],
-    and no dummy space at the start of a part: `human` does not begin with the token of a space and an h."""
+    """[1] [4] system .. [3] [4] human .. [3] [4] assistant codes [3] [4] human .. [3] [4] assistant codes [3], and no
+    dummy space at the start of a part: `human` does not begin with the token of a space and an h."""
 
     def utterance(key: str, text: str, codes: list[list[int]]) -> Utterance:
         arrays = {"linguistic": np.array([codes[0]]), "semantic": np.array([codes[1]])}
@@ -225,11 +227,11 @@ def test_step_audio_tts_byte_for_byte():
     sample = samples["d/2"]
     prompt, target = [65537, 65538, 66563, 66564, 66565], [65548, 66236, 66565, 70560, 66593]
     assert sample.tokens.tolist() == [
-        1, 4, *letters("system\nBe [Ann]!"), 3, 4, *letters("human\nhello, you"), 3, 4, *letters("assistant\n"), *prompt,
-        3, 4, *letters("human\nhum it"), 3, 4, *letters("assistant\n"), *target, 3,
+        1, 4, *letters("system\nBe [Ann]!"), 3, 4, *letters("human\nhello, you"), 3, 4, *letters("assistant\n"),
+        *prompt, 3, 4, *letters("human\nhum it"), 3, 4, *letters("assistant\n"), *target, 3,
     ]  # fmt: skip
     assert sample.loss_weight.tolist() == [0] * (len(sample) - 6) + [1] * 6
-    assert STEP._tokenizer.token_to_id("▁h") in STEP.encode_text("human")  # what the assembly has to avoid
+    assert SENTENCEPIECE.token_to_id("▁h") in STEP.encode_text("human")  # what the assembly has to avoid
 
     samples = lay("tts_dialogue", ann, STEP, prompt_weight=0.5, begin="<s>")
     assert [sample.loss_weight.sum() for sample in samples] == [9, 9]

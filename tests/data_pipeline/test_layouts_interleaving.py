@@ -75,8 +75,10 @@ def test_spans_of_tokens_end_at_words():
         assert 1 - tokens[1] / tokens[0] == pytest.approx(0.4, abs=0.1)
 
 
-@pytest.mark.parametrize("ratio, expected", [(0.0, ["a b c d", "<|endoftext|>"]),
-                                             (1.0, ["<|audio_start|>", 40, "<|audio_end|>", "<|endoftext|>"])])  # fmt: skip
+@pytest.mark.parametrize(
+    "ratio, expected",
+    [(0.0, ["a b c d", "<|endoftext|>"]), (1.0, ["<|audio_start|>", 40, "<|audio_end|>", "<|endoftext|>"])],
+)
 def test_spans_of_nothing_and_of_all_run_over_utterances(ratio, expected):
     utterances = [speak(GROUPED, 0.48, RNG, "a b", key="1"), speak(GROUPED, 0.48, RNG, "c d", key="2")]
     (sample,) = lay("spans", utterances, GROUPED, ratio=ratio)

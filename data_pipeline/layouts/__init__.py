@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from configs.schema import SourceConfig
 from data_pipeline.batch import Sample
 from data_pipeline.layouts.assembly import check_marks, specials_in
 from data_pipeline.layouts.channels import CHANNELS, channels
@@ -86,6 +87,10 @@ class Layout:
             return CHANNELS
         return frame_columns(vocabulary) if self.name == "csm" or self._settings().get("frames") else 1
 
+    def plain(self, vocabulary: Vocabulary) -> bool:
+        """Whether its samples are one column of tokens and nothing else: no feature slots, no further targets."""
+        return self.columns(vocabulary) == 1 and not self._settings().get("encoder")
+
     def check(self, vocabulary: Vocabulary) -> None:
         """Raises BadInput, before any document is read, for a vocabulary without its special tokens or with codebooks
         that it cannot use, and for values of options that are out of range."""
@@ -115,6 +120,23 @@ def find_layout(name: str, options: Mapping[str, Any]) -> Layout:
             raise BadInput(f"layout {name} has no option {option!r}; it has {', '.join(known) or 'none'}")
         taken[option] = _typed(f"layout {name}: option {option}", value, known[option])
     return Layout(name, taken)
+
+
+def layouts_of(sources: Mapping[str, SourceConfig], prefix: str = "") -> dict[str, Layout]:
+    """The layouts of a mixture's sources with a weight above 0, at all levels, by path.
+
+    Raises BadInput as `find_layout` does, naming the source.
+    """
+    found: dict[str, Layout] = {}
+    for name, source in sorted(sources.items()):
+        if source.weight and source.sources:
+            found |= layouts_of(source.sources, f"{prefix}{name}.")
+        elif source.weight:
+            try:
+                found[prefix + name] = find_layout(source.layout or "", source.options)
+            except BadInput as error:
+                raise BadInput(f"source {prefix}{name}: {error}") from None
+    return found
 
 
 def wanted_specials(layouts: Iterable[Layout]) -> tuple[str, ...]:

@@ -15,10 +15,10 @@ from configs.schema import SourceConfig
 from data_pipeline.batch import Sample, collate
 from data_pipeline.corpus import Corpus
 from data_pipeline.damage import DamageTally
-from data_pipeline.layouts import _LAYOUTS, check_same_columns, find_layout, wanted_specials
+from data_pipeline.layouts import _LAYOUTS, check_same_columns, find_layout, layouts_of, wanted_specials
 from data_pipeline.layouts.groups import group_length, unframe, ungroup
 from data_pipeline.loader import make_loader
-from data_pipeline.mixture import open_sources
+from data_pipeline.mixture import open_mixture
 from data_pipeline.packing import fill_packs, split_long
 from data_pipeline.utterance import Utterance
 from data_pipeline.vocabulary import Vocabulary
@@ -186,12 +186,14 @@ def test_what_holds_for_every_layout(name, options, weights, seed, utterances, t
     for utterance, codes in zip(spoken, before, strict=True):
         assert all(np.array_equal(utterance.codes[book], codes[book]) for book in codes)
     assert len({sample.key for sample in samples}) == len(samples)
-    columns = find_layout(name, options).columns(vocabulary)
+    layout = find_layout(name, options)
+    columns = layout.columns(vocabulary)
     for sample, same in zip(samples, again, strict=True):
         assert sample.key == same.key and sample.key.startswith("d/")
         for one, other in zip(arrays(sample), arrays(same), strict=True):
             np.testing.assert_array_equal(one, other)
         assert (sample.tokens.shape[1] if sample.tokens.ndim > 1 else 1) == columns
+        assert not layout.plain(vocabulary) or not (sample.tokens.ndim > 1 or sample.slots or sample.targets)
         check_sample(sample, vocabulary, weights)
         if name != "channels":
             check_codes(sample, spoken, vocabulary)
@@ -232,12 +234,22 @@ def test_special_tokens_that_a_mixture_wants():
     assert wanted_specials([find_layout("text", {}), find_layout("spans", {"marks": []})]) == ()
 
 
+def test_layouts_of_a_nested_mixture():
+    asr, text = SourceConfig(layout="asr", weight=1.0), SourceConfig(layout="text", weight=2.0)
+    unused = SourceConfig(layout="karaoke", weight=0.0)
+    mixture = {"words": text, "speech": SourceConfig(weight=1.0, sources={"asr": asr, "unused": unused})}
+    assert {path: layout.name for path, layout in layouts_of(mixture).items()} == {"speech.asr": "asr", "words": "text"}
+    unused.weight = 1.0
+    with pytest.raises(BadInput, match=r"source speech\.unused: unknown layout 'karaoke'"):
+        layouts_of(mixture)
+
+
 def test_a_vocabulary_without_them_is_refused_before_any_document_is_read(tmp_path):
     corpus = Corpus.open(make_corpus(tmp_path / "corpus"))
     config = make_config()
     config.mixture.sources["talk"] = SourceConfig(layout="chat", weight=1.0)
     with pytest.raises(BadInput, match=r"source talk: layout chat needs the special tokens <\|BOT\|>, <\|EOT\|>"):
-        open_sources(config, corpus, "train", DamageTally(1.0))
+        open_mixture(config, corpus, "train", DamageTally(1.0))
 
 
 def test_columns_of_a_mixture_have_to_agree(tmp_path):

@@ -67,8 +67,8 @@ class Layout:
     def spoken(self) -> bool:
         """Whether it wants documents that have speech, as codes, only."""
         settings = self._settings()
-        if self.name == "units":
-            return not settings["encoder"] or settings["says"] != "text"
+        if settings.get("encoder"):  # what is heard needs no codes; what is said may
+            return settings.get("says", "text") != "text" or settings.get("form") == "AQAA"
         return self.name != "text" and settings.get("form") != "TQTA"
 
     @property

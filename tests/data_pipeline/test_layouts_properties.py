@@ -31,13 +31,16 @@ MARKED = {"marks": ["<|audio_start|>", "<|audio_end|>"]}
 KINDS: list[tuple[str, dict[str, Any], set[float]]] = [
     ("asr", {}, {0, 1}),
     ("asr", {"audio_weight": 0.25, "marks": [], "task": "write:"}, {0.25, 1}),
+    ("asr", {"encoder": "whisper", "stride": 4}, {0, 1}),
     ("channels", {"block": 16, "next_weight": 0.5}, {0.5}),
     ("chat", {"form": "TQTA"}, {0, 1}),
     ("chat", {"form": "AQTA"}, {0, 1}),
     ("chat", {"form": "TAQTA", "loss": "all"}, {0, 1}),
     ("chat", {"form": "AQAA", "history": "audio", **MARKED}, {0, 1}),
     ("chat", {"form": "AQAA", "chunks": [4, 20], "audio_weight": 0.5}, {0, 0.5, 1}),
+    ("chat", {"form": "TAQTA", "encoder": "whisper", "stride": 5, "history": "audio", **MARKED}, {0, 1}),
     ("chunked", {"text_chunk": 3, "audio_chunk": 20}, {1}),
+    ("chunked", {"text_chunk": 3, "audio_chunk": 20, "share": 0.5, "least_ratio": 3.0, "text_weight": 0.0}, {0, 1}),
     ("continuation", {}, {1}),
     ("csm", {"depth_share": 0.25}, {0, 1}),
     ("interleaved", {"shortest": 1, "longest": 3}, {1}),
@@ -266,7 +269,7 @@ def test_a_corpus_is_loaded_as_chunks_and_spans(tmp_path):
     config.mixture.sources["chunks"] = SourceConfig(
         layout="chunked", weight=1.0, options={"text_chunk": 5, "audio_chunk": 15}
     )
-    loader = make_loader(config, folder, split="train", rank=0, world=1)
+    loader = make_loader(config, Corpus.open(folder), split="train", rank=0, world=1)
     keys = [key for _ in range(4) for pack in loader.next_step() for key in pack.keys]
     assert {key.split("/")[0] for key in keys} == {"spans", "itts", "chunks"}
 
@@ -291,8 +294,10 @@ def test_options_of_another_type_are_refused(name, options, message):
     "name, options",
     [("spans", {"ratio": 1.5}), ("spans", {"mean_length": 0.5}), ("spans", {"level": "letter"}),
      ("intlv", {"pause": 0.0}), ("intlv", {"audio_weight": -1.0}), ("itts", {"shortest": 0}),
-     ("chunked", {"text_chunk": 0}), ("chunked", {"audio_weight": -1.0}), ("tts_dialogue", {"prompt_weight": -1.0}),
-     ("csm", {"depth_share": 2.0}), ("channels", {"next_weight": -1.0}), ("channels", {"longest_run": 0})],
+     ("chunked", {"text_chunk": 0}), ("chunked", {"audio_weight": -1.0}), ("chunked", {"share": 1.5}),
+     ("chunked", {"least_ratio": -1.0}), ("asr", {"stride": 0}), ("chat", {"stride": 0}),
+     ("tts_dialogue", {"prompt_weight": -1.0}), ("csm", {"depth_share": 2.0}), ("channels", {"next_weight": -1.0}),
+     ("channels", {"longest_run": 0})],
 )  # fmt: skip
 def test_values_out_of_range_are_refused_with_no_document_at_hand(name, options):
     with pytest.raises(BadInput):

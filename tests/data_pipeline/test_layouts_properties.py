@@ -13,18 +13,14 @@ from hypothesis import strategies as st
 
 from configs.schema import SourceConfig
 from data_pipeline.batch import Sample, collate
-from data_pipeline.corpus import Corpus
-from data_pipeline.damage import DamageTally
 from data_pipeline.layouts import _LAYOUTS, check_same_columns, find_layout, layouts_of, wanted_specials
 from data_pipeline.layouts.groups import group_length, unframe, ungroup
-from data_pipeline.loader import make_loader
-from data_pipeline.mixture import open_mixture
 from data_pipeline.packing import fill_packs, split_long
 from data_pipeline.utterance import Utterance
 from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
 from tests.data_pipeline.layout_material import GROUPED, RESIDUAL, SINGLE, lay, speak
-from tests.data_pipeline.synthetic import SPECIALS, make_config, make_corpus
+from tests.data_pipeline.synthetic import SPECIALS
 
 MARKED = {"marks": ["<|audio_start|>", "<|audio_end|>"]}
 # layout, options, and the loss weights that its docstring speaks of
@@ -247,31 +243,12 @@ def test_layouts_of_a_nested_mixture():
         layouts_of(mixture)
 
 
-def test_a_vocabulary_without_them_is_refused_before_any_document_is_read(tmp_path):
-    corpus = Corpus.open(make_corpus(tmp_path / "corpus"))
-    config = make_config()
-    config.mixture.sources["talk"] = SourceConfig(layout="chat", weight=1.0)
-    with pytest.raises(BadInput, match=r"source talk: layout chat needs the special tokens <\|BOT\|>, <\|EOT\|>"):
-        open_mixture(config, corpus, "train", DamageTally(1.0))
-
-
-def test_columns_of_a_mixture_have_to_agree(tmp_path):
+def test_columns_of_a_mixture_have_to_agree():
     assert (
         check_same_columns({"a": find_layout("text", {"frames": True}), "b": find_layout("csm", {})}, RESIDUAL) is None
     )
     with pytest.raises(BadInput, match="a makes 1, b makes 5"):
         check_same_columns({"a": find_layout("text", {}), "b": find_layout("csm", {})}, RESIDUAL)
-
-
-def test_a_corpus_is_loaded_as_chunks_and_spans(tmp_path):
-    folder = make_corpus(tmp_path / "corpus")
-    config = make_config({"spans": 1.0, "itts": 1.0})
-    config.mixture.sources["chunks"] = SourceConfig(
-        layout="chunked", weight=1.0, options={"text_chunk": 5, "audio_chunk": 15}
-    )
-    loader = make_loader(config, Corpus.open(folder), split="train", rank=0, world=1)
-    keys = [key for _ in range(4) for pack in loader.next_step() for key in pack.keys]
-    assert {key.split("/")[0] for key in keys} == {"spans", "itts", "chunks"}
 
 
 @pytest.mark.parametrize(

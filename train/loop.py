@@ -67,8 +67,8 @@ def newest_logits(config: Config, stop: StopFlag) -> tuple[list[Pack], torch.Ten
 def _joined(config: Config, stop: StopFlag) -> Iterator[Stage]:
     """The stage on this rank, in a process group that lasts as long as the context."""
     check(config, int(os.environ.get("WORLD_SIZE", "1")))
+    check_layouts(layouts_of(config.mixture.sources))
     corpus = Corpus.open(corpus_folder(config))
-    check_layouts(layouts_of(config.mixture.sources), corpus.vocabulary)
     device = process_groups.join(config.parallel)
     try:
         objective = NextToken(corpus.vocabulary.modalities)

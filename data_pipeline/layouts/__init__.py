@@ -48,6 +48,7 @@ _LAYOUTS: dict[str, Callable[..., list[Sample]]] = {
     "tts_dialogue": tts_dialogue,
     "units": units,
 }
+_SEVERAL_COLUMNS = {"channels", "csm"}
 _TEMPLATES = {"begin", "end", "heads", "listen", "marks", "speak", "tail", "task", "turn", "unit"}
 
 
@@ -87,9 +88,11 @@ class Layout:
             return CHANNELS
         return frame_columns(vocabulary) if self.name == "csm" or self._settings().get("frames") else 1
 
-    def plain(self, vocabulary: Vocabulary) -> bool:
+    @property
+    def plain(self) -> bool:
         """Whether its samples are one column of tokens and nothing else: no feature slots, no further targets."""
-        return self.columns(vocabulary) == 1 and not self._settings().get("encoder")
+        settings = self._settings()
+        return not (self.name in _SEVERAL_COLUMNS or settings.get("frames") or settings.get("encoder"))
 
     def check(self, vocabulary: Vocabulary) -> None:
         """Raises BadInput, before any document is read, for a vocabulary without its special tokens or with codebooks

@@ -8,7 +8,7 @@ import pytest
 from data_pipeline.layouts import find_layout
 from data_pipeline.packing import fill_packs
 from runtime.exits import BadInput
-from tests.data_pipeline.layout_material import RESIDUAL, SINGLE, lay, speak
+from tests.data_pipeline.layout_material import RESIDUAL, lay, speak
 from train.models.speech_lm import check_layouts
 from train.progress import tally
 
@@ -16,10 +16,10 @@ from train.progress import tally
 def test_layouts_of_more_than_one_column_are_refused_before_training():
     """In one line that names the source, whichever of columns, slots or targets it is."""
     fine = {"talk.asr": find_layout("asr", {}), "chats": find_layout("units", {})}
-    check_layouts(fine, SINGLE)
+    check_layouts(fine)
     for name, options in (("csm", {}), ("text", {"frames": True}), ("channels", {}), ("units", {"encoder": "whisper"})):
         with pytest.raises(BadInput, match=f"source talk.other: layout {name} makes .* reads one column of tokens"):
-            check_layouts(fine | {"talk.other": find_layout(name, options)}, SINGLE)
+            check_layouts(fine | {"talk.other": find_layout(name, options)})
 
 
 def test_tokens_of_all_columns_are_counted_by_modality():

@@ -12,7 +12,6 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from configs.schema import BackboneConfig, ParallelConfig, Precision
 from data_pipeline.batch import Batch
 from data_pipeline.layouts import Layout
-from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
 from train.models.trunk import transformer_config, trunk_spec
 
@@ -40,10 +39,10 @@ class SpeechLM(GPTModel):
         )
 
 
-def check_layouts(layouts: Mapping[str, Layout], vocabulary: Vocabulary) -> None:
+def check_layouts(layouts: Mapping[str, Layout]) -> None:
     """Raises BadInput for a layout, by its source, of which `run` cannot take all that it makes."""
     for source, layout in layouts.items():
-        if not layout.plain(vocabulary):
+        if not layout.plain:
             raise BadInput(
                 f"source {source}: layout {layout.name} makes several columns, feature slots or further targets with "
                 "these options, and the model reads one column of tokens"

@@ -50,6 +50,10 @@ def _parser() -> argparse.ArgumentParser:
     _configured(data, "build", "text, speech and codes into shards; resumes", "data_build")
     _configured(data, "entropy", "unigram entropy of a corpus's audio codes, nats a token", "data_entropy")
 
+    verify = _corpus(data, "verify", "whether manifest, indexes, tars and every sample are as they should be")
+    verify.add_argument("--quick", action="store_true", help="checksums and indexes only")
+    verify.add_argument("--workers", type=int, metavar="N", help="processes; one a core unless set")
+
     checkpoint = _group(commands, "checkpoint", "look into, check and convert checkpoints")
     for name, help_text in (("inspect", "what a checkpoint holds"), ("verify", "whether its files are all there")):
         command = _command(checkpoint, name, help_text, f"checkpoint_{name}")
@@ -81,6 +85,12 @@ def _configured(
 ) -> argparse.ArgumentParser:
     parser = _command(commands, name, help_text, function or name)
     parser.add_argument("settings", nargs="*", metavar="key=value", help=OVERRIDES)
+    return parser
+
+
+def _corpus(commands: argparse._SubParsersAction, name: str, help_text: str) -> argparse.ArgumentParser:
+    parser = _command(commands, name, help_text, f"data_{name}")
+    parser.add_argument("corpus", nargs="+", metavar="FOLDER|key=value", help=f"a corpus folder, or {OVERRIDES}")
     return parser
 
 

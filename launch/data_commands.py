@@ -7,7 +7,7 @@ from pathlib import Path
 
 from configs.schema import Config
 from launch.selection import read_words
-from runtime.exits import DONE
+from runtime.exits import DONE, BadInput
 from runtime.signals import stoppable
 
 
@@ -27,6 +27,36 @@ def data_entropy(options: Namespace) -> int:
         for name, nats in unigram_entropy(corpus, split).items():
             print(f"{split:<6} {name:<12} {nats:.4f} nats a token")
     return DONE
+
+
+def data_verify(options: Namespace) -> int:
+    """Exit code 2 and one line where anything is wrong, after the problems kind by kind."""
+    from data_pipeline.looking.verify import tell, verify
+
+    folder, _ = _corpus(options.corpus)
+    with stoppable() as stop:
+        problems = verify(folder, quick=options.quick, workers=options.workers, stop=stop)
+    if problems:
+        raise BadInput(f"{folder} has {len(problems)} problems: {tell(problems, print)}")
+    checked = "checksums agree" if options.quick else "every shard and sample is as the manifest tells"
+    print(f"{folder}: {checked}")
+    return DONE
+
+
+def _corpus(words: list[str]) -> tuple[Path, Config | None]:
+    """The corpus that a command line means: a folder, or the one of a recipe's settings, then with its config."""
+    folders = [word for word in words if "=" not in word]
+    if len(folders) > 1:
+        raise BadInput(f"one corpus at a time: {' or '.join(folders)}")
+    if words == folders:
+        if not folders:
+            raise BadInput("name a corpus: its folder, or settings such as recipe=quickstart")
+        return Path(folders[0]), None
+    from data_pipeline.build import corpus_folder
+
+    settings = [word for word in words if "=" in word] + [f"corpus.folder={folder}" for folder in folders]
+    config = read_words(settings).first()
+    return corpus_folder(config), config
 
 
 def build_corpus(config: Config) -> Path:

@@ -50,6 +50,12 @@ def _parser() -> argparse.ArgumentParser:
     _configured(data, "build", "text, speech and codes into shards; resumes", "data_build")
     _configured(data, "entropy", "unigram entropy of a corpus's audio codes, nats a token", "data_entropy")
 
+    stats = _corpus(
+        data, "stats", "hours, tokens, speakers, licences, distributions and codebook usage, split by split"
+    )
+    stats.add_argument("--json", metavar="FILE", help="write them to a file too")
+    stats.add_argument("--read", type=int, default=2000, metavar="N", help="samples of a split that are read (2000)")
+    stats.add_argument("--read-all", action="store_true", help="read every sample")
     verify = _corpus(data, "verify", "whether manifest, indexes, tars and every sample are as they should be")
     verify.add_argument("--quick", action="store_true", help="checksums and indexes only")
     verify.add_argument("--workers", type=int, metavar="N", help="processes; one a core unless set")

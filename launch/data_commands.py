@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from argparse import Namespace
 from pathlib import Path
 
@@ -26,6 +27,23 @@ def data_entropy(options: Namespace) -> int:
     for split in SPLITS:
         for name, nats in unigram_entropy(corpus, split).items():
             print(f"{split:<6} {name:<12} {nats:.4f} nats a token")
+    return DONE
+
+
+def data_stats(options: Namespace) -> int:
+    """What a corpus holds, split by split, as tables; `--json` also as a file."""
+    from rich.console import Console
+
+    from data_pipeline.corpus import Corpus
+    from data_pipeline.looking.stats import as_json, gather, print_tables
+    from data_pipeline.shards import replace_atomically
+
+    corpus = Corpus.open(_corpus(options.corpus)[0])
+    with stoppable() as stop:
+        found = gather(corpus, read=None if options.read_all else options.read, stop=stop)
+    print_tables(corpus, found, Console(soft_wrap=True))
+    if options.json:
+        replace_atomically(Path(options.json), json.dumps(as_json(corpus, found), indent=2, allow_nan=False).encode())
     return DONE
 
 

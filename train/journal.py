@@ -95,7 +95,7 @@ class Journal:
         self._log.sync()
 
     def finish(self, status: str, progress: Progress) -> None:
-        """Write results.json: how the run ended ("finished" or "stopped"), and what it reached."""
+        """Write results.json: how the run ended ("finished", "exhausted" of its data, "stopped"), what it reached."""
         validations = read_validation(self._folder)
         entropy = unigram_entropy(self._corpus, "train")
         results = {

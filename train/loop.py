@@ -88,8 +88,8 @@ class Stage:
         self.progress = Progress()
         self._damage_told: dict[str, int] = {}  # what the loader had counted when the last step was fed
         ranks = {"rank": engine.data_rank, "world": engine.data_size}
-        self.loader = make_loader(config, corpus.folder, split="train", **ranks)
-        self.validation = validation_packs(config, corpus.folder, **ranks)
+        self.loader = make_loader(config, corpus, split="train", **ranks)
+        self.validation = validation_packs(config, corpus, **ranks)
         self.journal = Journal(config, corpus, dist.get_world_size()) if dist.get_rank() == 0 else None
 
     def run(self) -> None:
@@ -98,7 +98,9 @@ class Stage:
             self._validate_if_due()
             while self.progress.step < self.config.train.steps:
                 self._stop_if_asked()
-                self._step()
+                if not self._step():
+                    self._end_early()
+                    return
                 self._validate_if_due()
                 if self._checkpoint_is_due():
                     self._save()
@@ -164,8 +166,11 @@ class Stage:
 
     # --- steps ----------------------------------------------------------------------------------------------
 
-    def _step(self) -> None:
+    def _step(self) -> bool:
+        """Train one step. False, and nothing done, where no rank has data for one."""
         started = time.perf_counter()
+        if self.loader.bounded and not self.engine.any(self.loader.has_next()):
+            return False
         packs = self.loader.next_step()
         waited = time.perf_counter() - started
         step = self.progress.step + 1
@@ -182,6 +187,19 @@ class Stage:
         if self.journal:
             seconds = time.perf_counter() - started
             self.journal.step(self.progress, terms, outcome.gradient_norm, rate, total, seconds, waited, samples)
+        return True
+
+    def _end_early(self) -> None:
+        """Finish a stage whose sources have all been read as often as their `epochs` allow."""
+        step = self.progress.step
+        self._say(
+            f"the mixture has no more data: every source was read its `epochs` times by step {step} of "
+            f"{self.config.train.steps}; training ends here"
+        )
+        if self.config.train.validate_every and step != self.progress.validated:
+            self._validate()
+        self._save()
+        self._finish("exhausted")
 
     def _new_damage(self) -> dict[str, int]:
         """Samples that this rank's loader found damaged since this was last asked, by kind."""

@@ -85,6 +85,8 @@ def _status(run: RunFolder) -> dict[str, str]:
     match run.results.get("status"):
         case "finished":
             return {"kind": "finished", "text": f"Finished: {place}"}
+        case "exhausted":
+            return {"kind": "finished", "text": f"Finished with its data: {place}"}
         case "stopped":
             return {"kind": "stopped", "text": f"Stopped at {place}"}
     return {"kind": "open", "text": f"Not finished: {place} so far"}

@@ -12,6 +12,9 @@ from runtime.exits import DONE, BadInput
 from runtime.signals import stoppable
 
 
+STATS_WIDTH = 110  # characters that the widest table of statistics wants
+
+
 def data_build(options: Namespace) -> int:
     config = read_words(options.settings).first()
     print(build_corpus(config))
@@ -41,7 +44,7 @@ def data_stats(options: Namespace) -> int:
     corpus = Corpus.open(_corpus(options.corpus)[0])
     with stoppable() as stop:
         found = gather(corpus, read=None if options.read_all else options.read, stop=stop)
-    print_tables(corpus, found, Console(soft_wrap=True))
+    print_tables(corpus, found, Console(width=max(Console().width, STATS_WIDTH)))
     if options.json:
         replace_atomically(Path(options.json), json.dumps(as_json(corpus, found), indent=2, allow_nan=False).encode())
     return DONE

@@ -11,7 +11,6 @@ from launch.selection import read_words
 from runtime.exits import DONE, BadInput
 from runtime.signals import stoppable
 
-
 STATS_WIDTH = 110  # characters that the widest table of statistics wants
 
 

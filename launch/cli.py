@@ -50,6 +50,13 @@ def _parser() -> argparse.ArgumentParser:
     _configured(data, "build", "text, speech and codes into shards; resumes", "data_build")
     _configured(data, "entropy", "unigram entropy of a corpus's audio codes, nats a token", "data_entropy")
 
+    inspect = _corpus(data, "inspect", "one sample: text, words, codes, spectrogram, and what the loss covers")
+    inspect.add_argument("--sample", default="0", metavar="KEY|N", help="its key, or its number from 0 on (0)")
+    inspect.add_argument("--split", default="train", choices=("train", "valid"))
+    inspect.add_argument("--layout", metavar="NAME", help="a source of the mixture, or a layout: show its tokens")
+    inspect.add_argument("--seed", type=int, default=0, metavar="N", help="of what the layout draws (0)")
+    inspect.add_argument("--html", metavar="FILE", help="write a page with a player too")
+    inspect.add_argument("--spectrogram", metavar="FILE", help="write the spectrogram as a PNG too")
     stats = _corpus(
         data, "stats", "hours, tokens, speakers, licences, distributions and codebook usage, split by split"
     )

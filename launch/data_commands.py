@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from configs.schema import Config
+from configs.schema import Config, SourceConfig
 from launch.selection import read_words
 from runtime.exits import DONE, BadInput
 from runtime.signals import stoppable
+
+if TYPE_CHECKING:
+    from data_pipeline.layouts import Layout
 
 STATS_WIDTH = 110  # characters that the widest table of statistics wants
 
@@ -30,6 +35,51 @@ def data_entropy(options: Namespace) -> int:
         for name, nats in unigram_entropy(corpus, split).items():
             print(f"{split:<6} {name:<12} {nats:.4f} nats a token")
     return DONE
+
+
+def data_inspect(options: Namespace) -> int:
+    """One sample on the terminal; `--layout` with what the loss covers, `--html` and `--spectrogram` as files."""
+    from rich.console import Console
+
+    from data_pipeline.corpus import Corpus
+    from data_pipeline.looking.inspect import find, print_sample
+    from data_pipeline.looking.laid import lay
+    from data_pipeline.looking.sample_page import write_sample_page
+    from data_pipeline.looking.samples import read_sound
+    from data_pipeline.looking.spectrogram import spectrogram_png
+    from data_pipeline.shards import replace_atomically
+
+    folder, config = _corpus(options.corpus)
+    layout = _layout(options.layout, config) if options.layout else None
+    corpus = Corpus.open(folder)
+    if layout is not None:
+        layout.check(corpus.vocabulary)
+    found = find(corpus, options.split, options.sample)
+    laid = [] if layout is None else lay(layout, found.document, corpus.vocabulary, options.seed)
+    print_sample(found, corpus, laid, Console(soft_wrap=True, highlight=False))
+    if options.spectrogram:
+        if found.audio is None:
+            raise BadInput(f"{found.utterance.key} has no sound in the corpus, so it has no spectrogram")
+        replace_atomically(Path(options.spectrogram), spectrogram_png(*read_sound(found.audio, found.utterance.key)))
+    if options.html:
+        write_sample_page(Path(options.html), found, corpus, options.layout or "", laid)
+    return DONE
+
+
+def _layout(name: str, config: Config | None) -> Layout:
+    """The layout of the mixture's source `name`, with its options; else the layout of that name as it is."""
+    from data_pipeline.layouts import find_layout
+
+    source = _source(name, config.mixture.sources) if config else None
+    if source is not None and source.layout is not None:
+        return find_layout(source.layout, source.options)
+    return find_layout(name, {})
+
+
+def _source(name: str, sources: Mapping[str, SourceConfig]) -> SourceConfig | None:
+    """The source `name` of a mixture or of one inside it."""
+    inside = (_source(name, source.sources) for source in sources.values())
+    return sources.get(name) or next((source for source in inside if source is not None), None)
 
 
 def data_stats(options: Namespace) -> int:

@@ -56,6 +56,7 @@ def data_inspect(options: Namespace) -> int:
         layout.check(corpus.vocabulary)
     found = find(corpus, options.split, options.sample)
     laid = [] if layout is None else lay(layout, found.document, corpus.vocabulary, options.seed)
+    laid = [sample for sample in laid if sample.key.endswith(f"/{found.utterance.key}")] or laid  # its own, or all
     print_sample(found, corpus, laid, Console(soft_wrap=True, highlight=False))
     if options.spectrogram:
         if found.audio is None:

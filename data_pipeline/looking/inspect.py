@@ -52,9 +52,8 @@ def find(corpus: Corpus, split: str, wanted: str) -> Found:
         with ShardReader(shard) as reader:
             utterance, audio = reader.read(ordinal), reader.read_audio(ordinal)
             number = reader.index.document[ordinal]
-            return Found(
-                shard, ordinal, utterance, audio, _document(reader, np.flatnonzero(reader.index.document == number))
-            )
+            document = _document(reader, np.flatnonzero(reader.index.document == number))
+            return Found(shard, ordinal, utterance, audio, document)
     except DamagedSample as damaged:
         raise BadInput(f"the sample is damaged: {damaged}") from damaged
 
@@ -117,10 +116,9 @@ def print_sample(found: Found, corpus: Corpus, laid: Sequence[Laid], console: Co
             codes = " ".join(map(str, row[:CODES_SHOWN].tolist())) + more
             console.print(Text(f"{label} ", style="dim") + Text(codes, style=colours.get(name, "")))
     for name, vectors in utterance.features.items():
-        spread = (
-            f"mean {float(vectors.mean(dtype=np.float64)):.3g}, deviation {float(vectors.std(dtype=np.float64)):.3g}"
-        )
-        console.print(Text(f"{name} features {len(vectors)} x {vectors.shape[1]}, {spread}", style="dim"))
+        mean, deviation = float(vectors.mean(dtype=np.float64)), float(vectors.std(dtype=np.float64))
+        size = f"{name} features {len(vectors)} x {vectors.shape[1]}"
+        console.print(Text(f"{size}, mean {mean:.3g}, deviation {deviation:.3g}", style="dim"))
     if found.audio is not None:
         console.print(spectrogram_text(found, console))
     for sample in laid:
@@ -150,8 +148,8 @@ def _run(tokens: list[Token], colours: dict[str, str], covered: bool) -> Text:
     shown = Text()
     before, stretch = "", 0
     for token in tokens:
-        stretch = stretch + 1 if token.kind == before else 1
-        if token.kind not in (TEXT, SPECIAL) and stretch > CODES_SHOWN:
+        stretch = 0 if token.kind in (TEXT, SPECIAL) else stretch + 1
+        if stretch > CODES_SHOWN:
             if stretch == CODES_SHOWN + 1:
                 shown.append(" …")
             before = token.kind

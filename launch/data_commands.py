@@ -100,6 +100,20 @@ def data_stats(options: Namespace) -> int:
     return DONE
 
 
+def data_report(options: Namespace) -> int:
+    """The corpus as one page; says where it is."""
+    from data_pipeline.corpus import Corpus
+    from data_pipeline.looking.report import REPORT_FILE, write_corpus_report
+    from data_pipeline.looking.stats import gather
+
+    corpus = Corpus.open(_corpus(options.corpus)[0])
+    path = Path(options.html) if options.html else corpus.folder / REPORT_FILE
+    with stoppable() as stop:
+        write_corpus_report(path, corpus, gather(corpus, read=options.read, stop=stop))
+    print(path)
+    return DONE
+
+
 def data_verify(options: Namespace) -> int:
     """Exit code 2 and one line where anything is wrong, after the problems kind by kind."""
     from data_pipeline.looking.verify import tell, verify

@@ -12,7 +12,7 @@ from data_pipeline.looking.histogram import Histogram
 from data_pipeline.looking.pages import number, short
 
 WIDTH, HEIGHT = 360, 128  # of a picture, without the numbers below it
-_BEYOND = 0.001  # share of the numbers at either end that a picture leaves out
+_BEYOND = 0.005  # share of the numbers at either end that a picture leaves out
 
 
 class Bar(NamedTuple):
@@ -57,6 +57,10 @@ class Curve:
 
 def histogram_chart(title: str, held: Histogram, colour: str) -> Bars:
     """The picture of `held`, which has numbers."""
+    if held.least == held.most:
+        tip = f"{number(held.least)}: {held.number:,}"
+        only = Mark(WIDTH / 2, f"all {number(held.least)}")
+        return Bars(title, f"{short(held.number)} values", colour, [Bar(WIDTH / 2 - 6, 0, 12, HEIGHT, tip)], [], only)
     edges, counts = held.bars(48, _BEYOND)
     low, high = float(edges[0]), float(edges[-1])
     highest = max(1, int(counts.max()))
@@ -75,7 +79,7 @@ def histogram_chart(title: str, held: Histogram, colour: str) -> Bars:
     notes += [f"{outside:,} beyond"] if outside else []
     notes += [f"{held.unknown:,} without"] if held.unknown else []
     middle = Mark(min(max(at(median), 0.0), float(WIDTH)), f"median {number(median)}")
-    return Bars(title, ", ".join(notes), colour, bars, [Mark(at(v), number(v)) for v in _ticks(low, high)], middle)
+    return Bars(title, ", ".join(notes), colour, bars, [Mark(at(v), _label(v)) for v in _ticks(low, high)], middle)
 
 
 def usage_chart(title: str, counts: np.ndarray, facts: list[tuple[str, str]], colour: str) -> Curve:
@@ -91,6 +95,10 @@ def usage_chart(title: str, counts: np.ndarray, facts: list[tuple[str, str]], co
     points = [f"{scale * place:.1f} {height(float(seen[place])):.1f}" for place in places.tolist()]
     path = f"M0 {HEIGHT}L" + "L".join(points) + f"L{scale * len(seen):.1f} {points[-1].split()[1]}V{HEIGHT}Z"
     return Curve(title, facts, colour, path, height(1 / len(counts)), len(seen) / len(counts))
+
+
+def _label(value: float) -> str:
+    return short(value) if value >= 10_000 else number(value)
 
 
 def _ticks(low: float, high: float, wanted: int = 6) -> Sequence[float]:

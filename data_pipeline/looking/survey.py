@@ -124,7 +124,7 @@ class Usage:
     @property
     def perplexity(self) -> list[float]:
         """exp(-sum p ln p) of each row: how many codes, were they used evenly, would be as surprising."""
-        return [float(np.exp(_entropy(row))) for row in self.counts]
+        return [float(np.exp(entropy(row))) for row in self.counts]
 
 
 @dataclass
@@ -206,7 +206,7 @@ def _read_one(reader: ShardReader, ordinal: int, vocabulary: Vocabulary, told: R
         told.add(utterance, vocabulary)
 
 
-def _entropy(counts: np.ndarray) -> float:
+def entropy(counts: np.ndarray) -> float:
     """-sum p ln p of p = counts / sum(counts), 0 where nothing was counted."""
     if not counts.sum():
         return 0.0

@@ -18,10 +18,8 @@ from data_pipeline.sources.recording import Recording, Segment
 from data_pipeline.sources.speech.places import FileStretch
 from runtime.exits import BadInput
 
-AUDIO_SUFFIXES = frozenset(
-    (".wav", ".flac", ".mp3", ".ogg", ".opus", ".oga", ".m4a", ".mp4", ".aac", ".webm", ".mka", ".sph", ".g722")
-    + (".aiff", ".aif", ".au", ".w64", ".caf", ".wma", ".amr")
-)
+_KINDS = "wav flac mp3 ogg oga opus m4a mp4 aac webm mka sph g722 aiff aif au w64 caf wma amr"
+AUDIO_SUFFIXES = frozenset(f".{kind}" for kind in _KINDS.split())
 
 
 def audio_folder(

@@ -1,8 +1,9 @@
 """Audio files of any common kind into samples, whole, in part or in a stream of blocks, at the rate they have.
 
-libsndfile reads wav, flac, ogg (Vorbis, Opus) and NIST sphere; FFmpeg mp3 (libsndfile loses the bit reservoir between
-two reads of one), and what libsndfile refuses: m4a, aac, webm, g722 and others. A file is a path, an fsspec URL, or bytes. What comes out is what the file holds: a stretch is sample for
-sample the same as that part of the whole (for codecs with memory, after a second of run-in).
+libsndfile reads wav, flac, ogg (Vorbis, Opus) and NIST sphere. FFmpeg reads mp3, whose bit reservoir libsndfile loses
+between two reads, and what libsndfile refuses: m4a, aac, webm, g722 and others. A file is a path, an fsspec URL, or
+bytes. What comes out is what the file holds: a stretch is sample for sample the same as that part of the whole (for
+codecs with memory, after a second of run-in).
 """
 
 from __future__ import annotations

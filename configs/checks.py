@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from configs.codec_checks import check_codec
 from configs.schema import Config, CutConfig, SourceConfig
 from runtime.exits import BadInput

@@ -108,11 +108,10 @@ def write_manifest(folder: Path, *, name: str, vocabulary: Vocabulary, codecs: M
         split: [describe_shard(shard, folder) for shard in sorted((folder / split).glob("*.tar"))] for split in SPLITS
     }
     vocabulary.save(folder)
-    covered = [vocabulary.describe(), vocabulary.tokenizer_json, splits, codecs]
     manifest = {
         "format": MANIFEST_FORMAT,
         "name": name,
-        "content_hash": xxhash.xxh3_128_hexdigest(json.dumps(covered, sort_keys=True).encode()),
+        "content_hash": content_hash(vocabulary, splits, codecs),
         "vocabulary": vocabulary.describe(),
         "codecs": dict(codecs),
         "splits": splits,
@@ -120,6 +119,12 @@ def write_manifest(folder: Path, *, name: str, vocabulary: Vocabulary, codecs: M
     }
     replace_atomically(folder / MANIFEST_FILE, json.dumps(manifest, indent=2).encode())
     return Corpus.open(folder)
+
+
+def content_hash(vocabulary: Vocabulary, splits: Mapping[str, list[dict[str, Any]]], codecs: Mapping[str, Any]) -> str:
+    """What two corpora have in common where they hold the same samples under the same vocabulary and codecs."""
+    covered = [vocabulary.describe(), vocabulary.tokenizer_json, splits, codecs]
+    return xxhash.xxh3_128_hexdigest(json.dumps(covered, sort_keys=True).encode())
 
 
 def _totals(entries: list[dict[str, Any]]) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class Loader:
         self._packs_a_step = config.train.global_batch // world
         first = mixture.sources[0]  # all make the same columns
         end_of_text = first.vocabulary.special(first.vocabulary.end_of_text)
-        self._filler = filler(config.train.sequence_length, first.layout.columns(first.vocabulary), end_of_text)
+        self._filler = filler(config.train.sequence_length, end_of_text, first.layout.columns(first.vocabulary))
         self._damage = DamageTally(config.loader.damaged_share)
         self._next: _Step | None = None  # read, and not handed out
         self._refusal: str | None = None  # what reading ended in

@@ -55,7 +55,7 @@ def test_training_goes_on_and_every_fault_is_counted_as_it_was_planted(
     before = files_around(corpus)
     run = tmp_path / "run"
     run_config(config_of(run, corpus, train__steps=3, train__checkpoint_every=3))  # and goes on, on two ranks
-    lines = run_config(config_of(run, corpus, loader__workers=1), world=2)
+    lines = run_config(config_of(run, corpus), world=2)
     said = capfd.readouterr().out
 
     told = [{key: value for key, value in line.items() if key.startswith("damaged/")} for line in lines]

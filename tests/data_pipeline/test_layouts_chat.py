@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from data_pipeline.layouts import find_layout
 from data_pipeline.utterance import Utterance
 from runtime.exits import BadInput
 from tests.data_pipeline.layout_material import GLM, GROUPED, lay, said, speak, step_audio
@@ -45,6 +46,7 @@ def written(role: str, text: str, weight: float = 0.0) -> list[tuple[str, float]
 # --- chat -------------------------------------------------------------------------------------------------------
 
 EARLIER = [*written("system", "Be kind."), *written("human", "Hello there"), *written("assistant", "Hi!")]
+EARLIER_TOKENS = lay("chat", dialogue()[:3], GROUPED, form="TQTA")[0].tokens
 ASKED = [("<|BOT|>", 0), ("human\n", 0), (30, 0), ("<|EOT|>", 0)]
 
 
@@ -110,6 +112,27 @@ def test_loss_on_all_answers():
     (sample,) = lay("chat", dialogue(), GROUPED, loss="all", text_weight=0.5)
     scored = [(part, weight) for part, weight in pieces(sample) if weight]
     assert scored == [("assistant\nHi!", 0.5), ("<|EOT|>", 1), ("assistant\nA sound.", 0.5), ("<|EOT|>", 1)]
+
+
+def test_questions_as_features_of_an_encoder():
+    """LLaMA-Omni: the adapter's vectors, five frames each, take the place of the question; no codes are needed."""
+    vectors = np.arange(64, dtype=np.float16)[:, None]
+    heard = [
+        replace(u, codes={}, features={"whisper": vectors[:18] if u.text == "What is" else vectors[18:]})
+        for u in dialogue()
+    ]
+    (sample,) = lay("chat", heard, GROUPED, encoder="whisper", stride=5)
+    (coded,) = lay("chat", dialogue(), GROUPED)
+    places = 4 + 10  # ceil(18 / 5), ceil(46 / 5)
+    assert len(sample) == len(coded) - 30 + places
+    first = len(EARLIER_TOKENS) + 1 + len(GROUPED.encode_text("human\n"))
+    assert [(run.start, run.places, len(run.vectors)) for run in sample.slots] == [(first, 4, 18), (first + 4, 10, 46)]
+    assert np.all(sample.tokens[first : first + places] == -1) and sample.audio_seconds == pytest.approx(0.72)
+    np.testing.assert_array_equal(sample.tokens[first + places :], coded.tokens[first + 30 :])
+    np.testing.assert_array_equal(sample.loss_weight[first + places :], coded.loss_weight[first + 30 :])
+    assert lay("chat", dialogue(), GROUPED, encoder="whisper") == []
+    assert not find_layout("chat", {"encoder": "whisper"}).spoken
+    assert find_layout("chat", {"encoder": "whisper", "form": "AQAA"}).spoken
 
 
 def test_system_prompt_where_the_document_has_none():

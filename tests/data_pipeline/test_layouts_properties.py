@@ -13,31 +13,30 @@ from hypothesis import strategies as st
 
 from configs.schema import SourceConfig
 from data_pipeline.batch import Sample, collate
-from data_pipeline.corpus import Corpus
-from data_pipeline.damage import DamageTally
-from data_pipeline.layouts import _LAYOUTS, check_same_columns, find_layout, wanted_specials
+from data_pipeline.layouts import _LAYOUTS, check_same_columns, find_layout, layouts_of, wanted_specials
 from data_pipeline.layouts.groups import group_length, unframe, ungroup
-from data_pipeline.loader import make_loader
-from data_pipeline.mixture import open_sources
 from data_pipeline.packing import fill_packs, split_long
 from data_pipeline.utterance import Utterance
 from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
 from tests.data_pipeline.layout_material import GROUPED, RESIDUAL, SINGLE, lay, speak
-from tests.data_pipeline.synthetic import SPECIALS, make_config, make_corpus
+from tests.data_pipeline.synthetic import SPECIALS
 
 MARKED = {"marks": ["<|audio_start|>", "<|audio_end|>"]}
 # layout, options, and the loss weights that its docstring speaks of
 KINDS: list[tuple[str, dict[str, Any], set[float]]] = [
     ("asr", {}, {0, 1}),
     ("asr", {"audio_weight": 0.25, "marks": [], "task": "write:"}, {0.25, 1}),
+    ("asr", {"encoder": "whisper", "stride": 4}, {0, 1}),
     ("channels", {"block": 16, "next_weight": 0.5}, {0.5}),
     ("chat", {"form": "TQTA"}, {0, 1}),
     ("chat", {"form": "AQTA"}, {0, 1}),
     ("chat", {"form": "TAQTA", "loss": "all"}, {0, 1}),
     ("chat", {"form": "AQAA", "history": "audio", **MARKED}, {0, 1}),
     ("chat", {"form": "AQAA", "chunks": [4, 20], "audio_weight": 0.5}, {0, 0.5, 1}),
+    ("chat", {"form": "TAQTA", "encoder": "whisper", "stride": 5, "history": "audio", **MARKED}, {0, 1}),
     ("chunked", {"text_chunk": 3, "audio_chunk": 20}, {1}),
+    ("chunked", {"text_chunk": 3, "audio_chunk": 20, "share": 0.5, "least_ratio": 3.0, "text_weight": 0.0}, {0, 1}),
     ("continuation", {}, {1}),
     ("csm", {"depth_share": 0.25}, {0, 1}),
     ("interleaved", {"shortest": 1, "longest": 3}, {1}),
@@ -186,12 +185,14 @@ def test_what_holds_for_every_layout(name, options, weights, seed, utterances, t
     for utterance, codes in zip(spoken, before, strict=True):
         assert all(np.array_equal(utterance.codes[book], codes[book]) for book in codes)
     assert len({sample.key for sample in samples}) == len(samples)
-    columns = find_layout(name, options).columns(vocabulary)
+    layout = find_layout(name, options)
+    columns = layout.columns(vocabulary)
     for sample, same in zip(samples, again, strict=True):
         assert sample.key == same.key and sample.key.startswith("d/")
         for one, other in zip(arrays(sample), arrays(same), strict=True):
             np.testing.assert_array_equal(one, other)
         assert (sample.tokens.shape[1] if sample.tokens.ndim > 1 else 1) == columns
+        assert not layout.plain or not (sample.tokens.ndim > 1 or sample.slots or sample.targets)
         check_sample(sample, vocabulary, weights)
         if name != "channels":
             check_codes(sample, spoken, vocabulary)
@@ -232,31 +233,22 @@ def test_special_tokens_that_a_mixture_wants():
     assert wanted_specials([find_layout("text", {}), find_layout("spans", {"marks": []})]) == ()
 
 
-def test_a_vocabulary_without_them_is_refused_before_any_document_is_read(tmp_path):
-    corpus = Corpus.open(make_corpus(tmp_path / "corpus"))
-    config = make_config()
-    config.mixture.sources["talk"] = SourceConfig(layout="chat", weight=1.0)
-    with pytest.raises(BadInput, match=r"source talk: layout chat needs the special tokens <\|BOT\|>, <\|EOT\|>"):
-        open_sources(config, corpus, "train", DamageTally(1.0))
+def test_layouts_of_a_nested_mixture():
+    asr, text = SourceConfig(layout="asr", weight=1.0), SourceConfig(layout="text", weight=2.0)
+    unused = SourceConfig(layout="karaoke", weight=0.0)
+    mixture = {"words": text, "speech": SourceConfig(weight=1.0, sources={"asr": asr, "unused": unused})}
+    assert {path: layout.name for path, layout in layouts_of(mixture).items()} == {"speech.asr": "asr", "words": "text"}
+    unused.weight = 1.0
+    with pytest.raises(BadInput, match=r"source speech\.unused: unknown layout 'karaoke'"):
+        layouts_of(mixture)
 
 
-def test_columns_of_a_mixture_have_to_agree(tmp_path):
+def test_columns_of_a_mixture_have_to_agree():
     assert (
         check_same_columns({"a": find_layout("text", {"frames": True}), "b": find_layout("csm", {})}, RESIDUAL) is None
     )
     with pytest.raises(BadInput, match="a makes 1, b makes 5"):
         check_same_columns({"a": find_layout("text", {}), "b": find_layout("csm", {})}, RESIDUAL)
-
-
-def test_a_corpus_is_loaded_as_chunks_and_spans(tmp_path):
-    folder = make_corpus(tmp_path / "corpus")
-    config = make_config({"spans": 1.0, "itts": 1.0})
-    config.mixture.sources["chunks"] = SourceConfig(
-        layout="chunked", weight=1.0, options={"text_chunk": 5, "audio_chunk": 15}
-    )
-    loader = make_loader(config, folder, split="train", rank=0, world=1)
-    keys = [key for _ in range(4) for pack in loader.next_step() for key in pack.keys]
-    assert {key.split("/")[0] for key in keys} == {"spans", "itts", "chunks"}
 
 
 @pytest.mark.parametrize(
@@ -279,8 +271,10 @@ def test_options_of_another_type_are_refused(name, options, message):
     "name, options",
     [("spans", {"ratio": 1.5}), ("spans", {"mean_length": 0.5}), ("spans", {"level": "letter"}),
      ("intlv", {"pause": 0.0}), ("intlv", {"audio_weight": -1.0}), ("itts", {"shortest": 0}),
-     ("chunked", {"text_chunk": 0}), ("chunked", {"audio_weight": -1.0}), ("tts_dialogue", {"prompt_weight": -1.0}),
-     ("csm", {"depth_share": 2.0}), ("channels", {"next_weight": -1.0}), ("channels", {"longest_run": 0})],
+     ("chunked", {"text_chunk": 0}), ("chunked", {"audio_weight": -1.0}), ("chunked", {"share": 1.5}),
+     ("chunked", {"least_ratio": -1.0}), ("asr", {"stride": 0}), ("chat", {"stride": 0}),
+     ("tts_dialogue", {"prompt_weight": -1.0}), ("csm", {"depth_share": 2.0}), ("channels", {"next_weight": -1.0}),
+     ("channels", {"longest_run": 0})],
 )  # fmt: skip
 def test_values_out_of_range_are_refused_with_no_document_at_hand(name, options):
     with pytest.raises(BadInput):

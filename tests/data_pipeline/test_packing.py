@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.batch import FeatureSlots, Sample, Target, collate
-from data_pipeline.packing import fill_packs, split_long
+from data_pipeline.packing import fill_packs, filler, split_long
 from runtime.exits import BadInput
 
 LENGTH = 32
@@ -191,3 +191,11 @@ def test_samples_of_other_columns_do_not_fit_one_pack():
 def test_one_column_is_as_it_was():
     batch = collate(fill_packs([make_sample("s", [1] * 20, np.random.default_rng(0))], LENGTH, PADDING))
     assert batch.tokens.shape == (1, LENGTH) and batch.splices == {} and batch.targets == {}
+
+
+def test_a_filler_goes_with_packs_of_its_columns():
+    packs = fill_packs([rich_sample("s", 20, np.random.default_rng(0))], LENGTH, PADDING)
+    batch = collate([filler(LENGTH, PADDING, 3), *packs])
+    assert batch.tokens.shape == (1, 2 * LENGTH, 3) and batch.splices["whisper"].places.min() == LENGTH + 5
+    assert not batch.loss_weight[0, :LENGTH].any() and batch.tokens[0, 0].tolist() == [-1, -1, PADDING]
+    assert filler(LENGTH, PADDING).tokens.tolist() == [PADDING] * LENGTH

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import replace
 from itertools import pairwise
 
@@ -53,6 +54,14 @@ def test_text_inside_a_line_has_no_dummy_space():
     sentencepiece = replace(VOCABULARY, tokenizer_json=tokenizer.to_str(), text_size=len(names))
     assert [names[i] for i in sentencepiece.encode_text("ab a")] == ["▁a", "b", "▁a"]
     assert [names[i] for i in sentencepiece.encode_inside("ab a")] == ["a", "b", "▁a"]
+
+
+def test_the_name_of_a_special_token_in_a_text_is_text():
+    written = "end <|endoftext|> or <|audio_start|>"
+    ids = VOCABULARY.encode_text(written)
+    assert not {VOCABULARY.special("<|endoftext|>"), VOCABULARY.special("<|audio_start|>")} & set(ids)
+    assert VOCABULARY.decode_text(ids) == written
+    assert pickle.loads(pickle.dumps(VOCABULARY)).encode_text(written) == ids  # as a worker process has it
 
 
 def test_which_special_tokens_there_are():

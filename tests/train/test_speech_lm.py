@@ -1,46 +1,32 @@
-"""Which batches the model takes, and how they are counted."""
+"""Which layouts the model takes, and how their tokens are counted."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
-import torch
 
-from data_pipeline.batch import FeatureSlots, Sample, Target, collate
+from data_pipeline.layouts import find_layout
 from data_pipeline.packing import fill_packs
 from runtime.exits import BadInput
 from tests.data_pipeline.layout_material import RESIDUAL, lay, speak
-from train.models.speech_lm import run
+from train.models.speech_lm import check_layouts
 from train.progress import tally
 
 
-def plain(length: int = 8) -> Sample:
-    tokens = np.arange(length)
-    weight, modality = np.ones(length, np.float32), np.zeros(length, np.uint8)
-    return Sample(tokens, weight, modality, np.arange(length, dtype=np.int32), key="s")
-
-
-@pytest.mark.parametrize("kind", ["columns", "slots", "targets"])
-def test_a_batch_of_more_than_one_column_is_refused_in_one_line(kind):
-    sample = plain()
-    if kind == "columns":
-        (sample,) = lay("text", [speak(RESIDUAL, 0.4, np.random.default_rng(0), "Hi")], RESIDUAL, frames=True)
-    elif kind == "slots":
-        sample = replace(sample, slots=(FeatureSlots("whisper", np.zeros((4, 2), np.float16), 2, 1),))
-    else:
-        sample = replace(sample, targets={"edge": Target(np.arange(8), np.ones(8, np.float32))})
-    batch = collate(fill_packs([sample], 16, 0))
-    with pytest.raises(BadInput, match="this model reads one column of tokens; choose another layout"):
-        run(torch.nn.Identity(), batch, batch.labels)
+def test_layouts_of_more_than_one_column_are_refused_before_training():
+    """In one line that names the source, whichever of columns, slots or targets it is."""
+    fine = {"talk.asr": find_layout("asr", {}), "chats": find_layout("units", {})}
+    check_layouts(fine)
+    for name, options in (("csm", {}), ("text", {"frames": True}), ("channels", {}), ("units", {"encoder": "whisper"})):
+        with pytest.raises(BadInput, match=f"source talk.other: layout {name} makes .* reads one column of tokens"):
+            check_layouts(fine | {"talk.other": find_layout(name, options)})
 
 
 def test_tokens_of_all_columns_are_counted_by_modality():
     (sample,) = lay(
         "csm", [speak(RESIDUAL, 0.4, np.random.default_rng(0), "Hi")], RESIDUAL
     )  # 5 frames and one that closes
-    counted = tally(fill_packs([sample], 32, 0), RESIDUAL)
+    counted = tally(fill_packs([sample], 32, 0), RESIDUAL, {})
     text = int((sample.tokens[:, -1] >= 0).sum())
     assert (counted.tokens, counted.padding) == (len(sample), 32 - len(sample)) == (text + 6, 26 - text)
     assert counted.modalities == (text, 6 * 4) and counted.audio_seconds == pytest.approx(0.4)

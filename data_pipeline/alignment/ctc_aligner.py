@@ -25,7 +25,8 @@ _CONTEXT = 2.0  # seconds that a window hears on each side of what it is asked a
 
 class CtcAligner:
     """Times of every utterance that has a frame for each character. Sound longer than a window is heard in windows with
-    2 s of what surrounds them; the alignment is of the whole. A character that the model does not write is any sound."""
+    2 s of what surrounds them; the alignment is of the whole. A character that the model does not write is any sound.
+    """
 
     def __init__(self, spec: str, setting: str, window: float) -> None:
         self._spec, self._setting, self._window = spec, setting, window

@@ -57,13 +57,15 @@ class Whisper:
             words = [begin, "<|notimestamps|>"] if language == "en" else []
         else:
             words = [begin, f"<|{language}|>", transcribe, "<|notimestamps|>"]
-        ids = [tokenizer.token_to_id(word) for word in words]
-        return None if not ids or None in ids else ids
+        ids = [token for word in words if (token := tokenizer.token_to_id(word)) is not None]
+        return ids if ids and len(ids) == len(words) else None
 
     @property
     def end(self) -> int:
         """Id of the token that ends a text."""
-        return int(self._loaded[1].token_to_id("<|endoftext|>"))
+        end = self._loaded[1].token_to_id("<|endoftext|>")
+        assert end is not None  # of every Whisper
+        return end
 
     @property
     def alignment_heads(self) -> list[tuple[int, int]]:

@@ -1,7 +1,8 @@
 """How far a transcript is from what a Whisper hears: word and character error rates.
 
 English is normalised as OpenAI's evaluation does (numbers, contractions, fillers; without its table of British
-spellings), other languages by case, punctuation and spaces. Written Chinese, Japanese, Korean and Thai have character error rates only.
+spellings), other languages by case, punctuation and spaces. Chinese, Japanese, Korean and Thai have character error
+rates only.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Utterances that a corpus holds more than once, by their sound and by their text.
 
 One pass over the shards makes keys (`sketches`), which lie on disk in parts by their hash. Utterances that share a key
-are then compared: fingerprints by their bits where the keys met, texts by their signatures. Memory holds one part of the
-keys and about 60 bytes an utterance; the disk, meanwhile, about 900 bytes a second of sound and 900 an utterance.
+are then compared: fingerprints by their bits where the keys met, texts by their signatures. Memory holds one part of
+the keys and about 60 bytes an utterance; the disk, meanwhile, about 900 bytes a second of sound and 900 an utterance.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Fingerprints that a sound keeps through another level, codec or start, and another sound does not share.
 
 Haitsma and Kalker, "A Highly Robust Audio Fingerprinting System" (ISMIR 2002): frames of 0.37 s, one every 11.6 ms,
-each a word of 32 bits: whether the step in energy from one of 33 bands (300 to 2000 Hz) to the next grew since the frame
-before.
+each a word of 32 bits: whether the step in energy from one of 33 bands (300 to 2000 Hz) to the next grew since the
+frame before.
 """
 
 from __future__ import annotations

@@ -20,6 +20,24 @@ def resample(wave: np.ndarray, rate: int) -> np.ndarray:
     return soxr.resample(wave.astype(np.float32), rate, SAMPLE_RATE, quality="HQ")
 
 
+class StreamResampler:
+    """Resampling of float32 [samples] that come in blocks: the blocks that come out are those of the whole."""
+
+    def __init__(self, rate: int, to: int = SAMPLE_RATE) -> None:
+        import soxr
+
+        self._stream = None if rate == to else soxr.ResampleStream(rate, to, 1, dtype="float32", quality="HQ")
+
+    def feed(self, wave: np.ndarray) -> np.ndarray:
+        """What can be said already; a little is held back."""
+        return wave if self._stream is None else self._stream.resample_chunk(np.ascontiguousarray(wave))
+
+    def finish(self) -> np.ndarray:
+        """What was held back."""
+        rest = np.zeros(0, np.float32)
+        return rest if self._stream is None else self._stream.resample_chunk(rest, last=True)
+
+
 def with_silence(wave: np.ndarray, before: float, after: float) -> np.ndarray:
     """`wave` at 16 kHz with seconds of silence around it."""
     return np.pad(wave, (round(before * SAMPLE_RATE), round(after * SAMPLE_RATE)))

@@ -34,7 +34,7 @@ def load_encoder(spec: str, part: str = "encoder") -> WhisperEncoder:
 
     if spec.startswith(PACKAGE):
         return encoder_of(read_variables(only_file(package_folder(spec.removeprefix(PACKAGE)), "model.bin")))
-    return from_pretrained(WhisperModel.from_pretrained, spec, part, use_safetensors=True).encoder.float().eval()
+    return from_pretrained(WhisperModel, spec, part).encoder
 
 
 def encoder_of(variables: Mapping[str, np.ndarray]) -> WhisperEncoder:

@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     stats.add_argument("--read-all", action="store_true", help="read every sample")
     page = _corpus(data, "report", "one page: statistics, histograms, codebook usage, and samples to listen to")
     page.add_argument("--html", metavar="FILE", help="where to; report.html in the corpus's folder unless set")
+    page.add_argument("--filter", metavar="EXPRESSION", help="show what each clause of it drops; as mixture filters")
     page.add_argument("--read", type=int, default=2000, metavar="N", help="samples of a split that are read (2000)")
     measure = _corpus(data, "measure", "measure a corpus that exists: columns beside its shards, for filters; resumes")
     measure.add_argument("--measures", required=True, metavar="NAME,...", help="such as dnsmos,transcript,duplicates")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,17 +101,32 @@ def data_stats(options: Namespace) -> int:
 
 
 def data_report(options: Namespace) -> int:
-    """The corpus as one page; says where it is."""
+    """The corpus as one page, with the funnels of `--filter` or of a recipe's mixture; says where it is."""
     from data_pipeline.corpus import Corpus
     from data_pipeline.looking.report import REPORT_FILE, write_corpus_report
     from data_pipeline.looking.stats import gather
+    from data_pipeline.quality.filters import parse_filter
+    from data_pipeline.quality.funnel import measure_funnel
 
-    corpus = Corpus.open(_corpus(options.corpus)[0])
+    folder, config = _corpus(options.corpus)
+    corpus = Corpus.open(folder)
     path = Path(options.html) if options.html else corpus.folder / REPORT_FILE
+    wanted = [options.filter] if options.filter else sorted(set(_filters(config.mixture.sources)) if config else ())
+    conditions = [parse_filter(expression) for expression in wanted]
     with stoppable() as stop:
-        write_corpus_report(path, corpus, gather(corpus, read=options.read, stop=stop))
+        found = gather(corpus, read=options.read, stop=stop)
+        funnels = [measure_funnel(corpus.shards("train"), condition) for condition in conditions]
+        write_corpus_report(path, corpus, found, funnels)
     print(path)
     return DONE
+
+
+def _filters(sources: Mapping[str, SourceConfig]) -> Iterator[str]:
+    """Filters of the sources that read the run's corpus, at all levels of a mixture."""
+    for source in sources.values():
+        if source.filter is not None and source.corpus is None:
+            yield source.filter
+        yield from _filters(source.sources)
 
 
 def data_verify(options: Namespace) -> int:

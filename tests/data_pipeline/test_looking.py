@@ -26,11 +26,13 @@ from data_pipeline.looking.charts import WIDTH, histogram_chart
 from data_pipeline.looking.histogram import BINS, Histogram
 from data_pipeline.looking.inspect import find, print_sample, spectrogram_text
 from data_pipeline.looking.laid import lay
-from data_pipeline.looking.report import write_corpus_report
+from data_pipeline.looking.report import stages_of, write_corpus_report
 from data_pipeline.looking.sample_page import write_sample_page
 from data_pipeline.looking.stats import as_json, gather, print_tables
 from data_pipeline.looking.survey import read_samples, spread_samples, survey
 from data_pipeline.looking.verify import verify
+from data_pipeline.quality.filters import parse_filter
+from data_pipeline.quality.funnel import measure_funnel
 from data_pipeline.shards import ShardReader, ShardWriter, add_columns, index_path, read_index
 from data_pipeline.utterance import Utterance, Word
 from data_pipeline.vocabulary import Codebook, Vocabulary
@@ -422,7 +424,8 @@ def test_the_corpus_report_shows_all_of_it(rich_corpus: Path, tmp_path: Path) ->
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
     faults.spoil_text(Corpus.open(folder).shards("train")[0])
     corpus = Corpus.open(folder)
-    write_corpus_report(tmp_path / "report.html", corpus, gather(corpus))
+    funnel = measure_funnel(corpus.shards("train"), parse_filter("dnsmos >= 3.15 and wer < 0.3"))
+    write_corpus_report(tmp_path / "report.html", corpus, gather(corpus), [funnel])
     page = Page(tmp_path / "report.html")
     assert_stands_alone(page)
     sections = {"summary", "splits", "samples", "distributions", "quality", "funnel", "codebooks", "labels", "data"}
@@ -437,6 +440,10 @@ def test_the_corpus_report_shows_all_of_it(rich_corpus: Path, tmp_path: Path) ->
     ):
         assert words in page.text
     assert "</script>" not in json.dumps(page.data("strip-data"))
+    hours = survey(corpus, "train").seconds / 3600
+    assert [stage.utterances for stage in stages_of(funnel)] == [12, 8, 8]  # of each shard 3.2 to 3.5
+    assert stages_of(funnel)[0].hours == pytest.approx(hours) and 0 < stages_of(funnel)[1].length < 100
+    assert "dnsmos >= 3.15" in page.text and "dropped 4; alone it would drop 4" in page.text
     assert "Words only." in page.text  # of the valid split, which has no speech
 
 

@@ -1,36 +1,62 @@
-"""Which text goes where in a corpus, and what of it is spoken: decided before anything is made."""
+"""What goes into which shard of a corpus, and what of its text is spoken: decided before anything is made."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
+import xxhash
 
 from configs.schema import CorpusConfig
 from data_pipeline.corpus import SPLITS
 from data_pipeline.sources import Document
+from data_pipeline.sources.recording import Recording
 
 CHARACTERS_PER_SECOND = 18.4  # how fast a voice reads, about; only sizes depend on it
 TEXT_SHARD_CHARACTERS = 500_000
+UNKNOWN_SECONDS = 30.0  # what a recording counts whose length only decoding tells; only sizes depend on it
 
 
 @dataclass(frozen=True)
 class PlannedShard:
-    """One shard's documents. `file` is relative to the corpus folder."""
+    """One shard: documents, spoken by the corpus's voice or not, or else recordings. `file` is relative to the corpus
+    folder."""
 
     split: str
     file: str
     spoken: bool
-    documents: tuple[Document, ...]
+    documents: tuple[Document, ...] = ()
+    recordings: tuple[Recording, ...] = ()
 
     @property
     def pieces(self) -> int:
-        return sum(len(document.pieces) for document in self.documents)
+        """Utterances that are planned: pieces of text, or segments, of which an uncut recording counts as one."""
+        return sum(len(document.pieces) for document in self.documents) + sum(
+            max(len(recording.segments), 1) for recording in self.recordings
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Speech in it, about."""
+        if self.recordings:
+            return sum(map(seconds_of, self.recordings))
+        return sum(document.characters for document in self.documents) / CHARACTERS_PER_SECOND if self.spoken else 0.0
+
+
+def seconds_of(recording: Recording) -> float:
+    """Seconds of speech that a recording will give, about: of its segments where all of them have ends."""
+    ends = [segment.end for segment in recording.segments]
+    if recording.segments and None not in ends:
+        return sum(segment.end - segment.start for segment in recording.segments if segment.end is not None)
+    return UNKNOWN_SECONDS if recording.duration is None else recording.duration
+
+
+# --- text -------------------------------------------------------------------------------------------------------
 
 
 def plan_shards(corpus: CorpusConfig, documents: list[Document]) -> list[PlannedShard]:
-    """Shards of a corpus, the same for the same corpus settings and documents.
+    """Shards of a corpus made from text, the same for the same corpus settings and documents.
 
     Documents are drawn in a seeded order, each for one purpose only: spoken or unspoken, train or valid. Where a
     purpose has its share, the rest of its last document stays unused. A document that does not fit into a shard
@@ -73,3 +99,40 @@ def _cut(drawn: Iterator[Document], characters: float, size: float) -> Iterator[
             held.append(Document(key, tuple(pieces)))
     if held:
         yield tuple(held)
+
+
+# --- recordings -------------------------------------------------------------------------------------------------
+
+
+def plan_recordings(corpus: CorpusConfig, recordings: Iterable[Recording]) -> Iterator[PlannedShard]:
+    """Shards of a corpus of recorded speech, as they fill; holds the recordings of one shard a split and no more.
+
+    Recordings keep their order and stay whole. A shard is full once `shard_minutes` of speech are in it; a recording
+    of unknown length counts as half a minute.
+    """
+    filling = {split: PlannedShard(split, _recorded_file(split, 0), spoken=True) for split in SPLITS}
+    held: dict[str, list[Recording]] = {split: [] for split in SPLITS}
+    seconds = dict.fromkeys(SPLITS, 0.0)
+    numbers = dict.fromkeys(SPLITS, 0)
+    for recording in recordings:
+        split = split_of(recording.key, corpus)
+        held[split].append(recording)
+        seconds[split] += seconds_of(recording)
+        if seconds[split] >= 60 * corpus.shard_minutes:
+            yield replace(filling[split], recordings=tuple(held[split]))
+            numbers[split] += 1
+            filling[split] = replace(filling[split], file=_recorded_file(split, numbers[split]))
+            held[split], seconds[split] = [], 0.0
+    for split in SPLITS:
+        if held[split]:
+            yield replace(filling[split], recordings=tuple(held[split]))
+
+
+def split_of(key: str, corpus: CorpusConfig) -> str:
+    """The split of a recording: decided by its key and the seed alone, so that no other recording moves it."""
+    drawn = xxhash.xxh3_64_intdigest(f"{corpus.seed} {key}".encode()) / 2**64
+    return "valid" if drawn < corpus.validation_share else "train"
+
+
+def _recorded_file(split: str, number: int) -> str:
+    return f"{split}/speech-{number:06d}.tar"

@@ -6,12 +6,14 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from typing import Any
 
 from data_pipeline.progress import Progress
-from runtime.exits import StoppedEarly
+from runtime.exits import BadInput, StoppedEarly
 from runtime.signals import STOP_SIGNALS, StopFlag
 
 Task = tuple[Callable[..., Any], tuple]  # a function of a module, and its arguments
@@ -38,6 +40,7 @@ def _start(stopping: Any, done: Any) -> None:
 
     global _stopping, _done
     _stopping, _done = stopping, done
+    os.environ["OMP_NUM_THREADS"] = "1"  # of libraries that are loaded later
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # the parent decides, and says so through the event
     threadpool_limits(1)
@@ -55,6 +58,7 @@ class Workers:
     """A pool of processes: `with Workers(2) as workers: workers.run("speech", tasks, total, progress, stop)`."""
 
     def __init__(self, processes: int) -> None:
+        self._processes = processes
         context = multiprocessing.get_context("spawn")
         self._stopping, self._done = context.Event(), context.Value("d", 0.0)
         self._pool = ProcessPoolExecutor(
@@ -69,27 +73,38 @@ class Workers:
         self._pool.shutdown(cancel_futures=True)
 
     def run(
-        self,
-        phase: str,
-        tasks: Sequence[Task],
-        total: float,
-        progress: Progress,
-        stop: StopFlag | None,
-    ) -> list[Any]:
-        """Results of `function(*arguments)` for each of `tasks`, in their order, showing how much of `total` is done.
+        self, phase: str, tasks: Iterable[Task], total: float, progress: Progress, stop: StopFlag | None
+    ) -> None:
+        """`each`, for tasks whose results are not wanted."""
+        for _ in self.each(phase, tasks, total, progress, stop):
+            pass
 
-        The first error of a task is raised. Raises StoppedEarly within about a second of a stop request; tasks
-        that were under way are left unfinished.
+    def each(
+        self, phase: str, tasks: Iterable[Task], total: float, progress: Progress, stop: StopFlag | None
+    ) -> Iterator[Any]:
+        """Results of `function(*arguments)` for each of `tasks`, as they come, showing how much of `total` is done.
+
+        Few tasks are held at a time. The first error of a task is raised; BadInput where a process was killed. Raises
+        StoppedEarly within about a second of a stop request; tasks that were under way are left unfinished.
         """
         self._done.value = 0.0
+        ahead = iter(tasks)
+        waiting: set[Future[Any]] = set()
         with progress.phase(phase, total) as show:
-            futures = [self._pool.submit(function, *arguments) for function, arguments in tasks]
-            waiting = set(futures)
-            while waiting:
-                finished, waiting = wait(waiting, timeout=0.2, return_when=FIRST_EXCEPTION)
-                for future in finished:
-                    future.result()
+            while True:
+                for function, arguments in islice(ahead, 2 * self._processes - len(waiting)):
+                    waiting.add(self._pool.submit(function, *arguments))
+                if not waiting:
+                    return
+                finished, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
                 show(self._done.value)
                 if stop:
                     raise StoppedEarly(f"corpus build stopped in phase {phase}; the same command goes on from there")
-        return [future.result() for future in futures]
+                for future in finished:
+                    try:
+                        yield future.result()
+                    except BrokenProcessPool as error:
+                        raise BadInput(
+                            f"a process of the corpus build was killed in phase {phase}, as happens where memory runs "
+                            "out: set corpus.workers lower and run again, what is finished is kept"
+                        ) from error

@@ -82,6 +82,31 @@ class SynthesisConfig:
 
 
 @dataclass
+class SpeechSourceConfig:
+    """Speech that somebody recorded, as it lies on a disk or behind a URL."""
+
+    kind: str = MISSING  # how it is laid out; data_pipeline/sources/speech has the kinds and their options
+    path: str = MISSING  # folder, file or fsspec URL, as the kind wants it
+    split: str | None = None  # the corpus's own word for a part of it, such as train-clean-100; None: the kind says
+    language: str | None = None  # where the source names none; None: the corpus's own, else not known ("")
+    licence: str | None = None  # None: what the corpus was published under, else "not stated"
+    options: dict[str, Any] = field(default_factory=dict)  # of the kind, checked against its signature
+
+
+@dataclass
+class CutConfig:
+    """Where recordings that came without segments are cut: at pauses, by silero's voice activity detector."""
+
+    threshold: float = 0.5  # probability of speech that begins a stretch of it
+    lower_threshold: float = 0.35  # below it for `shortest_silence`, a stretch ends
+    shortest_speech: float = 0.25  # seconds; a shorter stretch is no speech
+    shortest_silence: float = 0.3  # seconds; a shorter pause is part of the speech around it
+    longest_silence: float = 1.5  # seconds; a longer pause is never inside a segment
+    padding: float = 0.1  # seconds of sound kept on each side of a segment, at most half of the pause
+    longest: float = 30.0  # seconds of a segment at most, padding included
+
+
+@dataclass
 class CorpusConfig:
     """A corpus that `megaphone data build` makes, of recorded speech (`speech`) or of text that a voice says (`text`,
     `voice`, `speech_minutes`, `text_characters`); `folder` names one that exists already instead."""
@@ -93,6 +118,8 @@ class CorpusConfig:
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
     speech_minutes: float = 60.0
     text_characters: int = 1_000_000  # unspoken text beside the speech
+    speech: SpeechSourceConfig | None = None  # recorded speech; None: the corpus is made from text
+    cut: CutConfig = field(default_factory=CutConfig)  # of recordings that have no segments
     require_text: bool = False  # leave out recorded speech without a transcript
     validation_share: float = 0.05  # of documents, spoken and unspoken alike; of recordings by a hash of their keys
     shard_minutes: float = 4.0  # speech in one shard; also the unit of resumable work

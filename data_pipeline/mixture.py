@@ -14,7 +14,7 @@ from data_pipeline.batch import Sample
 from data_pipeline.corpus import Corpus
 from data_pipeline.damage import DamageTally
 from data_pipeline.documents import Documents
-from data_pipeline.layouts import Layout, find_layout
+from data_pipeline.layouts import Layout, check_same_columns, find_layout
 from data_pipeline.packing import split_long
 from data_pipeline.permutation import permuted, seed_of
 from data_pipeline.vocabulary import Vocabulary
@@ -82,6 +82,7 @@ def open_sources(config: Config, corpus: Corpus, split: str, damage: DamageTally
             raise BadInput(f"source {name}: {own.folder} has no {kind} in its {split} split")
         share = source.weight / total
         sources.append(Source(name, share, layout, documents, own.content_hash, own.vocabulary, seed=config.train.seed))
+    check_same_columns({source.name: source.layout for source in sources}, corpus.vocabulary)
     return sources
 
 
@@ -97,7 +98,7 @@ def neediest(sources: list[Source], tokens: Mapping[str, int]) -> Source:
 def _layout(source: str, name: str, options: Mapping[str, Any], vocabulary: Vocabulary) -> Layout:
     try:
         layout = find_layout(name, options)
-        layout([], vocabulary, np.random.default_rng(0))  # refuses values out of range before any document is read
+        layout.check(vocabulary)
     except BadInput as error:
         raise BadInput(f"source {source}: {error}") from None
     return layout

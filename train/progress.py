@@ -44,10 +44,10 @@ class Tally:
 
 
 def tally(packs: list[Pack], vocabulary: Vocabulary) -> Tally:
-    """Count the tokens of `packs`."""
+    """Count the tokens of `packs`; a place with several columns is one token, of all the modalities it has."""
     real = [pack.tokens[: len(pack.tokens) - pack.padding] for pack in packs]
     modalities = sum(
-        (np.bincount(vocabulary.modality_of(ids), minlength=len(vocabulary.modalities)) for ids in real),
+        (np.bincount(vocabulary.modality_of(ids[ids >= 0]), minlength=len(vocabulary.modalities)) for ids in real),
         start=np.zeros(len(vocabulary.modalities)),
     )
     lengths = np.concatenate([np.asarray(pack.lengths[: len(pack.keys)], dtype=np.float64) for pack in packs])

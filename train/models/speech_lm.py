@@ -9,6 +9,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 
 from configs.schema import BackboneConfig, ParallelConfig, Precision
 from data_pipeline.batch import Batch
+from runtime.exits import BadInput
 from train.models.trunk import transformer_config, trunk_spec
 
 
@@ -40,8 +41,13 @@ def run(model: torch.nn.Module, batch: Batch, labels: torch.Tensor | None) -> to
 
     Returns hidden states [N / SP, 1, hidden] on all stages but the last. There: without labels, the logits of this
     tensor-parallel rank's slice of the vocabulary [1, N, V / TP]; with labels [1, N], each token's cross entropy in
-    nats, fp32 [1, N].
+    nats, fp32 [1, N]. Raises BadInput for a batch that has more than tokens of one column.
     """
+    if batch.tokens.dim() > 2 or batch.splices or batch.targets:
+        raise BadInput(
+            "the mixture has a layout of several columns, feature slots or further targets, and this model reads one "
+            "column of tokens; choose another layout or other options of it"
+        )
     packing = PackedSeqParams(
         qkv_format="thd",
         cu_seqlens_q=batch.cu_seqlens,

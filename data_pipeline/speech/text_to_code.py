@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xxhash
 
 from configs.schema import SynthesisConfig
 from data_pipeline.codecs.weights import weights_identity
-from data_pipeline.layouts.assembly import AUDIO_END, AUDIO_START, SPEAK
+from data_pipeline.layouts.assembly import MARKS, SPEAK
 from data_pipeline.layouts.groups import group_length, group_seconds, ungroup
 from data_pipeline.vocabulary import TOKENIZER_FILE, VOCABULARY_FILE, Vocabulary
 from runtime.exits import BadInput
@@ -27,10 +25,17 @@ from runtime.exits import BadInput
 if TYPE_CHECKING:
     import torch
 
+AUDIO_START, AUDIO_END = MARKS
+
 
 def identity(name: str) -> str:
     """What decides the codes beside text, seed and settings, for content hashes."""
     return weights_identity(name, "lm")
+
+
+def prepare(name: str) -> None:
+    """Fetch the model if it is on the hub. Raises BadInput where it is not there, or has no vocabulary beside it."""
+    _read(_folder(name) / VOCABULARY_FILE)
 
 
 class TextToCode:
@@ -62,21 +67,12 @@ class TextToCode:
         self.speaker = f"lm-{Path(name).name}"
 
     def speak(self, texts: Sequence[str], seeds: Sequence[int]) -> list[dict[str, np.ndarray] | None]:
-        """Codes of each text by codebook, int64 [rows, frames]; None for one that had not ended at its longest.
+        """Codes of each text by codebook, int64 [rows, frames]; None for one that had not ended at its longest. The
+        texts are continued together.
 
         A text's codes depend on the text and its seed, on what is beside it only where two codes are as likely as each
         other to the last bits.
         """
-        found: list[dict[str, np.ndarray] | None] = [None] * len(texts)
-        by_length = sorted(range(len(texts)), key=lambda number: len(texts[number]))  # little padding
-        for first in range(0, len(texts), self._config.batch):
-            batch = by_length[first : first + self._config.batch]
-            spoken = self._continue([texts[n] for n in batch], [seeds[n] for n in batch])
-            for number, codes in zip(batch, spoken, strict=True):
-                found[number] = codes
-        return found
-
-    def _continue(self, texts: Sequence[str], seeds: Sequence[int]) -> list[dict[str, np.ndarray] | None]:
         import torch
         from transformers import LogitsProcessorList
 
@@ -156,13 +152,15 @@ class CodesOnly:
         """One column for each row, by inverting the distribution at the row's next uniform number."""
         import torch
 
-        chances, order = logits.softmax(1).sort(dim=1, descending=True, stable=True)
-        before = chances.cumsum(1) - chances
-        chances = torch.where(before < self._top_p, chances, 0.0)
+        chances = logits.softmax(1)
+        if self._top_p < 1:
+            falling, order = chances.sort(dim=1, descending=True, stable=True)
+            kept = falling.cumsum(1) - falling < self._top_p
+            chances = torch.zeros_like(chances).scatter(1, order, torch.where(kept, falling, 0.0))
         uniform = torch.tensor([rng.random() for rng in self._rngs], dtype=torch.float64, device=logits.device)
         reached = chances.cumsum(1)
         place = torch.searchsorted(reached, (uniform * reached[:, -1])[:, None], right=True)
-        return order.gather(1, place.clamp(max=logits.shape[1] - 1))[:, 0]
+        return place.clamp(max=logits.shape[1] - 1)[:, 0]
 
 
 def tables_in_turn(vocabulary: Vocabulary) -> list[range]:
@@ -205,11 +203,6 @@ def _check_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
             )
     if grown.get("model") != json.loads(vocabulary.tokenizer_json)["model"]:
         raise BadInput(f"corpus.voice: the model at {folder} has another text tokenizer than backbone.tokenizer")
-
-
-def vocabulary_hash(name: str) -> str:
-    """xxh3-128 of the model's `vocabulary.json`, which says whose codes it writes."""
-    return xxhash.xxh3_128_hexdigest((_folder(name) / VOCABULARY_FILE).read_bytes())
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -23,12 +23,20 @@ from typing import Any, TypeVar
 import xxhash
 
 from configs.schema import Config
-from data_pipeline.build.folder import cache_root, corpus_folder, corpus_identity, is_finished
-from data_pipeline.build.left_out import LeftOut
-from data_pipeline.build.locks import only_one
-from data_pipeline.build.plan_file import Plan, PlanEntry, is_planned, write_plan
-from data_pipeline.build.share import Share
-from data_pipeline.build.tasks import (
+from data_pipeline.building.folder import (
+    cache_root,
+    corpus_folder,
+    corpus_identity,
+    is_finished,
+    learns_codebooks,
+    synthesises,
+)
+from data_pipeline.building.left_out import LeftOut
+from data_pipeline.building.locks import only_one
+from data_pipeline.building.parts import vocabulary_of
+from data_pipeline.building.plan_file import Plan, PlanEntry, is_planned, write_plan
+from data_pipeline.building.share import Share
+from data_pipeline.building.tasks import (
     STAGING,
     is_staged,
     is_written,
@@ -37,16 +45,14 @@ from data_pipeline.build.tasks import (
     stage_shard,
     write_shard,
 )
-from data_pipeline.codecs import codebooks_of, codec_identity, learns
+from data_pipeline.codecs import codec_identity
 from data_pipeline.codecs.whisper_kmeans import codebook_file
 from data_pipeline.corpus import SPLITS, Corpus, write_manifest
 from data_pipeline.plan import PlannedShard, plan_shards
 from data_pipeline.progress import Progress
 from data_pipeline.shards import PARTIAL, replace_atomically
 from data_pipeline.sources import find_source
-from data_pipeline.speech import prepare_voice
-from data_pipeline.text_tokenizer import load_tokenizer_json
-from data_pipeline.vocabulary import Vocabulary
+from data_pipeline.speech import prepare_voice, voice_identity
 from data_pipeline.workers import Task, Workers
 from runtime.exits import BadInput, StoppedEarly
 from runtime.signals import StopFlag
@@ -134,10 +140,11 @@ class _Job:
             return self.folder
         self.progress.say(f"building in {self.folder}" + (f", {self.share}" if self.share.tasks > 1 else ""))
         self._plan()
-        with self._alone(".voice.lock"):
-            prepare_voice(self.config.corpus.voice, self.cache)
+        if self.config.corpus.speech is None:
+            with self._alone(".voice.lock"):
+                prepare_voice(self.config.corpus.voice, self.cache)
         with Workers(self.processes) as workers:
-            if learns(self.config.codec):
+            if learns_codebooks(self.config):
                 self._learn(workers)
             self._write(workers)
         return self.merge()
@@ -238,19 +245,12 @@ class _Job:
             kept += _count(done, left_out)
             entries[planned.split].append(done["entry"])
         left_out.judge(kept, self.config.corpus.damaged_share)
-        tokenizer_json, text_size = load_tokenizer_json(self.config.backbone.tokenizer)
-        vocabulary = Vocabulary(
-            text_size=text_size,
-            specials=tuple(self.config.corpus.specials),
-            codebooks=codebooks_of(self.config.codec),
-            tokenizer_json=tokenizer_json,
-        )
         built_from = json.dumps(corpus_identity(self.config), indent=2)
         replace_atomically(self.folder / "built_from.json", built_from.encode())
         corpus = write_manifest(
             self.folder,
             name=self.config.corpus.name,
-            vocabulary=vocabulary,
+            vocabulary=vocabulary_of(self.config),
             codecs={self.config.codec.name: _describe_codec(self.config, self.folder)},
             entries=entries,
             left_out=left_out.describe(),
@@ -273,10 +273,14 @@ def _count(done: dict[str, Any], left_out: LeftOut) -> int:
 
 
 def _describe_codec(config: Config, folder: Path) -> dict[str, Any]:
+    """What made the codes: a codec, with hashes of codebooks that were learnt here, or a text-to-code model."""
     books = {name: asdict(book) for name, book in config.codec.codebooks.items()}
-    if learns(config.codec):
+    described = {"codebooks": books, "group": dict(config.codec.group)}
+    if synthesises(config):
+        return described | {"text_to_code": voice_identity(config.corpus.voice)}
+    if learns_codebooks(config):
         for name, book in books.items():
             file = codebook_file(folder, name)
             book["file"] = file.relative_to(folder).as_posix()
             book["xxh3"] = xxhash.xxh3_128_hexdigest(file.read_bytes())
-    return {"codec": codec_identity(config.codec), "codebooks": books, "group": dict(config.codec.group)}
+    return described | {"codec": codec_identity(config.codec)}

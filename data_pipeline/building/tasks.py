@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from configs.schema import Config
-from data_pipeline.build.left_out import LeftOut
-from data_pipeline.build.parts import Parts, parts_of
-from data_pipeline.build.pieces import Piece, spoken, unspoken
+from data_pipeline.building.folder import synthesises
+from data_pipeline.building.left_out import LeftOut
+from data_pipeline.building.parts import Parts, parts_of
+from data_pipeline.building.pieces import Piece, spoken, synthesised, unspoken
+from data_pipeline.building.recorded import recorded
 from data_pipeline.codecs.kmeans import Quantiser, train_quantiser
 from data_pipeline.codecs.whisper_kmeans import codebook_file, quantise
 from data_pipeline.corpus import describe_shard
@@ -136,13 +138,20 @@ def _finished(parts: Parts, planned: PlannedShard, left_out: LeftOut) -> Iterato
     """The utterances of a shard with their codes, and their flac files."""
     if not planned.spoken:
         return ((utterance, None) for utterance in unspoken(parts, planned))
+    if synthesises(parts.config):
+        return _whole(((utterance, None) for utterance in synthesised(parts, planned, left_out)), left_out)
     if is_staged(parts.folder, planned.file):
         return _whole(_from_staging(parts, planned, left_out), left_out)
     return _whole(_encoded(parts, _pieces(parts, planned, left_out)), left_out)
 
 
 def _pieces(parts: Parts, planned: PlannedShard, left_out: LeftOut) -> Iterator[Piece]:
-    return spoken(parts, planned, left_out)
+    """The utterances of a shard, measured."""
+    make = spoken if parts.config.corpus.speech is None else recorded
+    for piece in make(parts, planned, left_out):
+        for measure in parts.measures:
+            piece.utterance.quality.update(measure.measure(piece.wave, piece.utterance))
+        yield piece
 
 
 def _encoded(parts: Parts, pieces: Iterable[Piece]) -> Iterator[tuple[Utterance, bytes | None]]:

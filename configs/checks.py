@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from configs.codec_checks import check_codec
 from configs.schema import Config
 from runtime.exits import BadInput
 
@@ -29,6 +30,7 @@ def check(config: Config, processes: int | None = None) -> None:
     _check_topology(config)
     _check_training(config)
     _check_mixture(config)
+    check_codec(config.codec)
     _check_data_parallel(config, data_parallel_size(config, processes))
 
 

@@ -55,17 +55,23 @@ class BackboneConfig:
 class CodebookConfig:
     size: int = MISSING
     rate: float = MISSING  # codes a second
-    layer: int = MISSING  # encoder layer whose output is quantised, 1 is the first
+    layer: int | None = None  # encoder layer whose output is quantised, 1 is the first; of k-means codecs only
+    rows: int = 1  # residual tables of this size, one code of each in every frame
 
 
 @dataclass
 class CodecConfig:
-    """Waveform to codes: k-means over the hidden states of a pretrained speech encoder."""
+    """Waveform to codes. `kind` names the program (configs/codec_checks.py), `weights` what it computes with."""
 
     name: str = MISSING
-    encoder: str = MISSING  # a Whisper folder or hub name, or package:<name>
+    kind: str = "whisper_kmeans"
+    # By part of the kind: a file or folder here, a hub name (owner/name, owner/name@revision), or package:<name>
+    weights: dict[str, str] = field(default_factory=dict)
     codebooks: dict[str, CodebookConfig] = field(default_factory=dict)  # id ranges and groups go by sorted names
     group: dict[str, int] = field(default_factory=dict)  # codes of each codebook in one group, such as L 2, S 3
+    options: dict[str, Any] = field(default_factory=dict)  # of the kind
+    device: str | None = None  # cpu, cuda or cuda:<n>; None: cuda if there
+    batch_seconds: float = 120.0  # sound encoded at once, padding included
     training_minutes: float = 120.0  # most speech that the codebooks are learnt from
 
 

@@ -43,6 +43,14 @@ class Parts:
         return open_voice(self.config.corpus.voice, self._cache)
 
     @cached_property
+    def measures(self) -> list[Measure]:
+        return []
+
+    @cached_property
+    def aligner(self) -> Aligner | None:
+        return None
+
+    @cached_property
     def text_to_code(self) -> TextToCode:
         return open_text_to_code(self.config.corpus.voice, self.config.corpus.synthesis, vocabulary_of(self.config))
 

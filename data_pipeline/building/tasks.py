@@ -74,10 +74,12 @@ def stage_shard(config: Config, cache: Path, folder: Path, number: int) -> None:
     features: dict[str, list[np.ndarray]] = {name: [] for name in config.codec.codebooks}
     left_out = LeftOut()
     with ShardWriter(staged(folder, planned.file)) as shard:
-        for piece in _pieces(parts, planned, left_out):
-            for name, frames in parts.extractor.features(piece.wave).items():
-                features[name].append(frames)
-            shard.write(piece.utterance, piece.flac)
+        for gathered in _gathered(_pieces(parts, planned, left_out)):
+            found = parts.extractor.features([piece.wave for piece in gathered])
+            for piece, of_piece in zip(gathered, found, strict=True):
+                for name, frames in of_piece.items():
+                    features[name].append(frames)
+                shard.write(piece.utterance, piece.flac)
     _save_json(_staged_left_out(folder, planned.file), left_out.describe())
     _save_features(features_file(folder, planned.file), features)
 
@@ -165,11 +167,13 @@ def _encoded(parts: Parts, pieces: Iterable[Piece]) -> Iterator[tuple[Utterance,
 
 def _gathered(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
     held: list[Piece] = []
+    seconds = 0.0
     for piece in pieces:
         held.append(piece)
-        if sum(piece.utterance.duration for piece in held) >= GATHERED:
+        seconds += piece.utterance.duration
+        if seconds >= GATHERED:
             yield held
-            held = []
+            held, seconds = [], 0.0
     if held:
         yield held
 

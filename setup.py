@@ -71,7 +71,8 @@ setup(
     package_data={
         **{room: ["py.typed"] for room in ROOMS},
         "configs": ["py.typed", "*.yaml", "*/*.yaml"],
-        "train": ["py.typed", "*.html", "*/*.html", "*/*.js", "*/*.css"],
+        "data_pipeline": ["py.typed", "*/page/*"],
+        "train": ["py.typed", "*/*.html", "*/*.js"],
         "recipes": ["*/recipe.yaml", "*/README.md"],
     },
     install_requires=REQUIRES,

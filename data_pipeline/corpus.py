@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import xxhash
@@ -55,7 +55,9 @@ class Corpus:
             parts = {key: manifest[key] for key in ("name", "content_hash", "codecs", "splits", "totals")}
             parts["left_out"] = manifest.get("left_out", {})
             for entry in (entry for split in SPLITS for entry in parts["splits"][split]):
-                _ = entry["file"], entry["documents"], entry["spoken_documents"]  # what reading relies on
+                _ = entry["documents"], entry["spoken_documents"]  # what reading relies on
+                if not _is_inside(entry["file"]):
+                    raise BadInput(f"{path} names a shard outside the corpus: {entry['file']!r}; do not trust it")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadInput(f"{path} is damaged ({error!r}); build the corpus again") from error
         vocabulary = Vocabulary.load(folder)
@@ -65,6 +67,18 @@ class Corpus:
 
     def shards(self, split: str) -> list[Path]:
         return [self.folder / entry["file"] for entry in self.splits[split]]
+
+
+def left_out(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the build of the corpus in `folder` could not use, as its manifest tells: {kind: {"count", "examples"}};
+    empty where it tells nothing."""
+    told = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8")).get("left_out")
+    return told if isinstance(told, dict) else {}
+
+
+def _is_inside(file: str) -> bool:
+    """Whether a path of a manifest stays in its folder, wherever that is."""
+    return not PurePosixPath(file).is_absolute() and ".." not in PurePosixPath(file).parts and "\\" not in file
 
 
 def describe_shard(shard: Path, folder: Path) -> dict[str, Any]:

@@ -98,6 +98,11 @@ def fill_packs(samples: Sequence[Sample], length: int, padding_id: int) -> list[
     return [_lay([samples[i] for i in members], length, padding_id) for members in bins]
 
 
+def filler(length: int, padding_id: int) -> Pack:
+    """A pack of nothing but padding."""
+    return _lay([], length, padding_id)
+
+
 def _lay(samples: Sequence[Sample], length: int, padding_id: int) -> Pack:
     lengths = [len(sample) for sample in samples]
     padding = length - sum(lengths)

@@ -6,6 +6,7 @@ import argparse
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib import import_module
 
 from runtime.exits import FAILED, BadInput, StoppedEarly
 
@@ -16,9 +17,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (see runtime.exits)."""
     options = _parser().parse_args(arguments)
     try:
-        from launch import commands
-
-        return getattr(commands, options.function)(options)
+        module = import_module(f"launch.{options.module}")
+        return getattr(module, options.function)(options)
     except (BadInput, StoppedEarly) as error:
         sys.stdout.flush()
         kind = "error: " if isinstance(error, BadInput) else ""
@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (run, train):
         command.add_argument("--cfg", action="store_true", help="print the resolved config and exit")
 
-    data = _group(commands, "data", "build a corpus, or measure one")
+    data = _group(commands, "data", "build a corpus, look into it, measure and check it")
     _configured(data, "build", "text, speech and codes into shards; resumes", "data_build")
     _configured(data, "entropy", "unigram entropy of a corpus's audio codes, nats a token", "data_entropy")
 
@@ -71,7 +71,8 @@ def _group(commands: argparse._SubParsersAction, name: str, help_text: str) -> a
 
 def _command(commands: argparse._SubParsersAction, name: str, help_text: str, function: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=help_text, description=help_text)
-    parser.set_defaults(function=function)
+    module = "data_commands" if function.startswith("data_") else "commands"
+    parser.set_defaults(module=module, function=function)
     return parser
 
 

@@ -71,8 +71,8 @@ def spans(
     Spans are added until `ratio` of the document's words with codes are spoken; the last is shortened to meet it, and
     those of no word are drawn again. They lie anywhere without overlap, all such places equally likely (our choice),
     and may touch or reach over the end of an utterance. At `level` "token" lengths and ratio count text tokens, and
-    both ends of a span move to the start of the word they fall in. Words without times count as one with their
-    utterance; utterances without speech are text.
+    both ends of a span move to the start of the word they fall in. An utterance without word times counts as
+    one word; utterances without speech are text.
     """
     if not 0 <= ratio <= 1:
         raise BadInput(f"spans: ratio must be from 0 to 1, got {ratio}")
@@ -103,7 +103,7 @@ def spans(
         first, last = np.searchsorted(ends[1:], [start, end], side="right")
         spoken[speakable[first:last]] = True
     # What has no text can only be spoken, and a span that rounds to no group of codes only written.
-    spoken |= [not stretch.text for stretch in stretches]
+    spoken |= np.array([not stretch.text for stretch in stretches], bool)
     at = 0
     for _, run in groupby(spoken.tolist()):
         end = at + len(list(run))

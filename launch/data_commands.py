@@ -1,0 +1,37 @@
+"""What each `megaphone data` command does: thin wiring between a command line and `data_pipeline`."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from configs.schema import Config
+from launch.selection import read_words
+from runtime.exits import DONE
+from runtime.signals import stoppable
+
+
+def data_build(options: Namespace) -> int:
+    config = read_words(options.settings).first()
+    print(build_corpus(config))
+    return DONE
+
+
+def data_entropy(options: Namespace) -> int:
+    from data_pipeline.build import corpus_folder
+    from data_pipeline.corpus import SPLITS, Corpus
+    from data_pipeline.entropy import unigram_entropy
+
+    corpus = Corpus.open(corpus_folder(read_words(options.settings).first()))
+    for split in SPLITS:
+        for name, nats in unigram_entropy(corpus, split).items():
+            print(f"{split:<6} {name:<12} {nats:.4f} nats a token")
+    return DONE
+
+
+def build_corpus(config: Config) -> Path:
+    """The corpus of a recipe, built or found finished; stop signals end it between two pieces of work."""
+    from data_pipeline.build import build_corpus as build
+
+    with stoppable() as stop:
+        return build(config, stop=stop)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from configs.codec_checks import check_codec
-from configs.schema import Config, SourceConfig
+from configs.schema import Config, CutConfig, SourceConfig
 from runtime.exits import BadInput
 
 # Rows of the embedding are padded to this; every tensor-parallel size has to divide it (Vocabulary.multiple).
@@ -226,3 +226,18 @@ def _check_data_parallel(config: Config, data: int) -> None:
         )
     if config.train.validation_packs % data:
         raise BadInput(f"train.validation_packs={config.train.validation_packs} does not divide over {copies}")
+
+
+def check_cut(cut: CutConfig, where: str) -> None:
+    """Raise BadInput for the first value of `cut`, the section `where` of a config, that cannot work."""
+    if not 0 < cut.lower_threshold <= cut.threshold < 1:
+        raise BadInput(
+            f"{where}: needs 0 < lower_threshold <= threshold < 1, got {cut.lower_threshold} and {cut.threshold}"
+        )
+    for key in ("shortest_speech", "shortest_silence", "longest_silence", "padding"):
+        if getattr(cut, key) < 0:
+            raise BadInput(f"{where}.{key}={getattr(cut, key)}: has to be 0 or above")
+    if cut.longest < 1 or cut.longest < 4 * cut.padding:
+        raise BadInput(f"{where}.longest={cut.longest}: has to be at least 1 s and 4 x padding")
+    if cut.channels not in ("mix", "each"):
+        raise BadInput(f"{where}.channels={cut.channels}: not one of mix, each")

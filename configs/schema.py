@@ -110,6 +110,7 @@ class CutConfig:
     longest_silence: float = 1.5  # seconds; a longer pause is never inside a segment
     padding: float = 0.1  # seconds of sound kept on each side of a segment, at most half of the pause
     longest: float = 30.0  # seconds of a segment at most, padding included
+    channels: str = "mix"  # of recordings with several: mix, or each by itself (a speaker a channel)
 
 
 @dataclass

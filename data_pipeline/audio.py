@@ -11,13 +11,31 @@ from runtime.exits import BadInput
 SAMPLE_RATE = 16_000
 
 
-def resample(wave: np.ndarray, rate: int) -> np.ndarray:
-    """`wave`, float [samples] at `rate` Hz, as float32 at 16 kHz."""
+def resample(wave: np.ndarray, rate: int, to: int = SAMPLE_RATE) -> np.ndarray:
+    """`wave`, float [samples] at `rate` Hz, as float32 at `to` Hz."""
     import soxr
 
-    if rate == SAMPLE_RATE:
+    if rate == to:
         return wave.astype(np.float32)
-    return soxr.resample(wave.astype(np.float32), rate, SAMPLE_RATE, quality="HQ")
+    return soxr.resample(wave.astype(np.float32), rate, to, quality="HQ")
+
+
+class StreamResampler:
+    """Resampling of float32 [samples] that come in blocks: the blocks that come out are those of the whole."""
+
+    def __init__(self, rate: int, to: int = SAMPLE_RATE) -> None:
+        import soxr
+
+        self._stream = None if rate == to else soxr.ResampleStream(rate, to, 1, dtype="float32", quality="HQ")
+
+    def feed(self, wave: np.ndarray) -> np.ndarray:
+        """What can be said already; a little is held back."""
+        return wave if self._stream is None else self._stream.resample_chunk(np.ascontiguousarray(wave))
+
+    def finish(self) -> np.ndarray:
+        """What was held back."""
+        rest = np.zeros(0, np.float32)
+        return rest if self._stream is None else self._stream.resample_chunk(rest, last=True)
 
 
 def with_silence(wave: np.ndarray, before: float, after: float) -> np.ndarray:

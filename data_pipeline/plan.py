@@ -104,35 +104,61 @@ def _cut(drawn: Iterator[Document], characters: float, size: float) -> Iterator[
 # --- recordings -------------------------------------------------------------------------------------------------
 
 
+LARGEST = 4  # times `shard_minutes`: where a shard ends in spite of a document that goes on
+
+
 def plan_recordings(corpus: CorpusConfig, recordings: Iterable[Recording]) -> Iterator[PlannedShard]:
     """Shards of a corpus of recorded speech, as they fill; holds the recordings of one shard a split and no more.
 
-    Recordings keep their order and stay whole. A shard is full once `shard_minutes` of speech are in it; a recording
+    Recordings keep their order and stay whole, and all of one document come into one shard, or into neighbours under
+    names of their own where they are too many. A shard is full once `shard_minutes` of speech are in it; a recording
     of unknown length counts as half a minute.
     """
-    filling = {split: PlannedShard(split, _recorded_file(split, 0), spoken=True) for split in SPLITS}
-    held: dict[str, list[Recording]] = {split: [] for split in SPLITS}
-    seconds = dict.fromkeys(SPLITS, 0.0)
-    numbers = dict.fromkeys(SPLITS, 0)
+    fillings = {split: _Filling(split, 60 * corpus.shard_minutes) for split in SPLITS}
     for recording in recordings:
-        split = split_of(recording.key, corpus)
-        held[split].append(recording)
-        seconds[split] += seconds_of(recording)
-        if seconds[split] >= 60 * corpus.shard_minutes:
-            yield replace(filling[split], recordings=tuple(held[split]))
-            numbers[split] += 1
-            filling[split] = replace(filling[split], file=_recorded_file(split, numbers[split]))
-            held[split], seconds[split] = [], 0.0
-    for split in SPLITS:
-        if held[split]:
-            yield replace(filling[split], recordings=tuple(held[split]))
+        document = recording.document or recording.key
+        filling = fillings[split_of(document, corpus)]
+        if filling.is_full_before(document):
+            yield filling.take()
+        filling.add(document, recording)
+    for filling in fillings.values():
+        if filling.held:
+            yield filling.take()
 
 
-def split_of(key: str, corpus: CorpusConfig) -> str:
-    """The split of a recording: decided by its key and the seed alone, so that no other recording moves it."""
-    drawn = xxhash.xxh3_64_intdigest(f"{corpus.seed} {key}".encode()) / 2**64
+class _Filling:
+    """The shard of a split that is being filled."""
+
+    def __init__(self, split: str, seconds: float) -> None:
+        self.held: list[Recording] = []
+        self._split = split
+        self._enough = seconds
+        self._seconds = 0.0
+        self._number = 0
+        self._document = ""
+        self._part = 1
+
+    def is_full_before(self, document: str) -> bool:
+        return self._seconds >= (LARGEST if document == self._document else 1) * self._enough
+
+    def add(self, document: str, recording: Recording) -> None:
+        if document != self._document:
+            self._document, self._part = document, 1
+        elif not self.held:
+            self._part += 1
+        named = document if self._part == 1 else f"{document}-part{self._part}"
+        self.held.append(replace(recording, document=named))
+        self._seconds += seconds_of(recording)
+
+    def take(self) -> PlannedShard:
+        file = f"{self._split}/speech-{self._number:06d}.tar"
+        shard = PlannedShard(self._split, file, spoken=True, recordings=tuple(self.held))
+        self.held, self._seconds = [], 0.0
+        self._number += 1
+        return shard
+
+
+def split_of(document: str, corpus: CorpusConfig) -> str:
+    """The split of a recorded document: decided by its key and the seed alone, so that no other one moves it."""
+    drawn = xxhash.xxh3_64_intdigest(f"{corpus.seed} {document}".encode()) / 2**64
     return "valid" if drawn < corpus.validation_share else "train"
-
-
-def _recorded_file(split: str, number: int) -> str:
-    return f"{split}/speech-{number:06d}.tar"

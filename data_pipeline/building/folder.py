@@ -10,12 +10,14 @@ from typing import Any
 
 import xxhash
 
-from configs.schema import Config
+from configs.schema import Config, SpeechSourceConfig
 from data_pipeline.codecs import codebooks_of, codec_identity, learns
 from data_pipeline.codecs.whisper_kmeans import pooling
 from data_pipeline.corpus import MANIFEST_FILE
+from data_pipeline.cutting import cut_identity
 from data_pipeline.packages import package_version
 from data_pipeline.sources import find_source
+from data_pipeline.sources.speech import open_speech_source
 from data_pipeline.speech import gives_codes, voice_identity
 from data_pipeline.text_tokenizer import tokenizer_identity
 
@@ -63,7 +65,7 @@ def corpus_identity(config: Config) -> dict[str, Any]:
     if corpus.speech is None:
         material = {"text": find_source(corpus.text).identity(), "voice": voice_identity(corpus.voice)}
     else:
-        material = {}
+        material = {"speech": _speech_identity(corpus.speech), "cut": cut_identity(corpus.cut)}
     return {
         "format": BUILD_FORMAT,
         "corpus": {key: value for key, value in asdict(corpus).items() if key not in unused},
@@ -72,6 +74,17 @@ def corpus_identity(config: Config) -> dict[str, Any]:
         "packages": {name: package_version(name) for name in _NUMERIC_PACKAGES},
         **material,
     }
+
+
+_speech_identities: dict[str, str] = {}
+
+
+def _speech_identity(speech: SpeechSourceConfig) -> str:
+    """The source's identity, asked for once in a process: it lists all that there is."""
+    key = repr(speech)
+    if key not in _speech_identities:
+        _speech_identities[key] = open_speech_source(speech).identity()
+    return _speech_identities[key]
 
 
 def is_finished(folder: Path) -> bool:

@@ -48,10 +48,11 @@ from data_pipeline.building.tasks import (
 from data_pipeline.codecs import codec_identity
 from data_pipeline.codecs.whisper_kmeans import codebook_file
 from data_pipeline.corpus import SPLITS, Corpus, write_manifest
-from data_pipeline.plan import PlannedShard, plan_shards
+from data_pipeline.plan import PlannedShard, plan_recordings, plan_shards
 from data_pipeline.progress import Progress
 from data_pipeline.shards import PARTIAL, replace_atomically
 from data_pipeline.sources import find_source
+from data_pipeline.sources.speech import open_speech_source
 from data_pipeline.speech import prepare_voice, voice_identity
 from data_pipeline.workers import Task, Workers
 from runtime.exits import BadInput, StoppedEarly
@@ -175,10 +176,13 @@ class _Job:
             return
         with self._alone(".plan.lock"):
             if not is_planned(self.folder):
-                write_plan(self.folder, self._stoppable(self._planned_shards()))
+                write_plan(self.folder, self._planned_shards())
 
     def _planned_shards(self) -> Iterable[PlannedShard]:
-        return plan_shards(self.config.corpus, find_source(self.config.corpus.text).documents())
+        corpus = self.config.corpus
+        if corpus.speech is not None:
+            return plan_recordings(corpus, self._stoppable(open_speech_source(corpus.speech).recordings()))
+        return plan_shards(corpus, find_source(corpus.text).documents())
 
     def _stoppable(self, items: Iterable[Item]) -> Iterator[Item]:
         for item in items:

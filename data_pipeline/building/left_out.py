@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from data_pipeline.sources.recording import UnreadableAudio
 from runtime.exits import BadInput
 
 NAMED = 5  # examples kept of each kind
@@ -12,7 +13,7 @@ JUDGED_FROM = 100  # utterances read before the share of damaged ones means anyt
 
 # Sound that is not what its source says it is. Other kinds are choices (no_text), or speech that does not serve
 # (silent, too_short, alignment, endless); they are counted too, and stop nothing.
-DAMAGE = frozenset({"missing", "decode", "empty", "not_finite", "too_long", "segment"})
+DAMAGE = frozenset({*UnreadableAudio.KINDS, "segment"})
 
 
 class LeftOut:

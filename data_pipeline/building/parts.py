@@ -6,10 +6,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from configs.schema import Config
+from configs.schema import Config, SpeechSourceConfig
 from data_pipeline.building.plan_file import Plan
 from data_pipeline.codecs import Codec, codebooks_of, open_codec
+from data_pipeline.cutting import cut
 from data_pipeline.sources import Source, find_source
+from data_pipeline.sources.speech import KINDS, open_speech_source
 from data_pipeline.speech import Voice, open_text_to_code, open_voice
 from data_pipeline.text_tokenizer import load_tokenizer_json
 from data_pipeline.vocabulary import Vocabulary
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from data_pipeline.alignment.aligner import Aligner
     from data_pipeline.codecs.whisper_kmeans import FeatureExtractor
     from data_pipeline.quality.measure import Measure
-    from data_pipeline.sources.recording import Segment, Sound, SpeechSource
+    from data_pipeline.sources.recording import Recording, Segment, SpeechSource
     from data_pipeline.speech.text_to_code import TextToCode
 
 
@@ -37,6 +39,23 @@ class Parts:
     @cached_property
     def text(self) -> Source:
         return find_source(self.config.corpus.text)
+
+    @cached_property
+    def speech(self) -> SpeechSource:
+        return open_speech_source(self._speech_config)
+
+    @property
+    def _speech_config(self) -> SpeechSourceConfig:
+        if self.config.corpus.speech is None:
+            raise ValueError("the corpus is not made from recorded speech")
+        return self.config.corpus.speech
+
+    def cut(self, recording: Recording) -> tuple[Segment, ...]:
+        """Where somebody speaks in a recording that came without segments. Raises UnreadableAudio."""
+        language = self._speech_config.language
+        if language is None:
+            language = KINDS[self._speech_config.kind].language
+        return cut(self.speech, recording, self.config.corpus.cut, language)
 
     @cached_property
     def voice(self) -> Voice:

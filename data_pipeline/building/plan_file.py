@@ -6,19 +6,19 @@ written as it is made and read a shard at a time: millions of recordings pass th
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
 import zipfile
 from array import array
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 
 from data_pipeline.corpus import SPLITS
 from data_pipeline.plan import PlannedShard
@@ -88,8 +88,8 @@ def is_planned(folder: Path) -> bool:
 
 
 def write_plan(folder: Path, shards: Iterable[PlannedShard]) -> Plan:
-    """Write `shards` as they come, the plan appearing whole. Raises BadInput where two recordings have one key."""
-    offsets, keys = array("q", [0]), array("Q")
+    """Write `shards` as they come, the plan appearing whole. Raises BadInput where there are none."""
+    offsets = array("q", [0])
     columns: dict[str, list[Any]] = {"file": [], "spoken": [], "pieces": [], "seconds": []}
     partial = partial_of(folder / PLAN_FILE)
     try:
@@ -100,12 +100,10 @@ def write_plan(folder: Path, shards: Iterable[PlannedShard]) -> Plan:
                 offsets.append(offsets[-1] + len(line))
                 for name, held in columns.items():
                     held.append(getattr(shard, name))
-                keys.extend(xxhash.xxh3_64_intdigest(recording.key) for recording in shard.recordings)
             file.flush()
             os.fsync(file.fileno())
         if not columns["file"]:
             raise BadInput(f"nothing to build in {folder}: the source holds no recording and no text")
-        _refuse_twins(keys)
         os.replace(partial, folder / PLAN_FILE)
     finally:
         partial.unlink(missing_ok=True)
@@ -115,13 +113,6 @@ def write_plan(folder: Path, shards: Iterable[PlannedShard]) -> Plan:
     np.savez_compressed(index, allow_pickle=False, offsets=np.array(offsets, np.int64), **arrays)
     replace_atomically(folder / INDEX_FILE, index.getvalue())
     return Plan.open(folder)
-
-
-def _refuse_twins(keys: array) -> None:
-    held = np.sort(np.frombuffer(keys, np.uint64))
-    twins = int((held[1:] == held[:-1]).sum())
-    if twins:
-        raise BadInput(f"corpus.speech: {twins} recordings have the key of another; keys name documents, once each")
 
 
 # --- a line -----------------------------------------------------------------------------------------------------
@@ -137,11 +128,16 @@ def _plain(shard: PlannedShard) -> dict[str, Any]:
 
 
 def _plain_recording(recording: Recording) -> dict[str, Any]:
-    plain: dict[str, Any] = {"key": recording.key, "audio": recording.audio, "duration": recording.duration}
-    plain["segments"] = [
-        {name: value for name, value in asdict(segment).items() if value != _DEFAULTS[name]} for segment in recording.segments
-    ]
-    return plain
+    return {
+        "key": recording.key,
+        "audio": _plain_place(recording.audio),
+        "segments": [
+            {name: value for name, value in asdict(segment).items() if value != _DEFAULTS[name]}
+            for segment in recording.segments
+        ],
+        "duration": recording.duration,
+        "document": recording.document,
+    }
 
 
 _DEFAULTS = asdict(Segment())
@@ -166,4 +162,23 @@ def _recording(plain: dict[str, Any]) -> Recording:
         words = tuple(Word(**word) for word in segment.pop("words", ()))
         quality = tuple((name, value) for name, value in segment.pop("quality", ()))
         segments.append(Segment(**segment, words=words, quality=quality))
-    return Recording(plain["key"], plain["audio"], tuple(segments), plain["duration"])
+    return Recording(plain["key"], _place(plain["audio"]), tuple(segments), plain["duration"], plain["document"])
+
+
+# Where sound lies is a dataclass of its source's module, of numbers and strings.
+_PLACES = "data_pipeline.sources.speech."
+
+
+def _plain_place(place: Any) -> list[Any]:
+    kind = type(place)
+    if not is_dataclass(kind) or not kind.__module__.startswith(_PLACES):
+        raise TypeError(f"a place of sound is a dataclass of a module of {_PLACES}, not {kind}")
+    return [kind.__module__.removeprefix(_PLACES), kind.__name__, asdict(place)]
+
+
+def _place(plain: list[Any]) -> Any:
+    module, name, fields = plain
+    kind = getattr(importlib.import_module(_PLACES + module), name)
+    if not is_dataclass(kind):
+        raise ValueError(f"{module}.{name} is no place of sound")
+    return kind(**fields)

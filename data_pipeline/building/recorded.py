@@ -13,110 +13,133 @@ from data_pipeline.building.left_out import LeftOut
 from data_pipeline.building.parts import Parts
 from data_pipeline.building.pieces import Piece, basic_quality, sound_of
 from data_pipeline.plan import PlannedShard
-from data_pipeline.sources.recording import Recording, Segment, Sound, UnreadableAudio
+from data_pipeline.sources.recording import Recording, Segment, UnreadableAudio
 from data_pipeline.utterance import Utterance
 from data_pipeline.workers import report_done
 
+WINDOW = 600.0  # seconds of a recording that are held at once, unless a segment is longer
 _PAST_END = 0.5  # seconds by which a segment may end after its recording does; times in manifests are rounded
 
 
 def recorded(parts: Parts, planned: PlannedShard, left_out: LeftOut) -> Iterator[Piece]:
     """The utterances of a shard's recordings, in the order they were said; reports seconds of speech.
 
-    Left out: the kinds of UnreadableAudio; `silent`, a recording in which nobody speaks; `segment`, one that is not in
-    its recording; `too_short` for one code of each codebook; `no_text` where `require_text` asks for it; `alignment`,
-    words that could not be timed. `transcript` counts texts that were lost because their utterance had to be cut and
-    its words have no times; its sound stays.
+    Left out: the kinds of UnreadableAudio, for all segments of what could not be read; `silent`, a recording in which
+    nobody speaks; `segment`, one that is not in its recording; `too_short` for a code of each codebook; `no_text`
+    where `require_text` asks for it; `alignment`, words that could not be timed. `transcript` counts texts that were
+    lost because their utterance had to be cut and its words have no times; its sound stays.
     """
     for recording in planned.recordings:
-        spoken = max(len(recording.segments), 1)
         try:
-            sound = parts.speech.sound(recording)
-            if not sound.samples.size:
-                raise UnreadableAudio("empty", recording.key)
-            if not np.isfinite(sound.samples).all():
-                raise UnreadableAudio("not_finite", recording.key)
+            segments = recording.segments or parts.cut(recording)
         except UnreadableAudio as unreadable:
-            left_out.add(unreadable.kind, recording.key, spoken)
+            left_out.add(unreadable.kind, str(unreadable))
             continue
-        segments = sorted(recording.segments or parts.cut(sound), key=lambda segment: segment.start)
         if not segments:
             left_out.add("silent", recording.key)
-        yield from _utterances(parts, recording, sound, segments, left_out)
+        number = 0
+        for window in windows(segments):
+            for segment, original, rate in _sounds(parts, recording, window, left_out):
+                for piece in _pieces(parts, recording, segment, original, rate, left_out):
+                    key = f"{recording.key}-{number:04d}"
+                    number += 1
+                    yield replace(piece, utterance=replace(piece.utterance, key=key))
+                    report_done(piece.utterance.duration)
 
 
-def _utterances(
-    parts: Parts, recording: Recording, sound: Sound, segments: Sequence[Segment], left_out: LeftOut
+def windows(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
+    """Segments in the order of their starts, in runs that span at most WINDOW seconds, or hold one segment."""
+    held: list[Segment] = []
+    for segment in sorted(segments, key=lambda segment: (segment.start, segment.channel)):
+        if held and (held[0].end is None or segment.end is None or segment.end - held[0].start > WINDOW):
+            yield held
+            held = []
+        held.append(segment)
+    if held:
+        yield held
+
+
+def _sounds(
+    parts: Parts, recording: Recording, window: list[Segment], left_out: LeftOut
+) -> Iterator[tuple[Segment, np.ndarray, int]]:
+    """Each segment of a window with its float32 [samples] and their rate."""
+    first, last = window[0].start, window[-1].end
+    if last is not None:
+        last = max(segment.end for segment in window if segment.end is not None)
+    try:
+        sound = parts.speech.sound(recording, first, last)
+    except UnreadableAudio as unreadable:
+        left_out.add(unreadable.kind, str(unreadable), len(window))
+        return
+    for segment in window:
+        try:
+            wave = sound.channel(segment.channel)
+        except UnreadableAudio as unreadable:
+            left_out.add(unreadable.kind, f"{recording.key}: {unreadable}")
+            continue
+        start = round((segment.start - first) * sound.rate)
+        end = len(wave) if segment.end is None else round((segment.end - first) * sound.rate)
+        if start >= min(end, len(wave)) or end > len(wave) + _PAST_END * sound.rate:
+            left_out.add("segment", _where(recording, segment))
+        else:
+            yield segment, wave[start:end], sound.rate
+
+
+def _pieces(
+    parts: Parts, recording: Recording, segment: Segment, original: np.ndarray, rate: int, left_out: LeftOut
 ) -> Iterator[Piece]:
-    number = 0
-    for segment in segments:
-        where = f"{recording.key} {segment.start:.2f} s"
-        original = _slice(sound, segment)
-        if original is None:
-            left_out.add("segment", where)
-            continue
-        whole = _described(parts, recording, segment)
-        wave = resample(original, sound.rate)
-        if len(wave) < parts.shortest * SAMPLE_RATE:
-            left_out.add("too_short", where)
-            continue
-        if not whole.text and parts.config.corpus.require_text:
-            left_out.add("no_text", where)
-            continue
-        if whole.text and not whole.words and parts.aligner is not None:
-            whole = replace(whole, words=parts.aligner.align(wave, whole.text, whole.language))
-            if not whole.words:
-                left_out.add("alignment", where)
-                continue
-        cuts = cut_long(wave, whole, parts.config.corpus.longest_seconds)
-        if whole.text and not any(cut.text for cut in cuts):
-            left_out.add("transcript", where)
-        for cut in cuts:
-            part = original[round(cut.start * sound.rate) : round(cut.end * sound.rate)]
-            utterance = replace(
-                whole,
-                key=f"{recording.key}-{number:04d}",
-                text=cut.text,
-                words=cut.words,
-                start=round(segment.start + cut.start, 4),
-                quality=dict(segment.quality),
-                codes={},
-            )
-            number += 1
-            yield _piece(utterance, part, sound.rate)
+    """The utterances that a segment becomes: one, or several where it is too long for one."""
+    whole = _described(parts, recording, segment)
+    wave = resample(original, rate)
+    if len(wave) < parts.shortest * SAMPLE_RATE:
+        left_out.add("too_short", _where(recording, segment))
+        return
+    if not whole.text and parts.config.corpus.require_text:
+        left_out.add("no_text", _where(recording, segment))
+        return
+    if whole.text and not whole.words and parts.aligner is not None:
+        whole = replace(whole, words=parts.aligner.align(wave, whole.text, whole.language))
+        if not whole.words:
+            left_out.add("alignment", _where(recording, segment))
+            return
+    cuts = cut_long(wave, whole, parts.config.corpus.longest_seconds)
+    if whole.text and not any(cut.text for cut in cuts):
+        left_out.add("transcript", _where(recording, segment))
+    for cut in cuts:
+        part = original[round(cut.start * rate) : round(cut.end * rate)]
+        flac, heard = sound_of(part, rate)
+        utterance = replace(
+            whole,
+            text=cut.text,
+            words=cut.words,
+            start=round(segment.start + cut.start, 4),
+            duration=len(heard) / SAMPLE_RATE,
+            quality=dict(segment.quality) | basic_quality(heard, cut.text),
+            codes={},
+        )
+        yield Piece(utterance, flac, heard, part, rate)
 
 
-def _slice(sound: Sound, segment: Segment) -> np.ndarray | None:
-    """float32 [samples] of a segment; None where the recording has no such stretch or channel."""
-    channels, samples = sound.samples.shape
-    start = round(segment.start * sound.rate)
-    end = samples if segment.end is None else round(segment.end * sound.rate)
-    if not 0 <= segment.channel < channels or not 0 <= start < min(end, samples):
-        return None
-    if end > samples + _PAST_END * sound.rate:
-        return None
-    return sound.samples[segment.channel, start:end]
+def _where(recording: Recording, segment: Segment) -> str:
+    return f"{recording.key} at {segment.start:.2f} s"
 
 
 def _described(parts: Parts, recording: Recording, segment: Segment) -> Utterance:
     return Utterance(
         key=recording.key,
-        text=" ".join(segment.text.split()),
-        document=recording.key,
+        text=_plain(" ".join(segment.text.split())),
+        document=recording.document or recording.key,
         language=segment.language,
-        speaker=segment.speaker,
+        speaker=_plain(segment.speaker),
         words=segment.words,
         source=parts.config.corpus.name,
         licence=parts.speech.licence,
         recording=recording.key,
         channel=segment.channel,
-        role=segment.role,
+        role=_plain(segment.role),
     )
 
 
-def _piece(utterance: Utterance, original: np.ndarray, rate: int) -> Piece:
-    flac, wave = sound_of(original, rate)
-    utterance = replace(utterance, duration=len(wave) / SAMPLE_RATE)
-    utterance.quality.update(basic_quality(wave, utterance.text))
-    report_done(utterance.duration)
-    return Piece(utterance, flac, wave, original, rate)
+def _plain(text: str) -> str:
+    """Text without halves of surrogate pairs, which stand for bytes that were no UTF-8."""
+    return text.encode("utf-8", "replace").decode()

@@ -10,7 +10,7 @@ from configs.schema import CorpusConfig
 from data_pipeline.plan import CHARACTERS_PER_SECOND, plan_shards
 from data_pipeline.sources import Document, find_source
 from data_pipeline.sources.sentences import pieces_of
-from data_pipeline.sources.world_english_bible import clean_verse
+from data_pipeline.sources.text.world_english_bible import clean_verse
 from runtime.exits import BadInput
 
 PROSE = st.text(st.sampled_from("abcde    ,;:.!?'\")"), max_size=600)

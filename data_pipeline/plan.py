@@ -11,11 +11,11 @@ import xxhash
 from configs.schema import CorpusConfig
 from data_pipeline.corpus import SPLITS
 from data_pipeline.sources import Document
-from data_pipeline.sources.recording import Recording
+from data_pipeline.sources.recording import Recording, Segment
 
 CHARACTERS_PER_SECOND = 18.4  # how fast a voice reads, about; only sizes depend on it
 TEXT_SHARD_CHARACTERS = 500_000
-UNKNOWN_SECONDS = 30.0  # what a recording counts whose length only decoding tells; only sizes depend on it
+UNKNOWN_SECONDS = 30.0  # what speech counts of which nothing tells the length; only sizes depend on it
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,18 @@ class PlannedShard:
 
 
 def seconds_of(recording: Recording) -> float:
-    """Seconds of speech that a recording will give, about: of its segments where all of them have ends."""
-    ends = [segment.end for segment in recording.segments]
-    if recording.segments and None not in ends:
-        return sum(segment.end - segment.start for segment in recording.segments if segment.end is not None)
-    return UNKNOWN_SECONDS if recording.duration is None else recording.duration
+    """Seconds of speech that a recording will give, about: of its segments, else of all of it. Where a segment's end
+    is not known its text tells."""
+    if not recording.segments:
+        return UNKNOWN_SECONDS if recording.duration is None else recording.duration
+    return sum(_seconds_of(segment, recording.duration) for segment in recording.segments)
+
+
+def _seconds_of(segment: Segment, duration: float | None) -> float:
+    end = duration if segment.end is None else segment.end
+    if end is not None:
+        return max(end - segment.start, 0.0)
+    return len(segment.text) / CHARACTERS_PER_SECOND if segment.text else UNKNOWN_SECONDS
 
 
 # --- text -------------------------------------------------------------------------------------------------------
@@ -111,8 +118,7 @@ def plan_recordings(corpus: CorpusConfig, recordings: Iterable[Recording]) -> It
     """Shards of a corpus of recorded speech, as they fill; holds the recordings of one shard a split and no more.
 
     Recordings keep their order and stay whole, and all of one document come into one shard, or into neighbours under
-    names of their own where they are too many. A shard is full once `shard_minutes` of speech are in it; a recording
-    of unknown length counts as half a minute.
+    names of their own where they are too many. A shard is full once about `shard_minutes` of speech are in it.
     """
     fillings = {split: _Filling(split, 60 * corpus.shard_minutes) for split in SPLITS}
     for recording in recordings:

@@ -73,9 +73,7 @@ class Workers:
         self._stopping.set()
         self._pool.shutdown(cancel_futures=True)
 
-    def run(
-        self, phase: str, tasks: Iterable[Task], total: float, progress: Progress, stop: StopFlag | None
-    ) -> None:
+    def run(self, phase: str, tasks: Iterable[Task], total: float, progress: Progress, stop: StopFlag | None) -> None:
         """`each`, for tasks whose results are not wanted."""
         for _ in self.each(phase, tasks, total, progress, stop):
             pass

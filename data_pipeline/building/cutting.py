@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -37,7 +38,7 @@ def cut_long(wave: np.ndarray, utterance: Utterance, longest: float) -> list[Cut
         return [Cut(0.0, duration, utterance.text, words)]
     if not words or max(word.end - word.start for word in words) > longest:
         edges = [0.0, *_quiet_places(wave, longest), duration]
-        return [Cut(start, end, "", ()) for start, end in zip(edges[:-1], edges[1:], strict=True)]
+        return [Cut(start, end, "", ()) for start, end in pairwise(edges)]
     edges, firsts = _pauses(words, duration, longest)
     lasts = [*firsts[1:], len(words)]
     saying = [first for first, last in zip(firsts, lasts, strict=True) if last > first]
@@ -55,8 +56,10 @@ def _moved(word: Word, start: float) -> Word:
 
 def _pauses(words: Sequence[Word], duration: float, longest: float) -> tuple[list[float], list[int]]:
     """Edges of the parts in seconds, 0 and `duration` included, and the first word of each part."""
-    places = [(words[0].start, words[0].start)]  # before each word and after the last: where to cut, and how long it is quiet
-    for word, following in zip(words[:-1], words[1:], strict=True):
+    places = [
+        (words[0].start, words[0].start)
+    ]  # before each word and after the last: where to cut, and how long it is quiet
+    for word, following in pairwise(words):
         places.append(((word.end + following.start) / 2, following.start - word.end))
     places.append((words[-1].end, duration - words[-1].end))
     edges, firsts = [0.0], [0]

@@ -44,7 +44,7 @@ def corpus_folder(config: Config) -> Path:
 
 
 def synthesises(config: Config) -> bool:
-    """Whether the corpus is text to which a text-to-code model gives codes: then there is no sound, and no codec runs."""
+    """Whether the corpus is text to which a text-to-code model gives codes: no sound is made, and no codec runs."""
     return config.corpus.speech is None and gives_codes(config.corpus.voice)
 
 
@@ -63,7 +63,7 @@ def corpus_identity(config: Config) -> dict[str, Any]:
     if not synthesises(config):
         unused = unused | {"synthesis"}
     if corpus.speech is None:
-        material = {"text": find_source(corpus.text).identity(), "voice": voice_identity(corpus.voice)}
+        material: dict[str, Any] = {"text": find_source(corpus.text).identity(), "voice": voice_identity(corpus.voice)}
     else:
         material = {"speech": _speech_identity(corpus.speech), "cut": cut_identity(corpus.cut)}
     return {

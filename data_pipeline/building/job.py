@@ -125,8 +125,8 @@ class _Job:
         except OSError as error:
             if error.errno not in _NO_SPACE:
                 raise
-            line = f"no space left for the corpus at {self.folder}: free some or set run.cache to another disk, then run again"
-            raise BadInput(line) from error
+            advice = "free some or set run.cache to another disk, then run again"
+            raise BadInput(f"no space left for the corpus at {self.folder}: {advice}") from error
 
     def _alone(self, name: str) -> AbstractContextManager[None]:
         """A lock beside the corpus: `name` says for what."""

@@ -37,7 +37,10 @@ class LeftOut:
 
     def describe(self) -> dict[str, Any]:
         """{kind: {"count": n, "examples": [...]}}, by name of kind."""
-        return {kind: {"count": held["count"], "examples": [*held["examples"]]} for kind, held in sorted(self._kinds.items())}
+        return {
+            kind: {"count": held["count"], "examples": [*held["examples"]]}
+            for kind, held in sorted(self._kinds.items())
+        }
 
     @property
     def damaged(self) -> int:
@@ -50,11 +53,11 @@ class LeftOut:
         )
 
     def judge(self, kept: int, allowed: float) -> None:
-        """Raises BadInput once more than `allowed`, a share, of at least 100 utterances was damaged; `kept` were not."""
+        """Raises BadInput once more than `allowed`, a share, of at least 100 utterances was damaged; `kept` were
+        not."""
         read = kept + self.damaged
         if read >= JUDGED_FROM and self.damaged > allowed * read:
             worst = {kind: held for kind, held in self.describe().items() if kind in DAMAGE}
             named = "; ".join(f"{held['count']} {kind}, such as {held['examples'][0]}" for kind, held in worst.items())
-            raise BadInput(
-                f"{self.damaged} of {read} utterances could not be read, more than corpus.damaged_share {allowed}: {named}"
-            )
+            limit = f"more than corpus.damaged_share {allowed}"
+            raise BadInput(f"{self.damaged} of {read} utterances could not be read, {limit}: {named}")

@@ -179,6 +179,6 @@ def _plain_place(place: Any) -> list[Any]:
 def _place(plain: list[Any]) -> Any:
     module, name, fields = plain
     kind = getattr(importlib.import_module(_PLACES + module), name)
-    if not is_dataclass(kind):
+    if not isinstance(kind, type) or not is_dataclass(kind):
         raise ValueError(f"{module}.{name} is no place of sound")
     return kind(**fields)

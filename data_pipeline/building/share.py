@@ -43,7 +43,11 @@ def share_of(corpus: CorpusConfig, environment: Mapping[str, str]) -> Share:
         first, step = (int(environment.get(f"SLURM_ARRAY_TASK_{name}", at)) for name, at in (("MIN", 0), ("STEP", 1)))
         task, beside = divmod(number - first, step)
     except (KeyError, ValueError, ZeroDivisionError) as error:
-        raise BadInput(f"the Slurm array around this process is not understood ({error}); set corpus.task and tasks") from error
+        raise BadInput(
+            f"the Slurm array around this process is not understood ({error}); set corpus.task and tasks"
+        ) from error
     if beside or not 0 <= task < count:
-        raise BadInput(f"Slurm array task {number} is none of {count} from {first} on; set corpus.task and corpus.tasks")
+        raise BadInput(
+            f"Slurm array task {number} is none of {count} from {first} on; set corpus.task and corpus.tasks"
+        )
     return Share(task, count)

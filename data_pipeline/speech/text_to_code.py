@@ -81,7 +81,9 @@ class TextToCode:
         prompts = [[*vocabulary.encode_text(text), *opening] for text in texts]
         width, padding = max(map(len, prompts)), vocabulary.special(vocabulary.end_of_text)
         ids = torch.tensor([[padding] * (width - len(prompt)) + prompt for prompt in prompts], device=self._device)
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=self._device)
+        mask = torch.tensor(
+            [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=self._device
+        )
         most = [self._most_groups(text) for text in texts]
         drawing = CodesOnly(vocabulary, width, most, seeds, self._config)
         with torch.inference_mode():
@@ -209,7 +211,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BadInput(f"corpus.voice: {path} cannot be read ({error}); the model's vocabulary has to lie there") from error
+        raise BadInput(
+            f"corpus.voice: {path} cannot be read ({error}); the model's vocabulary has to lie there"
+        ) from error
     if not isinstance(content, dict):
         raise BadInput(f"corpus.voice: {path} holds no JSON object")
     return content

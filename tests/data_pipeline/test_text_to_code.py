@@ -147,9 +147,7 @@ def lm_config(cache: Path, folder: Path) -> Config:
     config.codec = CodecConfig(
         name="dual",
         weights={"encoder": str(cache / "not-needed")},
-        codebooks={
-            book.name: CodebookConfig(size=book.size, rate=book.rate, layer=1) for book in BOOKS
-        },
+        codebooks={book.name: CodebookConfig(size=book.size, rate=book.rate, layer=1) for book in BOOKS},
         group={book.name: book.per_group for book in BOOKS},
     )
     config.corpus = CorpusConfig(

@@ -36,7 +36,7 @@ def cut_long(wave: np.ndarray, utterance: Utterance, longest: float) -> list[Cut
     duration, words = len(wave) / SAMPLE_RATE, utterance.words
     if duration <= longest:
         return [Cut(0.0, duration, utterance.text, words)]
-    if not words or max(word.end - word.start for word in words) > longest:
+    if not words or not _are_in_order(words) or max(word.end - word.start for word in words) > longest:
         edges = [0.0, *_quiet_places(wave, longest), duration]
         return [Cut(start, end, "", ()) for start, end in pairwise(edges)]
     edges, firsts = _pauses(words, duration, longest)
@@ -50,32 +50,31 @@ def cut_long(wave: np.ndarray, utterance: Utterance, longest: float) -> list[Cut
     return cuts
 
 
+def _are_in_order(words: Sequence[Word]) -> bool:
+    return all(word.start < word.end for word in words) and all(a.start <= b.start for a, b in pairwise(words))
+
+
 def _moved(word: Word, start: float) -> Word:
     return replace(word, start=round(max(word.start - start, 0.0), 4), end=round(word.end - start, 4))
 
 
 def _pauses(words: Sequence[Word], duration: float, longest: float) -> tuple[list[float], list[int]]:
     """Edges of the parts in seconds, 0 and `duration` included, and the first word of each part."""
-    places = [
-        (words[0].start, words[0].start)
-    ]  # before each word and after the last: where to cut, and how long it is quiet
-    for word, following in pairwise(words):
-        places.append(((word.end + following.start) / 2, following.start - word.end))
-    places.append((words[-1].end, duration - words[-1].end))
+    lows = [0.0, *(word.end for word in words)]  # before each word, and after the last, it is quiet from here
+    highs = [*(word.start for word in words), duration]  # to here
     edges, firsts = [0.0], [0]
     while duration - edges[-1] > longest:
-        start, limit = edges[-1], edges[-1] + longest
-        near = [number for number in range(firsts[-1], len(places)) if start < places[number][0] <= limit]
-        late = [number for number in near if places[number][0] >= start + _EARLIEST * longest]
-        if late:
-            chosen = max(late, key=lambda number: (places[number][1], number))
-        elif near:
-            chosen = near[-1]
-        else:  # nothing is said for so long
-            edges.append(limit)
-            firsts.append(firsts[-1])
-            continue
-        edges.append(places[chosen][0])
+        start, first = edges[-1], firsts[-1]
+        limit = start + longest
+        ahead = {first: min(highs[first], limit)}  # what is silent before the first word can stand alone
+        for number in range(first + 1, len(lows)):
+            if lows[number] > limit:
+                break
+            ahead[number] = min((lows[number] + highs[number]) / 2, limit)
+        ahead = {number: place for number, place in ahead.items() if place > start} or {first: limit}
+        late = [number for number, place in ahead.items() if place >= start + _EARLIEST * longest]
+        chosen = max(late, key=lambda number: (highs[number] - lows[number], number)) if late else max(ahead)
+        edges.append(ahead[chosen])
         firsts.append(chosen)
     return [*edges, duration], firsts
 

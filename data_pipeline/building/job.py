@@ -148,12 +148,14 @@ class _Job:
             if learns_codebooks(self.config):
                 self._learn(workers)
             self._write(workers)
-        return self.merge()
+        merged = self.merge()
+        if merged is None:
+            self.progress.say(f"{self.share} is done; {self.missing()}")
+        return merged
 
     def merge(self) -> Path | None:
         """Finish the corpus if every shard is there."""
         if any(not is_written(self.folder, entry.file) for entry in self.plan.entries):
-            self.progress.say(f"{self.share} is done; {self.missing()}")
             return None
         corpus, left_out = self._write_manifest()
         shutil.rmtree(self.folder / STAGING, ignore_errors=True)

@@ -43,6 +43,7 @@ EXTRAS = {
     "data": [
         "av>=18",
         "jiwer>=4",
+        "kaldi-native-fbank>=1.22",
         "lhotse>=1.33",
         "onnxruntime>=1.32",
         "py3langid>=0.4",

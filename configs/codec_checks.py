@@ -33,7 +33,7 @@ CODEC_KINDS = {
         ("paraformer", "centroids", "semantic"),
         books=("linguistic", "semantic"),
         most=2,
-        options={"normalise": True, "trim": False},
+        options={"normalise": True},
     ),
     "cosyvoice": CodecKind(("model",)),
     "glm4_voice": CodecKind(("encoder",)),

@@ -125,11 +125,10 @@ def write_manifest(
         splits = {split: list(entries.get(split, ())) for split in SPLITS}
     for file, text in vocabulary.files().items():
         replace_atomically(folder / file, text.encode())
-    covered = [vocabulary.describe(), vocabulary.tokenizer_json, splits, codecs]
     manifest = {
         "format": MANIFEST_FORMAT,
         "name": name,
-        "content_hash": xxhash.xxh3_128_hexdigest(json.dumps(covered, sort_keys=True).encode()),
+        "content_hash": content_hash(vocabulary, splits, codecs),
         "vocabulary": vocabulary.describe(),
         "codecs": dict(codecs),
         "splits": splits,
@@ -138,6 +137,12 @@ def write_manifest(
     }
     replace_atomically(folder / MANIFEST_FILE, json.dumps(manifest, indent=2).encode())
     return Corpus.open(folder)
+
+
+def content_hash(vocabulary: Vocabulary, splits: Mapping[str, list[dict[str, Any]]], codecs: Mapping[str, Any]) -> str:
+    """What two corpora have in common where they hold the same samples under the same vocabulary and codecs."""
+    covered = [vocabulary.describe(), vocabulary.tokenizer_json, splits, codecs]
+    return xxhash.xxh3_128_hexdigest(json.dumps(covered, sort_keys=True).encode())
 
 
 def _totals(entries: list[dict[str, Any]]) -> dict[str, Any]:

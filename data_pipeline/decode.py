@@ -1,8 +1,9 @@
 """Audio files of any common kind into samples, whole, in part or in a stream of blocks, at the rate they have.
 
-libsndfile reads wav, flac, mp3, ogg (Vorbis, Opus) and NIST sphere; FFmpeg what it refuses: m4a, aac, webm, g722 and
-others. A file is a path, an fsspec URL, or bytes. What comes out is what the file holds: a stretch is sample for
-sample the same as that part of the whole (for codecs with memory, after a second of run-in).
+libsndfile reads wav, flac, ogg (Vorbis, Opus) and NIST sphere. FFmpeg reads mp3, whose bit reservoir libsndfile loses
+between two reads, and what libsndfile refuses: m4a, aac, webm, g722 and others. A file is a path, an fsspec URL, or
+bytes. What comes out is what the file holds: a stretch is sample for sample the same as that part of the whole (for
+codecs with memory, after a second of run-in).
 """
 
 from __future__ import annotations
@@ -109,10 +110,15 @@ def _decoded(
     try:
         file = soundfile.SoundFile(stream)
     except (soundfile.LibsndfileError, TypeError):  # TypeError: it takes some suffixes for header-less audio
+        file = None
+    if file is None or file.format == "MP3":
         stream.seek(0)
         yield from _with_ffmpeg(stream, where, start, end, block)
         return
     with file:
+        told = re.search(rb"^sample_count -i (\d+)", head, re.MULTILINE) if file.format == "NIST" else None
+        if _is_cut_short(file) or (told is not None and file.frames < int(told[1])):
+            raise UnreadableAudio("truncated", where)
         yield from _with_sndfile(file, where, start, end, block)
 
 
@@ -122,8 +128,6 @@ def _with_sndfile(
     import soundfile
 
     rate = _plausible(file.samplerate, where)
-    if _is_cut_short(file):
-        raise UnreadableAudio("truncated", where)
     first = min(round(start * rate), file.frames)
     last = file.frames if end is None else min(round(end * rate), file.frames)
     try:
@@ -143,7 +147,7 @@ def _with_sndfile(
 def _is_cut_short(file: Any) -> bool:
     """Whether a wav file ends before its data chunk does. libsndfile makes do with what is there and says so only in
     its log. A size of about 4 GB is what programs write that do not know yet how much will follow."""
-    if file.format not in ("WAV", "WAVEX", "RF64", "W64", "NIST"):
+    if file.format not in ("WAV", "WAVEX", "RF64", "W64"):
         return False
     told = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
     return told is not None and int(told[2]) < int(told[1]) < 0x7FFF0000
@@ -168,9 +172,10 @@ def _with_ffmpeg(
     count = 0
     try:
         with av.open(stream, format=_WITHOUT_HEADER.get(suffix), options=options) as container:
-            if not container.streams.audio:
+            rate = getattr(container.streams.audio[0], "rate", None) if container.streams.audio else None
+            if rate is None:  # no sound, or of a kind that a damaged header made up
                 raise UnreadableAudio("decode", where)
-            rate = _plausible(container.streams.audio[0].rate, where)
+            _plausible(rate, where)
             first, last = round(start * rate), None if end is None else round(end * rate)
             size = round(block * rate)
             for position, samples in _frames(container, where, max(start - _RUN_IN_SECONDS, 0.0)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from data_pipeline.corpus import Corpus
 from data_pipeline.damage import DamageTally
 from data_pipeline.layouts.groups import check_codes
-from data_pipeline.shards import DamagedSample, ShardReader
+from data_pipeline.shards import DamagedSample, ShardReader, read_index
 from data_pipeline.utterance import Utterance
 from runtime.exits import BadInput
 
@@ -90,12 +90,24 @@ class Documents:
             return damaged
 
     def _kept_of(self, shard: int, reader: ShardReader) -> np.ndarray:
-        """Which utterances of the shard the filter keeps: bool [samples]."""
+        """Which utterances of the shard the filter keeps: bool [samples]. A column that this shard lacks is missing in
+        all of it; one that no shard has is refused."""
         assert self._keeps is not None
         try:
             return self._keeps.keep(reader.index)
-        except BadInput as error:
-            raise BadInput(f"filter {self.filter!r} on {reader.path}: {error}") from None
+        except BadInput:
+            return self._keeps.keep(reader.index, self._all_columns)
+
+    @cached_property
+    def _all_columns(self) -> frozenset[str]:
+        """The columns of all shards that can be read."""
+        columns: set[str] = set()
+        for shard in self._shards:
+            try:
+                columns |= set(read_index(shard).columns)
+            except DamagedSample:
+                continue  # counted when one of its documents is read
+        return frozenset(columns)
 
 
 def _parse(expression: str) -> Filter:

@@ -57,8 +57,9 @@ class Loader:
         self.bounded = mixture.bounded
         self._feed = feed
         self._packs_a_step = config.train.global_batch // world
-        vocabulary = mixture.sources[0].vocabulary
-        self._filler = filler(config.train.sequence_length, vocabulary.special(vocabulary.end_of_text))
+        first = mixture.sources[0]  # all make the same columns
+        end_of_text = first.vocabulary.special(first.vocabulary.end_of_text)
+        self._filler = filler(config.train.sequence_length, end_of_text, first.layout.columns(first.vocabulary))
         self._damage = DamageTally(config.loader.damaged_share)
         self._next: _Step | None = None  # read, and not handed out
         self._refusal: str | None = None  # what reading ended in

@@ -95,20 +95,22 @@ def fill_packs(samples: Sequence[Sample], length: int, padding_id: int) -> list[
         counts = " and ".join(f"{shape[0] if shape else 1} ({key})" for shape, key in shapes.items())
         raise BadInput(f"one pack cannot hold samples of {counts} columns; give the sources layouts that make as many")
     bins = best_fit([len(sample) for sample in samples], length)
-    return [_lay([samples[i] for i in members], length, padding_id) for members in bins]
+    columns = next(iter(shapes), ())
+    return [_lay([samples[i] for i in members], length, padding_id, columns) for members in bins]
 
 
-def filler(length: int, padding_id: int) -> Pack:
+def filler(length: int, padding_id: int, columns: int = 1) -> Pack:
     """A pack of nothing but padding."""
-    return _lay([], length, padding_id)
+    return _lay([], length, padding_id, () if columns == 1 else (columns,))
 
 
-def _lay(samples: Sequence[Sample], length: int, padding_id: int) -> Pack:
+def _lay(samples: Sequence[Sample], length: int, padding_id: int, columns: tuple[int, ...]) -> Pack:
+    """One pack; `columns` is (C,) or, of one column, ()."""
     lengths = [len(sample) for sample in samples]
     padding = length - sum(lengths)
-    shape = (length, *samples[0].tokens.shape[1:])
+    shape = (length, *columns)
     tokens = np.full(shape, padding_id, np.int64)
-    if len(shape) > 1:
+    if columns:
         tokens[:, :-1] = -1
     labels = tokens.copy()
     loss_weight = np.zeros(shape, np.float32)

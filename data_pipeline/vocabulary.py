@@ -8,9 +8,10 @@ where it is used.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -96,10 +97,16 @@ class Vocabulary:
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        return Tokenizer.from_str(self.tokenizer_json)
+        tokenizer = Tokenizer.from_str(self.tokenizer_json)
+        tokenizer.encode_special_tokens = True  # as text: what somebody wrote cannot end his turn
+        return tokenizer
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone: a tokenizer that was pickled forgets how it encodes special tokens."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def encode_text(self, text: str) -> list[int]:
-        """Ids of `text`, without any begin or end token."""
+        """Ids of `text`, without any begin or end token; the name of a special token in it is text like any other."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode_text(self, ids: list[int]) -> str:

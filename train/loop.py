@@ -22,6 +22,7 @@ from configs.schema import Config
 from data_pipeline.batch import Batch, Pack, collate
 from data_pipeline.build import corpus_folder
 from data_pipeline.corpus import Corpus
+from data_pipeline.layouts import layouts_of
 from data_pipeline.loader import make_loader, merge_states, validation_packs
 from runtime.exits import BadInput, StoppedEarly
 from runtime.signals import StopFlag
@@ -30,6 +31,7 @@ from train.engines import process_groups
 from train.engines.megatron import MegatronEngine
 from train.engines.protocol import Engine
 from train.journal import Journal
+from train.models.speech_lm import check_layouts
 from train.objectives.pretrain import NextToken
 from train.progress import Progress, Tally, tally
 from train.schedule import learning_rate
@@ -65,6 +67,7 @@ def newest_logits(config: Config, stop: StopFlag) -> tuple[list[Pack], torch.Ten
 def _joined(config: Config, stop: StopFlag) -> Iterator[Stage]:
     """The stage on this rank, in a process group that lasts as long as the context."""
     check(config, int(os.environ.get("WORLD_SIZE", "1")))
+    check_layouts(layouts_of(config.mixture.sources))
     corpus = Corpus.open(corpus_folder(config))
     device = process_groups.join(config.parallel)
     try:

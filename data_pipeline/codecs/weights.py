@@ -6,6 +6,7 @@ weights-only reader.
 
 from __future__ import annotations
 
+import json
 import re
 import zipfile
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
+from safetensors import SafetensorError, safe_open
 
 from data_pipeline.packages import PACKAGE, package_folder, package_version
 from runtime.exits import BadInput
@@ -25,6 +27,7 @@ _HUB = re.compile(r"(?P<name>[\w.\-]+/[\w.\-]+)(@(?P<revision>[\w.\-/]+))?")
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.onnx", "*.npy", "*.npz", "*.json", "*.mvn", "*.yaml")
 _SAMPLE = 1 << 16  # bytes hashed at each of _SAMPLES places of a file
 _SAMPLES = 64
+_ONLY_TRAINING = ("masked_spec_embed",)  # tensors that models are published with or without
 
 
 def weights_identity(spec: str, part: str) -> str:
@@ -67,23 +70,41 @@ def hub_name(spec: str, part: str) -> tuple[str, str | None]:
     return match["name"], match["revision"]
 
 
-def from_pretrained(load: Callable[..., Any], spec: str, part: str, **options: Any) -> Any:
-    """What a `from_pretrained` of transformers gives for `spec`: a folder or hub name, safetensors only, float32.
+def from_pretrained(kind: Any, spec: str, part: str) -> Any:
+    """What `kind.from_pretrained`, a class of transformers, gives for `spec`: a folder or hub name.
 
-    Raises BadInput where that is no such model.
+    Models are float32 and not training, and come from safetensors that hold all of their tensors: transformers would
+    fill in what is missing at random. Raises BadInput where that is no such model.
     """
+    from transformers import PreTrainedModel
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
     where: dict[str, Any] = {}
-    if Path(spec).exists():
-        name = spec
-    else:
+    name = spec
+    if not Path(spec).exists():
         name, where["revision"] = hub_name(spec, part)
+    is_model = issubclass(kind, PreTrainedModel)
+    if is_model:
+        where |= {"use_safetensors": True, "output_loading_info": True}
+        read_config(spec, part)  # without one, transformers takes the default
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
-        return load(name, **where, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        loaded = kind.from_pretrained(name, **where)
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
         raise BadInput(f"codec.weights.{part}={spec} is not what codec.kind needs: {one_line(error)}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    if not is_model:
+        return loaded
+    model, report = loaded
+    wrong = sorted(str(name) for key in ("missing_keys", "mismatched_keys") for name in report[key])
+    wrong = [name for name in wrong if not name.endswith(_ONLY_TRAINING)]
+    if wrong:
+        line = f"it lacks {wrong[0]}, or has it in another shape, and {len(wrong) - 1} more"
+        raise BadInput(f"codec.weights.{part}={spec} is not what codec.kind needs: {line}")
+    return model.float().eval()
 
 
 def find_file(spec: str, part: str, *names: str) -> Path:
@@ -117,6 +138,39 @@ def _download(repository: str, revision: str | None, part: str, names: tuple[str
     raise BadInput(f"codec.weights.{part}={repository}: the repository has no {' or '.join(names)}")
 
 
+def read_config(spec: str, part: str) -> dict[str, Any]:
+    """The config.json of a model. Raises BadInput where there is none."""
+    file = find_file(spec, part, "config.json")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("it is no mapping")
+    except (OSError, ValueError) as error:
+        raise BadInput(f"codec.weights.{part}: {file} is damaged: {one_line(error)}") from error
+    return config
+
+
+def read_tensors(spec: str, part: str, wanted: Callable[[str], str | None]) -> dict[str, torch.Tensor]:
+    """Tensors of a model's safetensors, one file or indexed ones, under the names that `wanted` gives to theirs; those
+    for which it gives None stay unread. Raises BadInput where there are no such files."""
+    first = find_file(spec, part, "model.safetensors.index.json", "model.safetensors")
+    files = [first]
+    try:
+        if first.suffix == ".json":
+            index = json.loads(first.read_text(encoding="utf-8"))["weight_map"]
+            held = sorted({file for name, file in index.items() if wanted(name) is not None})
+            files = [find_file(spec, part, file) for file in held]
+        tensors = {}
+        for file in files:
+            with safe_open(file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118, it is no mapping
+                    if (ours := wanted(name)) is not None:
+                        tensors[ours] = opened.get_tensor(name)
+    except (OSError, SafetensorError, ValueError, KeyError, AttributeError) as error:
+        raise BadInput(f"codec.weights.{part}: {first} is damaged: {one_line(error)}") from error
+    return tensors
+
+
 def read_centroids(file: Path, part: str) -> np.ndarray:
     """float32 [entries, width] of an npy file. Raises BadInput for another file or shape."""
     try:
@@ -133,7 +187,6 @@ def read_state(file: Path, part: str) -> dict[str, torch.Tensor]:
     import pickle
 
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:

@@ -35,7 +35,7 @@ def load_encoder(spec: str, part: str = "encoder") -> WhisperEncoder:
 
     if spec.startswith(PACKAGE):
         return _from_ctranslate2(only_file(package_folder(spec.removeprefix(PACKAGE)), "model.bin"))
-    return from_pretrained(WhisperModel.from_pretrained, spec, part, use_safetensors=True).encoder.float().eval()
+    return from_pretrained(WhisperModel, spec, part).encoder
 
 
 def _from_ctranslate2(file: Path) -> WhisperEncoder:

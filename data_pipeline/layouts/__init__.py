@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from configs.schema import SourceConfig
 from data_pipeline.batch import Sample
 from data_pipeline.layouts.assembly import check_marks, specials_in
 from data_pipeline.layouts.channels import CHANNELS, channels
@@ -47,6 +48,7 @@ _LAYOUTS: dict[str, Callable[..., list[Sample]]] = {
     "tts_dialogue": tts_dialogue,
     "units": units,
 }
+_SEVERAL_COLUMNS = {"channels", "csm"}
 _TEMPLATES = {"begin", "end", "heads", "listen", "marks", "speak", "tail", "task", "turn", "unit"}
 
 
@@ -66,8 +68,8 @@ class Layout:
     def spoken(self) -> bool:
         """Whether it wants documents that have speech, as codes, only."""
         settings = self._settings()
-        if self.name == "units":
-            return not settings["encoder"] or settings["says"] != "text"
+        if settings.get("encoder"):  # what is heard needs no codes; what is said may
+            return settings.get("says", "text") != "text" or settings.get("form") == "AQAA"
         return self.name != "text" and settings.get("form") != "TQTA"
 
     @property
@@ -85,6 +87,12 @@ class Layout:
         if self.name == "channels":
             return CHANNELS
         return frame_columns(vocabulary) if self.name == "csm" or self._settings().get("frames") else 1
+
+    @property
+    def plain(self) -> bool:
+        """Whether its samples are one column of tokens and nothing else: no feature slots, no further targets."""
+        settings = self._settings()
+        return not (self.name in _SEVERAL_COLUMNS or settings.get("frames") or settings.get("encoder"))
 
     def check(self, vocabulary: Vocabulary) -> None:
         """Raises BadInput, before any document is read, for a vocabulary without its special tokens or with codebooks
@@ -115,6 +123,23 @@ def find_layout(name: str, options: Mapping[str, Any]) -> Layout:
             raise BadInput(f"layout {name} has no option {option!r}; it has {', '.join(known) or 'none'}")
         taken[option] = _typed(f"layout {name}: option {option}", value, known[option])
     return Layout(name, taken)
+
+
+def layouts_of(sources: Mapping[str, SourceConfig], prefix: str = "") -> dict[str, Layout]:
+    """The layouts of a mixture's sources with a weight above 0, at all levels, by path.
+
+    Raises BadInput as `find_layout` does, naming the source.
+    """
+    found: dict[str, Layout] = {}
+    for name, source in sorted(sources.items()):
+        if source.weight and source.sources:
+            found |= layouts_of(source.sources, f"{prefix}{name}.")
+        elif source.weight:
+            try:
+                found[prefix + name] = find_layout(source.layout or "", source.options)
+            except BadInput as error:
+                raise BadInput(f"source {prefix}{name}: {error}") from None
+    return found
 
 
 def wanted_specials(layouts: Iterable[Layout]) -> tuple[str, ...]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from data_pipeline.batch import FeatureSlots, Sample
-from data_pipeline.layouts.groups import frame_columns, group_seconds
+from data_pipeline.layouts.groups import frame_columns, group_seconds, lay_groups
+from data_pipeline.utterance import Utterance
 from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
 
@@ -21,6 +23,29 @@ _SPECIAL = re.compile(r"(<[^<>\s]+>)")
 def specials_in(markup: str) -> list[str]:
     """The special tokens in a template: whatever stands in angle brackets without a space."""
     return _SPECIAL.findall(markup)
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Speech that a sequence is given: groups of codes, int64 [groups, group length], or with an `encoder` its vectors,
+    each run float16 [frames, width] with the seconds it stands for, `stride` frames in a place."""
+
+    groups: np.ndarray
+    encoder: str = ""
+    stride: int = 1
+    vectors: tuple[tuple[np.ndarray, float], ...] = ()
+
+    def __bool__(self) -> bool:
+        return any(len(vectors) for vectors, _ in self.vectors) if self.encoder else len(self.groups) > 0
+
+
+def hear(utterances: Sequence[Utterance], vocabulary: Vocabulary, encoder: str, stride: int) -> Heard:
+    """The speech of utterances one after the other; what was not spoken, or lacks the features, is left out."""
+    groups = np.concatenate([lay_groups(utterance, vocabulary) for utterance in utterances])
+    if not encoder:
+        return Heard(groups)
+    held = [utterance for utterance in utterances if encoder in utterance.features]
+    return Heard(groups, encoder, stride, tuple((u.features[encoder], u.duration) for u in held))
 
 
 class Assembly:
@@ -54,9 +79,6 @@ class Assembly:
         """Add a template: special tokens stand in it by name, the rest is text. `then` is text that goes on where the
         template ends, encoded with its last part; names in it are not looked for."""
         parts = _SPECIAL.split(markup)
-        for part in parts[1::2]:
-            if not self.vocabulary.has_special(part):
-                raise BadInput(f"layout template {markup!r}: the vocabulary has no special token {part!r}")
         parts[-1] += then
         for number, part in enumerate(parts):
             if number % 2:
@@ -80,14 +102,25 @@ class Assembly:
             return self.codes(groups, weight)
         return self.special(self._marks[0], weight).codes(groups, weight).special(self._marks[1], weight)
 
-    def codes(self, groups: np.ndarray, weight: float | np.ndarray) -> Assembly:
-        """Add codes without marks. `weight` may be an array that broadcasts to [groups, group length]."""
-        self._audio_groups += len(groups)
+    def codes(self, groups: np.ndarray, weight: float | np.ndarray, *, speech: bool = True) -> Assembly:
+        """Add codes without marks. `weight` may be an array that broadcasts to [groups, group length]; `speech` says
+        whether they stand for any."""
+        self._audio_groups += len(groups) if speech else 0
         weights = np.broadcast_to(np.asarray(weight, np.float32), groups.shape)
         if self.columns == 1:
             return self._add(groups.reshape(-1, 1), weights.reshape(-1, 1), groups.shape[1])
         text = np.full((len(groups), 1), -1, np.int64)
         return self._add(np.hstack([groups, text]), np.hstack([weights, np.zeros(text.shape, np.float32)]), 1)
+
+    def heard(self, found: Heard, weight: float = 0.0) -> Assembly:
+        """Add speech that is given, as codes or as places for an encoder's vectors, between the marks of audio."""
+        if not found.encoder:
+            return self.audio(found.groups, weight)
+        if self._marks:
+            self.special(self._marks[0], weight)
+        for vectors, seconds in found.vectors:
+            self.features(found.encoder, vectors, found.stride, seconds)
+        return self.special(self._marks[1], weight) if self._marks else self
 
     def features(self, encoder: str, vectors: np.ndarray, stride: int, seconds: float) -> Assembly:
         """Add places for an encoder's vectors, float16 [frames, width], `stride` of them each; they stand for
@@ -140,6 +173,12 @@ def check_weight(option: str, weight: float) -> None:
     """Raises BadInput for a loss weight below 0."""
     if weight < 0:
         raise BadInput(f"layout option {option} is a loss weight and cannot be {weight}")
+
+
+def check_stride(stride: int) -> None:
+    """Raises BadInput for a stride of features below 1."""
+    if stride < 1:
+        raise BadInput(f"layout option stride is a number of an encoder's frames and must be at least 1, got {stride}")
 
 
 def check_marks(marks: Sequence[str]) -> None:

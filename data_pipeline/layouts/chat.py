@@ -10,10 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipeline.batch import Sample
-from data_pipeline.layouts.assembly import Assembly, check_weight
+from data_pipeline.layouts.assembly import Assembly, Heard, check_stride, check_weight, hear
 from data_pipeline.layouts.chunked import check_chunks, lay_chunks
 from data_pipeline.layouts.cuts import joined
-from data_pipeline.layouts.groups import lay_groups
 from data_pipeline.layouts.paired import pairs
 from data_pipeline.utterance import Utterance
 from data_pipeline.vocabulary import Vocabulary
@@ -28,6 +27,12 @@ class _Turn(NamedTuple):
     role: str
     text: str
     groups: np.ndarray
+    heard: Heard
+
+    def has(self, form: str) -> bool:
+        """Whether it has the text (T) and the audio (A) that `form` names."""
+        audio = bool(self.heard) if self.role == "human" else len(self.groups) > 0
+        return ("T" not in form or bool(self.text)) and ("A" not in form or audio)
 
 
 @dataclass(frozen=True)
@@ -41,8 +46,13 @@ class _Template:
         """A turn that is given, as text."""
         assembly.markup(self._head(role), 0.0, then=text).markup(self.tail, 0.0)
 
-    def audio(self, assembly: Assembly, role: str, groups: np.ndarray, weight: float, tail_weight: float) -> None:
-        assembly.markup(self._head(role), 0.0).audio(groups, weight).markup(self.tail, tail_weight)
+    def heard(self, assembly: Assembly, heard: Heard) -> None:
+        """A human turn, as audio."""
+        assembly.markup(self._head("human"), 0.0).heard(heard).markup(self.tail, 0.0)
+
+    def spoken(self, assembly: Assembly, groups: np.ndarray, weight: float, tail_weight: float) -> None:
+        """An assistant turn, as audio."""
+        assembly.markup(self._head("assistant"), 0.0).audio(groups, weight).markup(self.tail, tail_weight)
 
     def answer(self, assembly: Assembly, text: str, weight: float) -> None:
         """An answer that is asked for, as text: its head is given."""
@@ -78,6 +88,8 @@ def chat(
     marks: Sequence[str] = (),
     text_weight: float = 1.0,
     audio_weight: float = 1.0,
+    encoder: str = "",
+    stride: int = 1,
     frames: bool = False,
 ) -> list[Sample]:
     """One sample a document, a dialogue whose utterances have roles; neighbours of one role are one turn. It ends with
@@ -90,21 +102,23 @@ def chat(
     chunks: in AQAA, text and audio tokens in turn instead of audio alone (10, 15: Step-Audio-AQAA; 13, 26:
     GLM-4-Voice). system: the system prompt of documents without a system turn. begin, heads, tail, end: templates of
     what stands before all, before a turn of each role (system, human, assistant), after each turn, and after all. Loss
-    on answers, by `text_weight` and `audio_weight`, with what follows them; on no head.
+    on answers, by `text_weight` and `audio_weight`, with what follows them; on no head. encoder: audio questions are
+    places for its vectors, `stride` of them each (LLaMA-Omni, MinMo), and need no codes.
     """
+    check_stride(stride)
     _check(form, loss, history, heads, text_weight, audio_weight)
     if chunks:
         check_chunks(vocabulary, chunks, frames=frames)
-    turns = _turns(utterances, vocabulary)
+    turns = _turns(utterances, vocabulary, encoder, stride)
     while turns and turns[-1].role != "assistant":
         turns.pop()
     asked = max((number for number, turn in enumerate(turns) if turn.role == "human"), default=-1)
     question, answer = form.split("Q")[0], form.split("Q")[1][0]
     last = len(turns) - 1
-    if asked < 0 or not _has(turns[asked], question) or not _has(turns[last], answer + ("T" if chunks else "")):
+    if asked < 0 or not turns[asked].has(question) or not turns[last].has(answer + ("T" if chunks else "")):
         return []
     earlier = [turn for number, turn in enumerate(turns) if number not in (asked, last)]
-    if any(not turn.text and (history == "text" or not len(turn.groups)) for turn in earlier):
+    if any(not turn.text and (history == "text" or not turn.has("A")) for turn in earlier):
         return []
 
     template = _Template(heads, tail)
@@ -115,16 +129,16 @@ def chat(
         now = number in (asked, last) or history == "audio"
         scored = number == last or loss == "all"
         weights = (text_weight, audio_weight) if scored else (0.0, 0.0)
-        if turn.role == "human" and "A" in question and now and len(turn.groups):
-            template.audio(assembly, "human", turn.groups, 0.0, 0.0)
+        if turn.role == "human" and "A" in question and now and turn.has("A"):
+            template.heard(assembly, turn.heard)
             if question == "TA" and number == asked:
                 template.answer(assembly, turn.text, text_weight)
                 template.text(assembly, "human", turn.text)
-        elif turn.role == "assistant" and answer == "A" and now and len(turn.groups):
+        elif turn.role == "assistant" and answer == "A" and now and turn.has("A"):
             if chunks and turn.text:
                 template.chunks(assembly, turn, chunks, weights, float(scored))
             else:
-                template.audio(assembly, "assistant", turn.groups, weights[1], float(scored))
+                template.spoken(assembly, turn.groups, weights[1], float(scored))
         elif turn.role == "assistant" and scored:
             template.answer(assembly, turn.text, text_weight)
         else:
@@ -167,28 +181,23 @@ def tts_dialogue(
         if system:
             template.text(assembly, "system", system.replace("{speaker}", target.speaker))
         template.text(assembly, "human", prompt.text)
-        template.audio(assembly, "assistant", prompt_groups, prompt_weight, prompt_weight)
+        template.spoken(assembly, prompt_groups, prompt_weight, prompt_weight)
         template.text(assembly, "human", target.text)
-        template.audio(assembly, "assistant", groups, 1.0, 1.0)
+        template.spoken(assembly, groups, 1.0, 1.0)
         samples.append(assembly.sample(f"{target.document}/{target.key}"))
     return samples
 
 
-def _turns(utterances: Sequence[Utterance], vocabulary: Vocabulary) -> list[_Turn]:
+def _turns(utterances: Sequence[Utterance], vocabulary: Vocabulary, encoder: str, stride: int) -> list[_Turn]:
     """Runs of utterances of one role; those of no known role are left out."""
     known = [utterance for utterance in utterances if utterance.role in ROLES]
     turns = []
     for role, run in groupby(known, key=lambda utterance: utterance.role):
         together = list(run)
         text = joined((utterance.text, utterance.language) for utterance in together if utterance.text)
-        groups = np.concatenate([lay_groups(utterance, vocabulary) for utterance in together])
-        turns.append(_Turn(role, text, groups))
+        heard = hear(together, vocabulary, encoder, stride)
+        turns.append(_Turn(role, text, heard.groups, heard))
     return turns
-
-
-def _has(turn: _Turn, form: str) -> bool:
-    """Whether the turn has the text (T) and the audio (A) that `form` names."""
-    return ("T" not in form or bool(turn.text)) and ("A" not in form or len(turn.groups) > 0)
 
 
 def _check(form: str, loss: str, history: str, heads: Sequence[str], text_weight: float, audio_weight: float) -> None:

@@ -23,6 +23,8 @@ def chunked(
     text_chunk: int = 13,
     audio_chunk: int = 26,
     turn: str = "",
+    share: float = 1.0,
+    least_ratio: float = 0.0,
     text_weight: float = 1.0,
     audio_weight: float = 1.0,
     frames: bool = False,
@@ -33,26 +35,27 @@ def chunked(
     13:26 is GLM-4-Voice (arXiv:2412.02612, section 3.3), 5:15 MinMo and CosyVoice 2, 3:10 LLaMA-Omni 2, 10:15
     Step-Audio-AQAA. `turn` is a template put where the text has ended and the rest of the audio begins (CosyVoice 2's
     turn of speech, LLaMA-Omni 2's separator); both train on audio alone: `text_weight` 0. Audio chunks are whole
-    groups of codes; with `frames` they count frames. The target that asks for more text at the end of an audio chunk
+    groups of codes; with `frames` they count frames. A random `share` of the utterances is laid in chunks, of those
+    with more than `least_ratio` audio tokens for each of text (CosyVoice 2: 0.5 and 3), and the others as all text,
+    `turn`, all audio. The target that asks for more text at the end of an audio chunk
     (CosyVoice 2's fill token) is not built.
     """
     check_weight("text_weight", text_weight)
     check_weight("audio_weight", audio_weight)
+    if not 0 <= share <= 1 or least_ratio < 0:
+        raise BadInput(f"chunked: need a share from 0 to 1 and a least_ratio from 0, got {share} and {least_ratio}")
     check_chunks(vocabulary, [text_chunk, audio_chunk], frames=frames)
-    return [
-        lay_chunks(
-            Assembly(vocabulary, marks=(), frames=frames),
-            vocabulary.encode_text(utterance.text),
-            groups,
-            [text_chunk, audio_chunk],
-            turn,
-            text_weight,
-            audio_weight,
-        )
-        .end()
-        .sample(f"{utterance.document}/{utterance.key}")
-        for utterance, groups in pairs(utterances, vocabulary)
-    ]
+    samples = []
+    for utterance, groups in pairs(utterances, vocabulary):
+        assembly = Assembly(vocabulary, marks=(), frames=frames)
+        text = vocabulary.encode_text(utterance.text)
+        spoken = groups.size if assembly.columns == 1 else len(groups)
+        if rng.random() < share and spoken > least_ratio * len(text):
+            lay_chunks(assembly, text, groups, [text_chunk, audio_chunk], turn, text_weight, audio_weight)
+        else:
+            assembly.ids(text, text_weight).markup(turn, audio_weight).codes(groups, audio_weight)
+        samples.append(assembly.end().sample(f"{utterance.document}/{utterance.key}"))
+    return samples
 
 
 def check_chunks(vocabulary: Vocabulary, chunks: Sequence[int], *, frames: bool) -> None:

@@ -80,7 +80,8 @@ def word_texts(utterance: Utterance, firsts: Sequence[int]) -> list[str]:
         at = found + len(word)
     edges = [0, *(starts[first] for first in firsts[1:]), len(utterance.text)]
     for i in range(1, len(firsts)):  # the space before a word goes with it
-        edges[i] = len(utterance.text[: edges[i]].rstrip())
+        while utterance.text[edges[i] - 1 : edges[i]].isspace():
+            edges[i] -= 1
     return [utterance.text[edges[i] : edges[i + 1]] for i in range(len(firsts))]
 
 

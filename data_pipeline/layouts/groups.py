@@ -103,7 +103,7 @@ def unframe(frames: np.ndarray, vocabulary: Vocabulary) -> dict[str, np.ndarray]
     codes = np.asarray(frames[:, :-1], np.int64) - starts
     wrong = np.argwhere((codes < 0) | (codes >= np.array([book.size for book in books])))
     texts = np.flatnonzero(frames[:, -1] != -1)
-    if texts.size and (not wrong.size or texts[0] < wrong[0, 0]):
+    if texts.size and (not wrong.size or texts[0] <= wrong[0, 0]):
         raise BadInput(f"frame {texts[0]} has text {frames[texts[0], -1]} where audio was wanted")
     if wrong.size:
         at, column = wrong[0].tolist()

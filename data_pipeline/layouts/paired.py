@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from data_pipeline.batch import Sample
-from data_pipeline.layouts.assembly import MARKS, SPEAK, TRANSCRIBE, Assembly, check_weight
+from data_pipeline.layouts.assembly import MARKS, SPEAK, TRANSCRIBE, Assembly, check_stride, check_weight, hear
 from data_pipeline.layouts.groups import lay_groups
 from data_pipeline.utterance import Utterance
 from data_pipeline.vocabulary import Vocabulary
@@ -20,19 +20,27 @@ def asr(
     *,
     audio_weight: float = 0.0,
     task: str = TRANSCRIBE,
+    encoder: str = "",
+    stride: int = 1,
     marks: Sequence[str] = MARKS,
     frames: bool = False,
 ) -> list[Sample]:
-    """One sample an utterance: audio, `task` (a template), text. Loss on the text; on all before it `audio_weight`."""
+    """One sample an utterance: audio, `task` (a template), text. Loss on the text; on all before it `audio_weight`.
+
+    With an `encoder` the audio is places for its vectors, `stride` of them each, and the utterance needs no codes.
+    """
     check_weight("audio_weight", audio_weight)
+    check_stride(stride)
+    whole = [(utterance, hear([utterance], vocabulary, encoder, stride)) for utterance in utterances if utterance.text]
     return [
         Assembly(vocabulary, marks=marks, frames=frames)
-        .audio(groups, audio_weight)
+        .heard(heard, audio_weight)
         .markup(task, audio_weight)
         .text(utterance.text, 1.0)
         .end()
         .sample(f"{utterance.document}/{utterance.key}")
-        for utterance, groups in pairs(utterances, vocabulary)
+        for utterance, heard in whole
+        if heard
     ]
 
 

@@ -48,5 +48,5 @@ def csm(
     assembly = Assembly(vocabulary, frames=True)
     for (utterance, groups), own in zip(spoken, np.split(weights, np.cumsum(counts)[:-1]), strict=True):
         assembly.markup(begin, 0.0, then=f"[{numbers[utterance.speaker]}]{utterance.text}").markup(end, 0.0)
-        assembly.codes(np.concatenate([groups, closing]), own)
+        assembly.codes(groups, own[:-1]).codes(closing, own[-1:], speech=False)
     return [assembly.sample(f"{utterances[0].document}/0")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+_COLOURS = {"linguistic": "linguistic", "semantic": "semantic"}
+_SPARE_COLOURS = ("extra-1", "extra-2", "extra-3", "extra-4")  # names of colours in the style sheet
 _HERE = Path(__file__).parent / "page"
 
 
@@ -70,6 +72,13 @@ def left_out_kinds(told: Mapping[str, Any]) -> list[LeftOut]:
                 LeftOut(str(name), found["count"], list(map(str, examples)) if isinstance(examples, list) else [])
             )
     return sorted(kinds, key=lambda kind: (-kind.count, kind.name))
+
+
+def colours_of(codebooks: Sequence[str]) -> dict[str, str]:
+    """The colour of each codebook, by its name in the style sheet: fixed for the known ones, in turn for others."""
+    others = [name for name in codebooks if name not in _COLOURS]
+    spare = {name: _SPARE_COLOURS[number % len(_SPARE_COLOURS)] for number, name in enumerate(others)}
+    return {name: _COLOURS.get(name) or spare[name] for name in codebooks}
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------

@@ -123,8 +123,10 @@ def show(utterance: Utterance, audio: bytes | None, vocabulary: Vocabulary) -> S
 def facts(utterance: Utterance) -> list[tuple[str, str]]:
     """What is known of an utterance beside text and speaker, by name: labels, then what was measured."""
     told = [(name, getattr(utterance, name)) for name in ("language", "role", "licence", "recording")]
-    if utterance.recording:
-        told += [("start", f"{utterance.start:.2f} s"), ("channel", str(utterance.channel))]
+    if utterance.start:
+        told.append(("start", f"{utterance.start:.2f} s"))
+    if utterance.channel:
+        told.append(("channel", str(utterance.channel)))
     measured = [(name, number(float(value))) for name, value in utterance.quality.items()]
     return [(name, value) for name, value in told if value] + measured
 

@@ -25,9 +25,9 @@ GLM = replace(GROUPED, codebooks=(Codebook("audio", 16384, 12.5),))
 
 
 def step_audio() -> Vocabulary:
-    """Step-Audio's ranges: text 65536, no special tokens of ours, linguistic 1024, semantic 4096. The tokenizer is like
-    its SentencePiece model: `<s>` 1, `<|EOT|>` 3, `<|BOT|>` 4, bytes for what it does not know, and a dummy space before
-    all it is given, which here joins with a letter h."""
+    """Step-Audio's ranges: text 65536, no special tokens of ours, linguistic 1024, semantic 4096. The tokenizer is
+    like its SentencePiece model: `<s>` 1, `<|EOT|>` 3, `<|BOT|>` 4, bytes for what it does not know, and a dummy space
+    before all it is given, which here joins with a letter h."""
     fixed = ["<unk>", "<s>", "</s>", "<|EOT|>", "<|BOT|>"]
     characters = "▁abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ,.!?[]"
     names = [*fixed, *(f"<0x{byte:02X}>" for byte in range(256)), *characters, "▁h"]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data_pipeline.audio import SAMPLE_RATE, decode_flac, encode_flac, level_db, resample, with_silence
+from data_pipeline.audio import SAMPLE_RATE, StreamResampler, decode_flac, encode_flac, level_db, resample, with_silence
 from runtime.exits import BadInput
 
 
@@ -46,3 +46,19 @@ def test_level() -> None:
     assert level_db(np.ones(100, np.float32)) == pytest.approx(0)
     assert level_db(np.full(100, 0.1, np.float32)) == pytest.approx(-20, abs=1e-3)
     assert level_db(np.zeros(100, np.float32)) == -120
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000])
+def test_resampling_in_blocks_is_that_of_the_whole(rate: int) -> None:
+    wave = tone(300, 3.0, rate)
+    stream, held, first = StreamResampler(rate), [], 0
+    rng = np.random.default_rng(0)
+    while first < len(wave):
+        size = int(rng.integers(1, 9_000))
+        held.append(stream.feed(wave[first : first + size]))
+        first += size
+    again = np.concatenate([*held, stream.finish()])
+    assert again.dtype == np.float32
+    assert abs(len(again) - 3 * SAMPLE_RATE) <= 1
+    whole = resample(wave, rate)[: len(again)]
+    assert np.abs(again[: len(whole)] - whole).max() < 1e-5

@@ -95,13 +95,13 @@ def costs_of(packs) -> np.ndarray:
 
 
 def test_ranks_of_a_step_have_like_attention_cost_and_steps_like_contents(corpus, monkeypatch):
-    """Against packs of a window in random order: less imbalance on every world, and no more variance between steps."""
-    lanes, batch, steps = 16, 16, 40
+    """Against packs of a window in random order: less imbalance on every world, half the variation between steps."""
+    lanes, batch, steps = 16, 32, 20
 
     def stream() -> tuple[np.ndarray, np.ndarray]:
         mixture = mixture_of(corpus, {"asr": 1.0, "continuation": 1.0, "text": 2.0})
         row = [Lane(number, lanes, mixture, length=512, window=16, batch=batch) for number in range(lanes)]
-        packs = [lane.next_pack() for _ in range(steps) for lane in row]
+        packs = [row[number % lanes].next_pack() for number in range(steps * batch)]
         spoken = np.array([pack.audio_seconds for pack in packs])
         return costs_of(packs).reshape(steps, batch), spoken.reshape(steps, batch).mean(1)
 
@@ -113,7 +113,7 @@ def test_ranks_of_a_step_have_like_attention_cost_and_steps_like_contents(corpus
         mine, others = (one.reshape(steps, batch // world, world).sum(1) for one in (ours, theirs))
         mine, others = ((one.max(1) / one.mean(1) - 1).mean() for one in (mine, others))
         assert mine < 0.7 * others
-    assert our_speech.std() < 1.1 * their_speech.std()
+    assert our_speech.std() < 0.5 * their_speech.std()
     assert ours[:4].mean() == pytest.approx(ours.mean(), rel=0.1)  # windows begin with neither long nor short
 
 

@@ -6,13 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
+from data_pipeline.layouts import find_layout
 from data_pipeline.utterance import Utterance
 from runtime.exits import BadInput
 from tests.data_pipeline.layout_material import GLM, GROUPED, lay, said, speak, step_audio
 
 RNG = np.random.default_rng(0)
 STEP = step_audio()
+SENTENCEPIECE = Tokenizer.from_str(STEP.tokenizer_json)
 
 
 def turn(role: str, text: str, vocabulary=GROUPED, seconds: float = 0.0, **fields) -> Utterance:
@@ -43,6 +46,7 @@ def written(role: str, text: str, weight: float = 0.0) -> list[tuple[str, float]
 # --- chat -------------------------------------------------------------------------------------------------------
 
 EARLIER = [*written("system", "Be kind."), *written("human", "Hello there"), *written("assistant", "Hi!")]
+EARLIER_TOKENS = lay("chat", dialogue()[:3], GROUPED, form="TQTA")[0].tokens
 ASKED = [("<|BOT|>", 0), ("human\n", 0), (30, 0), ("<|EOT|>", 0)]
 
 
@@ -108,6 +112,27 @@ def test_loss_on_all_answers():
     (sample,) = lay("chat", dialogue(), GROUPED, loss="all", text_weight=0.5)
     scored = [(part, weight) for part, weight in pieces(sample) if weight]
     assert scored == [("assistant\nHi!", 0.5), ("<|EOT|>", 1), ("assistant\nA sound.", 0.5), ("<|EOT|>", 1)]
+
+
+def test_questions_as_features_of_an_encoder():
+    """LLaMA-Omni: the adapter's vectors, five frames each, take the place of the question; no codes are needed."""
+    vectors = np.arange(64, dtype=np.float16)[:, None]
+    heard = [
+        replace(u, codes={}, features={"whisper": vectors[:18] if u.text == "What is" else vectors[18:]})
+        for u in dialogue()
+    ]
+    (sample,) = lay("chat", heard, GROUPED, encoder="whisper", stride=5)
+    (coded,) = lay("chat", dialogue(), GROUPED)
+    places = 4 + 10  # ceil(18 / 5), ceil(46 / 5)
+    assert len(sample) == len(coded) - 30 + places
+    first = len(EARLIER_TOKENS) + 1 + len(GROUPED.encode_text("human\n"))
+    assert [(run.start, run.places, len(run.vectors)) for run in sample.slots] == [(first, 4, 18), (first + 4, 10, 46)]
+    assert np.all(sample.tokens[first : first + places] == -1) and sample.audio_seconds == pytest.approx(0.72)
+    np.testing.assert_array_equal(sample.tokens[first + places :], coded.tokens[first + 30 :])
+    np.testing.assert_array_equal(sample.loss_weight[first + places :], coded.loss_weight[first + 30 :])
+    assert lay("chat", dialogue(), GROUPED, encoder="whisper") == []
+    assert not find_layout("chat", {"encoder": "whisper"}).spoken
+    assert find_layout("chat", {"encoder": "whisper", "form": "AQAA"}).spoken
 
 
 def test_system_prompt_where_the_document_has_none():
@@ -187,7 +212,7 @@ def test_options_that_cannot_be(options, message):
 def letters(text: str) -> list[int]:
     """Ids of text inside a line in `step_audio`'s tokenizer, by its table alone."""
     names = {"\n": "<0x0A>", " ": "▁"}
-    return [STEP._tokenizer.token_to_id(names.get(letter, letter)) for letter in text]
+    return [SENTENCEPIECE.token_to_id(names.get(letter, letter)) for letter in text]
 
 
 def test_ids_of_step_audio():
@@ -210,8 +235,8 @@ def test_ids_of_step_audio():
 
 
 def test_step_audio_tts_byte_for_byte():
-    """[1] [4] system\\n.. [3] [4] human\\n.. [3] [4] assistant\\n codes [3] [4] human\\n.. [3] [4] assistant\\n codes [3],
-    and no dummy space at the start of a part: `human` does not begin with the token of a space and an h."""
+    """[1] [4] system .. [3] [4] human .. [3] [4] assistant codes [3] [4] human .. [3] [4] assistant codes [3], and no
+    dummy space at the start of a part: `human` does not begin with the token of a space and an h."""
 
     def utterance(key: str, text: str, codes: list[list[int]]) -> Utterance:
         arrays = {"linguistic": np.array([codes[0]]), "semantic": np.array([codes[1]])}
@@ -225,11 +250,11 @@ def test_step_audio_tts_byte_for_byte():
     sample = samples["d/2"]
     prompt, target = [65537, 65538, 66563, 66564, 66565], [65548, 66236, 66565, 70560, 66593]
     assert sample.tokens.tolist() == [
-        1, 4, *letters("system\nBe [Ann]!"), 3, 4, *letters("human\nhello, you"), 3, 4, *letters("assistant\n"), *prompt,
-        3, 4, *letters("human\nhum it"), 3, 4, *letters("assistant\n"), *target, 3,
+        1, 4, *letters("system\nBe [Ann]!"), 3, 4, *letters("human\nhello, you"), 3, 4, *letters("assistant\n"),
+        *prompt, 3, 4, *letters("human\nhum it"), 3, 4, *letters("assistant\n"), *target, 3,
     ]  # fmt: skip
     assert sample.loss_weight.tolist() == [0] * (len(sample) - 6) + [1] * 6
-    assert STEP._tokenizer.token_to_id("▁h") in STEP.encode_text("human")  # what the assembly has to avoid
+    assert SENTENCEPIECE.token_to_id("▁h") in STEP.encode_text("human")  # what the assembly has to avoid
 
     samples = lay("tts_dialogue", ann, STEP, prompt_weight=0.5, begin="<s>")
     assert [sample.loss_weight.sum() for sample in samples] == [9, 9]

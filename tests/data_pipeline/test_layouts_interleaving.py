@@ -75,8 +75,10 @@ def test_spans_of_tokens_end_at_words():
         assert 1 - tokens[1] / tokens[0] == pytest.approx(0.4, abs=0.1)
 
 
-@pytest.mark.parametrize("ratio, expected", [(0.0, ["a b c d", "<|endoftext|>"]),
-                                             (1.0, ["<|audio_start|>", 40, "<|audio_end|>", "<|endoftext|>"])])  # fmt: skip
+@pytest.mark.parametrize(
+    "ratio, expected",
+    [(0.0, ["a b c d", "<|endoftext|>"]), (1.0, ["<|audio_start|>", 40, "<|audio_end|>", "<|endoftext|>"])],
+)
 def test_spans_of_nothing_and_of_all_run_over_utterances(ratio, expected):
     utterances = [speak(GROUPED, 0.48, RNG, "a b", key="1"), speak(GROUPED, 0.48, RNG, "c d", key="2")]
     (sample,) = lay("spans", utterances, GROUPED, ratio=ratio)
@@ -204,3 +206,14 @@ def test_ten_to_fifteen_is_ten_to_six_to_nine():
     assert first.tolist() == [0, 6, 9] and runs(sample)[:4] == [10, -15, 10, -15]
     with pytest.raises(BadInput, match="a multiple of 5"):
         lay("chunked", [utterance], vocabulary, text_chunk=13, audio_chunk=26)
+
+
+def test_a_share_of_the_utterances_is_chunked_if_its_audio_is_long_enough():
+    """CosyVoice 2: half of them, and only with more than three audio tokens for each of text."""
+    long = [speak(GLM, 4.0, RNG, text_of(10), key=str(i)) for i in range(400)]
+    options = {"text_chunk": 5, "audio_chunk": 15, "turn": "<sep>", "share": 0.5, "least_ratio": 3.0}
+    samples = lay("chunked", long, GLM, **options)
+    whole = [text_of(10), "<sep>", 50, "<|endoftext|>"]
+    assert sum(said(sample, GLM) == whole for sample in samples) == pytest.approx(200, abs=40)
+    short = [speak(GLM, 2.4, RNG, text_of(10), key=str(i)) for i in range(20)]
+    assert all(said(sample, GLM)[1] == "<sep>" for sample in lay("chunked", short, GLM, **options))

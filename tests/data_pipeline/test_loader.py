@@ -7,8 +7,6 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from configs.schema import Config
 from data_pipeline.corpus import Corpus
@@ -48,34 +46,6 @@ def assert_same(packs, others) -> None:
         assert (one.lengths, one.padding, one.audio_seconds) == (other.lengths, other.padding, other.audio_seconds)
         for name in ("tokens", "labels", "loss_weight", "label_modality", "positions"):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
-
-
-@given(data=st.data())
-@settings(max_examples=30, deadline=None)
-def test_any_world_and_any_stop_give_the_same_stream(folder, data):
-    """k steps at world A, states merged through JSON, the rest at world B: as if one rank had never stopped."""
-    lanes, batch = data.draw(st.sampled_from([(4, 4), (8, 4), (4, 8), (12, 8), (6, 6), (12, 4)]))
-    worlds = st.sampled_from([world for world in range(1, 9) if lanes % world == 0 and batch % world == 0])
-    before, after = data.draw(worlds), data.draw(worlds)
-    weights = data.draw(st.dictionaries(st.sampled_from(LAYOUTS), st.floats(0.1, 3), min_size=1))
-    config = make_config(weights, global_batch=batch, sequence_length=data.draw(st.integers(20, 200)))
-    config.loader.lanes = lanes
-    config.loader.packing_window = data.draw(st.integers(1, 5))
-    config.loader.prefetch = data.draw(st.sampled_from([0, 0, 2]))
-    stop, rest = data.draw(st.integers(0, 6)), data.draw(st.integers(1, 4))
-
-    whole = run(loaders(config, folder, 1), stop + rest)
-    first = loaders(config, folder, before)
-    packs = run(first, stop)
-    state = json.loads(json.dumps(merge_states([rank.state_dict() for rank in first])))
-    second = loaders(config, folder, after)
-    for rank in second:
-        rank.load_state_dict(state)
-    packs += run(second, rest)
-    for rank in (*first, *second):
-        rank.close()
-    assert_same(packs, whole)
-    assert state["step"] == stop
 
 
 @pytest.mark.parametrize("lanes, batch", [(4, 4), (8, 4), (4, 8), (6, 4)])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from data_pipeline.shards import (
     index_path,
 )
 from runtime.exits import BadInput
+from tests.data_pipeline.faults import seal
 from tests.data_pipeline.synthetic import make_corpus, make_utterance
 
 DAMAGE = settings(max_examples=300, deadline=None)
@@ -78,18 +78,6 @@ def test_flipped_and_missing_bytes_are_damage_and_nothing_else(whole: Path, data
     finally:
         victim.write_bytes(content)
     assert read_all(whole) == set()
-
-
-def seal(shard: Path) -> None:
-    """Make the checksums in the index those of the bytes in the tar, whatever they are now."""
-    content = shard.read_bytes()
-    with np.load(index_path(shard), allow_pickle=False) as stored:
-        arrays = dict(stored)
-    begin, end = arrays["offset"], arrays["offset"] + arrays["size"]
-    arrays["crc32"] = np.array(
-        [zlib.crc32(content[a:b]) for a, b in zip(begin.tolist(), end.tolist(), strict=True)], np.uint32
-    )
-    np.savez(index_path(shard), allow_pickle=False, **arrays)
 
 
 @given(data=st.data())

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from data_pipeline.corpus import Corpus
 from data_pipeline.damage import DamageTally
 from data_pipeline.lanes import Lane
 from data_pipeline.mixture import Mixture, open_mixture
+from data_pipeline.shards import ShardReader, add_columns, read_index
 from runtime.exits import BadInput
 from tests.data_pipeline.synthetic import make_config, make_corpus
 
@@ -281,3 +284,78 @@ def test_a_lane_without_documents_of_a_source_that_ends_goes_on_with_the_others(
     for number in range(8):
         lane = Lane(number, 8, mixture, length=64, window=2, batch=8)
         assert all(lane.next_pack() is not None for _ in range(20))
+
+
+# --- filters ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory) -> Corpus:
+    """Each utterance has a score from 0 to 1, but for those of the last shard, which was not measured."""
+    corpus = Corpus.open(make_corpus(tmp_path_factory.mktemp("measured") / "c", train_documents=40))
+    rng = np.random.default_rng(3)
+    for shard in corpus.shards("train")[:-1]:
+        add_columns(shard, {"score": rng.random(len(read_index(shard)))})
+    return corpus
+
+
+def kept_by_hand(corpus: Corpus, bound: float) -> set[str]:
+    """Keys of the utterances whose score is at least `bound`, read shard by shard."""
+    kept = set()
+    for shard in corpus.shards("train")[:-1]:
+        with ShardReader(shard) as reader:
+            scores = reader.index.columns["score"]
+            kept |= {reader.read(sample).key for sample in range(len(reader)) if scores[sample] >= bound}
+    return kept
+
+
+@pytest.mark.parametrize("bound", [0.0, 0.3, 0.9])
+def test_a_filter_keeps_what_it_says_and_reads_nothing_else(measured, monkeypatch, bound):
+    read: set[str] = set()
+    whole = ShardReader.read
+
+    def noted(self, sample):
+        utterance = whole(self, sample)
+        read.add(utterance.key)
+        return utterance
+
+    wanted = kept_by_hand(measured, bound)
+    monkeypatch.setattr(ShardReader, "read", noted)
+    source = SourceConfig("text", 1, epochs=1, filter=f"score >= {bound}")
+    packs = chain(*drain(nested_of(measured, {"a": source}), 3))
+    assert read == wanted
+    documents = {key.split("/")[2] for pack in packs for key in pack.keys}
+    assert documents == {key.rpartition("-")[0] for key in wanted}
+
+
+def test_a_filter_is_part_of_the_stream(measured):
+    described = [
+        nested_of(measured, {"a": SourceConfig("text", 1, filter=f)}).describe() for f in (None, "score > 0.1")
+    ]
+    assert described[0] != described[1]
+
+
+@pytest.mark.parametrize(
+    "expression, message",
+    [
+        ("score >", "source a: filter 'score >'"),
+        ("__import__('os')", "source a: filter"),
+    ],
+)
+def test_filters_that_cannot_be_are_refused_before_anything_is_read(measured, expression, message):
+    with pytest.raises(BadInput, match=re.escape(message)) as caught:
+        nested_of(measured, {"a": SourceConfig("text", 1, filter=expression)})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_column_that_no_shard_has_is_refused_with_those_there_are(measured):
+    mixture = nested_of(measured, {"a": SourceConfig("text", 1, filter="scor > 0.1")})
+    with pytest.raises(BadInput, match=r"no column scor; there are .*score"):
+        Lane(0, 1, mixture, length=64, window=2, batch=1).next_pack()
+
+
+def test_a_filter_that_keeps_nothing_ends_in_one_line(measured, monkeypatch):
+    monkeypatch.setattr("data_pipeline.lanes.MOST_EMPTY", 50)
+    mixture = nested_of(measured, {"a": SourceConfig("text", 1, filter="score > 2")})
+    with pytest.raises(BadInput, match=r"source a: .* no sample of 50 documents in a row.*filter 'score > 2'"):
+        Lane(0, 1, mixture, length=64, window=2, batch=1).next_pack()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
@@ -9,6 +11,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 
 from configs.schema import BackboneConfig, ParallelConfig, Precision
 from data_pipeline.batch import Batch
+from data_pipeline.layouts import Layout
 from runtime.exits import BadInput
 from train.models.trunk import transformer_config, trunk_spec
 
@@ -36,18 +39,23 @@ class SpeechLM(GPTModel):
         )
 
 
+def check_layouts(layouts: Mapping[str, Layout]) -> None:
+    """Raises BadInput for a layout, by its source, of which `run` cannot take all that it makes."""
+    for source, layout in layouts.items():
+        if not layout.plain:
+            raise BadInput(
+                f"source {source}: layout {layout.name} makes several columns, feature slots or further targets with "
+                "these options, and the model reads one column of tokens"
+            )
+
+
 def run(model: torch.nn.Module, batch: Batch, labels: torch.Tensor | None) -> torch.Tensor:
     """Forward a packed batch through `model`, a SpeechLM or a wrapper around one.
 
     Returns hidden states [N / SP, 1, hidden] on all stages but the last. There: without labels, the logits of this
     tensor-parallel rank's slice of the vocabulary [1, N, V / TP]; with labels [1, N], each token's cross entropy in
-    nats, fp32 [1, N]. Raises BadInput for a batch that has more than tokens of one column.
+    nats, fp32 [1, N].
     """
-    if batch.tokens.dim() > 2 or batch.splices or batch.targets:
-        raise BadInput(
-            "the mixture has a layout of several columns, feature slots or further targets, and this model reads one "
-            "column of tokens; choose another layout or other options of it"
-        )
     packing = PackedSeqParams(
         qkv_format="thd",
         cu_seqlens_q=batch.cu_seqlens,

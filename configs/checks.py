@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from configs.codec_checks import check_codec
+from configs.quality_checks import check_alignment, check_quality
 from configs.schema import Config, CutConfig, SourceConfig
 from runtime.exits import BadInput
 
@@ -33,6 +34,8 @@ def check(config: Config, processes: int | None = None) -> None:
     _check_training(config)
     _check_mixture(config)
     check_codec(config.codec)
+    check_quality(config.corpus.quality)
+    check_alignment(config.corpus.alignment)
     _check_data_parallel(config, data_parallel_size(config, processes))
 
 

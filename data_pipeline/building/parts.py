@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.schema import Config, SpeechSourceConfig
+from data_pipeline.alignment.registry import open_aligner
 from data_pipeline.building.plan_file import Plan
 from data_pipeline.codecs import Codec, codebooks_of, open_codec
 from data_pipeline.cutting import cut
+from data_pipeline.quality.registry import open_measures
 from data_pipeline.sources import Source, find_source
 from data_pipeline.sources.speech import KINDS, open_speech_source
 from data_pipeline.speech import Voice, open_text_to_code, open_voice
@@ -63,11 +65,11 @@ class Parts:
 
     @cached_property
     def measures(self) -> list[Measure]:
-        return []
+        return open_measures(self.config.corpus.quality)
 
     @cached_property
     def aligner(self) -> Aligner | None:
-        return None
+        return open_aligner(self.config.corpus.alignment)
 
     @cached_property
     def text_to_code(self) -> TextToCode:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import xxhash
 
-from data_pipeline.audio import SAMPLE_RATE, decode_flac, encode_flac, level_db, resample
+from data_pipeline.audio import SAMPLE_RATE, decode_flac, encode_flac, resample
 from data_pipeline.building.left_out import LeftOut
 from data_pipeline.building.parts import Parts
 from data_pipeline.plan import PlannedShard
@@ -37,14 +37,6 @@ def sound_of(original: np.ndarray, rate: int) -> tuple[bytes, np.ndarray]:
     """flac and wave of a Piece."""
     flac = encode_flac(resample(original, rate))
     return flac, decode_flac(flac)
-
-
-def basic_quality(wave: np.ndarray, text: str) -> dict[str, float]:
-    """What is measured of every utterance."""
-    return {
-        "level_db": round(level_db(wave), 2),
-        "characters_per_second": round(len(text) * SAMPLE_RATE / len(wave), 2),
-    }
 
 
 # --- text -------------------------------------------------------------------------------------------------------
@@ -100,7 +92,6 @@ def spoken(parts: Parts, planned: PlannedShard, left_out: LeftOut) -> Iterator[P
             words=said.words,
             source=corpus.text,
             licence=f"text {parts.text.licence}, voice {voice.licence}",
-            quality=basic_quality(said.wave, text),
         )
         yield Piece(utterance, flac, wave, said.wave, SAMPLE_RATE)
         report_done(utterance.duration)

@@ -11,7 +11,7 @@ from data_pipeline.audio import SAMPLE_RATE, resample
 from data_pipeline.building.cutting import cut_long
 from data_pipeline.building.left_out import LeftOut
 from data_pipeline.building.parts import Parts
-from data_pipeline.building.pieces import Piece, basic_quality, sound_of
+from data_pipeline.building.pieces import Piece, sound_of
 from data_pipeline.plan import PlannedShard
 from data_pipeline.sources.recording import Recording, Segment, UnreadableAudio
 from data_pipeline.utterance import Utterance
@@ -114,7 +114,7 @@ def _pieces(
             words=cut.words,
             start=round(segment.start + cut.start, 4),
             duration=len(heard) / SAMPLE_RATE,
-            quality=dict(segment.quality) | basic_quality(heard, cut.text),
+            quality=dict(segment.quality),
             codes={},
         )
         yield Piece(utterance, flac, heard, part, rate)

@@ -152,7 +152,8 @@ def _pieces(parts: Parts, planned: PlannedShard, left_out: LeftOut) -> Iterator[
     make = spoken if parts.config.corpus.speech is None else recorded
     for piece in make(parts, planned, left_out):
         for measure in parts.measures:
-            piece.utterance.quality.update(measure.measure(piece.wave, piece.utterance))
+            values = measure.measure(piece.wave, piece.utterance)
+            piece.utterance.quality.update({name: round(float(value), 4) for name, value in values.items()})
         yield piece
 
 

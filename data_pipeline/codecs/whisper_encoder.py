@@ -6,8 +6,7 @@ start of such a window; encoding only the sound there is costs a fraction. Paddi
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,16 +33,17 @@ def load_encoder(spec: str, part: str = "encoder") -> WhisperEncoder:
     from transformers import WhisperModel
 
     if spec.startswith(PACKAGE):
-        return _from_ctranslate2(only_file(package_folder(spec.removeprefix(PACKAGE)), "model.bin"))
+        return encoder_of(read_variables(only_file(package_folder(spec.removeprefix(PACKAGE)), "model.bin")))
     return from_pretrained(WhisperModel, spec, part).encoder
 
 
-def _from_ctranslate2(file: Path) -> WhisperEncoder:
+def encoder_of(variables: Mapping[str, np.ndarray]) -> WhisperEncoder:
+    """The encoder among the variables of a CTranslate2 Whisper."""
     import torch
     from transformers import WhisperConfig
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-    stored = {k.removeprefix("encoder/"): v for k, v in read_variables(file).items() if k.startswith("encoder/")}
+    stored = {k.removeprefix("encoder/"): v for k, v in variables.items() if k.startswith("encoder/")}
     layers = sum(name.endswith("/ffn/linear_0/weight") for name in stored)
     width = len(stored["conv1/bias"])
     config = WhisperConfig(

@@ -33,9 +33,7 @@ def recordings(draw: st.DrawFn) -> list[Recording]:
         for part in range(draw(st.integers(1, 12)) if named else 1):
             duration = draw(st.one_of(st.none(), st.floats(0.1, 300)))
             key = f"d{document}-{part}"
-            found.append(
-                Recording(key, FileStretch(key), duration=duration, document=f"d{document}" if named else "")
-            )
+            found.append(Recording(key, FileStretch(key), duration=duration, document=f"d{document}" if named else ""))
     return found
 
 
@@ -222,5 +220,7 @@ def test_only_damage_stops_a_build_and_only_from_a_hundred_on() -> None:
     left_out.add("truncated", "b.flac", 3)
     left_out.judge(96, 0.01)
     left_out.judge(300, 0.01)
-    with pytest.raises(BadInput, match=r"^3 of 299 utterances could not be read, more than corpus.damaged_share 0.01: "):
+    with pytest.raises(
+        BadInput, match=r"^3 of 299 utterances could not be read, more than corpus.damaged_share 0.01: "
+    ):
         left_out.judge(296, 0.01)

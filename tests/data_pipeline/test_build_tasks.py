@@ -179,5 +179,3 @@ def test_settings_come_before_slurm() -> None:
         with pytest.raises(BadInput, match="numbered from 0"):
             share_of(CorpusConfig(task=task, tasks=tasks), environment)
     assert [Share(n, 3).of(range(7)) for n in range(3)] == [[0, 3, 6], [1, 4], [2, 5]]
-
-

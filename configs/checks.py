@@ -6,7 +6,7 @@ import math
 
 from configs.codec_checks import check_codec
 from configs.quality_checks import check_alignment, check_quality
-from configs.schema import Config, CutConfig, SourceConfig
+from configs.schema import Config, CorpusConfig, CutConfig, SourceConfig
 from runtime.exits import BadInput
 
 # Rows of the embedding are padded to this; every tensor-parallel size has to divide it (Vocabulary.multiple).
@@ -34,6 +34,7 @@ def check(config: Config, processes: int | None = None) -> None:
     _check_training(config)
     _check_mixture(config)
     check_codec(config.codec)
+    _check_corpus(config.corpus)
     check_quality(config.corpus.quality)
     check_alignment(config.corpus.alignment)
     _check_data_parallel(config, data_parallel_size(config, processes))
@@ -66,7 +67,7 @@ def data_parallel_size(config: Config, processes: int | None = None) -> int:
 
 _POSITIVE = {
     "backbone": ("layers", "hidden", "ffn", "heads", "kv_heads", "norm_eps", "rope_base", "init_std", "max_positions"),
-    "corpus": ("speech_minutes", "shard_minutes"),
+    "corpus": ("speech_minutes", "shard_minutes", "longest_seconds"),
     "loader": ("lanes", "packing_window", "shuffle_documents"),
     "train": ("steps", "global_batch", "micro_batch", "sequence_length"),
     "optimizer": ("lr", "eps"),
@@ -80,13 +81,13 @@ _NOT_NEGATIVE = {
     "optimizer": ("weight_decay", "clip_grad", "warmup_steps"),
 }
 _SHARE = {
-    "corpus": ("validation_share",),
+    "corpus": ("validation_share", "damaged_share"),
     "loader": ("damaged_share",),
     "optimizer": ("beta1", "beta2", "floor"),
 }
 _POSITIVE_IF_GIVEN = {
     "backbone": ("head_dim",),
-    "corpus": ("workers",),
+    "corpus": ("workers", "tasks"),
     "parallel": ("virtual_pipeline", "data"),
 }
 
@@ -244,3 +245,15 @@ def check_cut(cut: CutConfig, where: str) -> None:
         raise BadInput(f"{where}.longest={cut.longest}: has to be at least 1 s and 4 x padding")
     if cut.channels not in ("mix", "each"):
         raise BadInput(f"{where}.channels={cut.channels}: not one of mix, each")
+
+
+def _check_corpus(corpus: CorpusConfig) -> None:
+    check_cut(corpus.cut, "corpus.cut")
+    if len(set(corpus.specials)) < len(corpus.specials) or not all(corpus.specials):
+        raise BadInput(f"corpus.specials={corpus.specials}: has a token twice, or an empty one")
+    synthesis = corpus.synthesis
+    for key in ("temperature", "seconds_per_character", "batch"):
+        if not getattr(synthesis, key) > 0:
+            raise BadInput(f"corpus.synthesis.{key}={getattr(synthesis, key)}: has to be above 0")
+    if not 0 < synthesis.top_p <= 1:
+        raise BadInput(f"corpus.synthesis.top_p={synthesis.top_p}: has to be above 0 and at most 1")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
+from operator import itemgetter
 from typing import Any
 
 from data_pipeline.progress import Progress
@@ -73,10 +74,11 @@ class Workers:
         self._stopping.set()
         self._pool.shutdown(cancel_futures=True)
 
-    def run(self, phase: str, tasks: Iterable[Task], total: float, progress: Progress, stop: StopFlag | None) -> None:
-        """`each`, for tasks whose results are not wanted."""
-        for _ in self.each(phase, tasks, total, progress, stop):
-            pass
+    def run(
+        self, phase: str, tasks: Iterable[Task], total: float, progress: Progress, stop: StopFlag | None
+    ) -> list[Any]:
+        """What `each` gives, all of it, in the order of the tasks."""
+        return [result for _, result in sorted(self._numbered(phase, tasks, total, progress, stop), key=itemgetter(0))]
 
     def each(
         self, phase: str, tasks: Iterable[Task], total: float, progress: Progress, stop: StopFlag | None
@@ -86,22 +88,27 @@ class Workers:
         Few tasks are held at a time. The first error of a task is raised; BadInput where a process was killed. Raises
         StoppedEarly within about a second of a stop request; tasks that were under way are left unfinished.
         """
+        return (result for _, result in self._numbered(phase, tasks, total, progress, stop))
+
+    def _numbered(
+        self, phase: str, tasks: Iterable[Task], total: float, progress: Progress, stop: StopFlag | None
+    ) -> Iterator[tuple[int, Any]]:
         self._done.value = 0.0
-        ahead = iter(tasks)
-        waiting: set[Future[Any]] = set()
+        ahead = enumerate(tasks)
+        waiting: dict[Future[Any], int] = {}
         with progress.phase(phase, total) as show:
             while True:
-                for function, arguments in islice(ahead, 2 * self._processes - len(waiting)):
-                    waiting.add(self._pool.submit(function, *arguments))
+                for number, (function, arguments) in islice(ahead, 2 * self._processes - len(waiting)):
+                    waiting[self._pool.submit(function, *arguments)] = number
                 if not waiting:
                     return
-                finished, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+                finished, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
                 show(self._done.value)
                 if stop:
                     raise StoppedEarly(f"corpus build stopped in phase {phase}; the same command goes on from there")
                 for future in finished:
                     try:
-                        yield future.result()
+                        yield waiting.pop(future), future.result()
                     except BrokenProcessPool as error:
                         raise BadInput(
                             f"a process of the corpus build was killed in phase {phase}, as happens where memory runs "

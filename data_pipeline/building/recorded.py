@@ -33,7 +33,7 @@ def recorded(parts: Parts, planned: PlannedShard, left_out: LeftOut) -> Iterator
         try:
             segments = recording.segments or parts.cut(recording)
         except UnreadableAudio as unreadable:
-            left_out.add(unreadable.kind, str(unreadable))
+            left_out.add(unreadable.kind, unreadable.where)
             continue
         if not segments:
             left_out.add("silent", recording.key)
@@ -69,13 +69,13 @@ def _sounds(
     try:
         sound = parts.speech.sound(recording, first, last)
     except UnreadableAudio as unreadable:
-        left_out.add(unreadable.kind, str(unreadable), len(window))
+        left_out.add(unreadable.kind, unreadable.where, len(window))
         return
     for segment in window:
         try:
             wave = sound.channel(segment.channel)
         except UnreadableAudio as unreadable:
-            left_out.add(unreadable.kind, f"{recording.key}: {unreadable}")
+            left_out.add(unreadable.kind, f"{_where(recording, segment)}: {unreadable.where}")
             continue
         start = round((segment.start - first) * sound.rate)
         end = len(wave) if segment.end is None else round((segment.end - first) * sound.rate)

@@ -1,5 +1,6 @@
-"""What goes into which shard of recorded speech, on disk as in memory; how long utterances are cut; what is left out."""
+"""What goes into which shard of recorded speech, on disk as in memory; how utterances are cut; what is left out."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ def test_every_recording_is_planned_once_in_order_and_documents_stay_together(gi
     for shard in shards:
         assert shard.file.startswith(f"{shard.split}/speech-") and shard.recordings
         documents = [r.document for r in shard.recordings]
-        assert sum(a != b for a, b in zip(documents, documents[1:], strict=False)) + 1 == len(set(documents))
+        assert sum(a != b for a, b in pairwise(documents)) + 1 == len(set(documents))
         before_last = sum(map(seconds_of, shard.recordings[:-1]))
         assert before_last < LARGEST * 60
         if len(set(documents)) > 1 and documents[-1] != documents[-2]:
@@ -156,14 +157,14 @@ def test_parts_are_short_enough_and_hold_every_word_once_within_them(
     wave = np.zeros(round(duration * SAMPLE_RATE), np.float32)
     cuts = cut_long(wave, utterance_of(words), longest)
     assert cuts[0].start == 0 and cuts[-1].end == pytest.approx(len(wave) / SAMPLE_RATE)
-    assert all(a.end == b.start for a, b in zip(cuts, cuts[1:], strict=False))
+    assert all(a.end == b.start for a, b in pairwise(cuts))
     assert all(cut.end - cut.start <= longest + 1e-6 for cut in cuts)
     held = [(word.text, word.start + cut.start, word.end + cut.start) for cut in cuts for word in cut.words]
     assert [text for text, _, _ in held] == [word.text for word in words]
     assert np.allclose([times[1:] for times in held], [(word.start, word.end) for word in words], atol=2e-4)
     for cut in cuts:
         assert cut.text == " ".join(word.text for word in cut.words)
-        assert all(-1e-6 <= word.start and word.end <= cut.end - cut.start + 1e-3 for word in cut.words)
+        assert all(word.start >= -1e-6 and word.end <= cut.end - cut.start + 1e-3 for word in cut.words)
 
 
 def test_cut_is_in_the_longest_late_pause() -> None:

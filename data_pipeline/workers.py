@@ -75,28 +75,52 @@ class Workers:
         self._pool.shutdown(cancel_futures=True)
 
     def run(
-        self, phase: str, tasks: Iterable[Task], total: float, progress: Progress, stop: StopFlag | None
+        self,
+        phase: str,
+        tasks: Iterable[Task],
+        total: float,
+        progress: Progress,
+        stop: StopFlag | None,
+        *,
+        speech: bool = False,
     ) -> list[Any]:
         """What `each` gives, all of it, in the order of the tasks."""
-        return [result for _, result in sorted(self._numbered(phase, tasks, total, progress, stop), key=itemgetter(0))]
+        numbered = self._numbered(phase, tasks, total, progress, stop, speech=speech)
+        return [result for _, result in sorted(numbered, key=itemgetter(0))]
 
     def each(
-        self, phase: str, tasks: Iterable[Task], total: float, progress: Progress, stop: StopFlag | None
+        self,
+        phase: str,
+        tasks: Iterable[Task],
+        total: float,
+        progress: Progress,
+        stop: StopFlag | None,
+        *,
+        speech: bool = False,
     ) -> Iterator[Any]:
-        """Results of `function(*arguments)` for each of `tasks`, as they come, showing how much of `total` is done.
+        """Results of `function(*arguments)` for each of `tasks`, as they come, showing how much of `total` is done (seconds of
+        speech, if `speech`).
 
         Few tasks are held at a time. The first error of a task is raised; BadInput where a process was killed. Raises
         StoppedEarly within about a second of a stop request; tasks that were under way are left unfinished.
         """
-        return (result for _, result in self._numbered(phase, tasks, total, progress, stop))
+        numbered = self._numbered(phase, tasks, total, progress, stop, speech=speech)
+        return (result for _, result in numbered)
 
     def _numbered(
-        self, phase: str, tasks: Iterable[Task], total: float, progress: Progress, stop: StopFlag | None
+        self,
+        phase: str,
+        tasks: Iterable[Task],
+        total: float,
+        progress: Progress,
+        stop: StopFlag | None,
+        *,
+        speech: bool = False,
     ) -> Iterator[tuple[int, Any]]:
         self._done.value = 0.0
         ahead = enumerate(tasks)
         waiting: dict[Future[Any], int] = {}
-        with progress.phase(phase, total) as show:
+        with progress.phase(phase, total, speech=speech) as show:
             while True:
                 for number, (function, arguments) in islice(ahead, 2 * self._processes - len(waiting)):
                     waiting[self._pool.submit(function, *arguments)] = number

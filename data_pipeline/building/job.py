@@ -200,7 +200,7 @@ class _Job:
         learnt_from = self._learning_shards()
         mine = [entry for entry in self.share.of(learnt_from) if not is_staged(self.folder, entry.file)]
         tasks = [(stage_shard, (self.config, self.cache, self.folder, entry.number)) for entry in mine]
-        workers.run("speech", tasks, sum(entry.seconds for entry in mine), self.progress, self.stop)
+        workers.run("speech", tasks, sum(entry.seconds for entry in mine), self.progress, self.stop, speech=True)
 
         lacking = [entry.file for entry in learnt_from if not is_staged(self.folder, entry.file)]
         with self._alone(".codebooks.lock"):
@@ -233,7 +233,8 @@ class _Job:
                 unwritten.append(entry)
         tasks = [(write_shard, (self.config, self.cache, self.folder, entry.number)) for entry in unwritten]
         begun, seconds = time.monotonic(), 0.0
-        for done in workers.each("shards", tasks, sum(e.seconds for e in unwritten), self.progress, self.stop):
+        total = sum(entry.seconds for entry in unwritten)
+        for done in workers.each("shards", tasks, total, self.progress, self.stop, speech=True):
             kept += _count(done, left_out)
             left_out.judge(kept, self.config.corpus.damaged_share)
             seconds += done["entry"]["duration"]

@@ -125,17 +125,16 @@ def test_a_folder_of_faults_builds_and_each_is_counted(
     corpus = Corpus.open(build_corpus(config))
     assert counts(corpus) == {
         "decode": 2,
-        "empty": 1,
+        "empty": 2,
         "no_text": 1,
         "not_finite": 1,
         "silent": 1,
         "too_long": 1,
         "too_short": 1,
         "transcript": 1,
-        "truncated": 1,
     }
     assert corpus.left_out["no_text"]["examples"] == ["nothing-said at 0.00 s"]
-    assert "truncated.flac" in corpus.left_out["truncated"]["examples"][0]
+    assert any("truncated.flac" in example for example in corpus.left_out["decode"]["examples"])
     found = utterances(corpus)
     names = sorted({utterance.recording.partition("-x")[0] for utterance, _ in found.values()})
     assert names == ["good", "long", "rate-44k", "rate-8k", "really-mp3", "two_channels", "unicode"]

@@ -112,6 +112,7 @@ class _Job:
         self.share = share
         self.stop = stop
         self.cache = cache_root(config)
+        self._begun = time.monotonic()
         self.processes = config.corpus.workers or len(os.sched_getaffinity(0))
         self.progress = Progress(f"corpus {config.corpus.name}")
 
@@ -144,7 +145,9 @@ class _Job:
         if self.config.corpus.speech is None:
             with self._alone(".voice.lock"):
                 prepare_voice(self.config.corpus.voice, self.cache)
-        with Workers(self.processes) as workers:
+        self._begun = time.monotonic()
+        chosen = self.config.corpus.synthesis.device if synthesises(self.config) else self.config.codec.device
+        with Workers(self.processes, deal_gpus=chosen in (None, "cuda")) as workers:
             if learns_codebooks(self.config):
                 self._learn(workers)
             self._write(workers)
@@ -232,15 +235,15 @@ class _Job:
             else:
                 unwritten.append(entry)
         tasks = [(write_shard, (self.config, self.cache, self.folder, entry.number)) for entry in unwritten]
-        begun, seconds = time.monotonic(), 0.0
+        seconds = 0.0
         total = sum(entry.seconds for entry in unwritten)
         for done in workers.each("shards", tasks, total, self.progress, self.stop, speech=True):
             kept += _count(done, left_out)
             left_out.judge(kept, self.config.corpus.damaged_share)
             seconds += done["entry"]["duration"]
         if seconds:
-            speed = seconds / max(time.monotonic() - begun, 1e-9) / self.processes
-            self.progress.say(f"{seconds / 3600:.2f} h of speech written, {speed:.1f} hours an hour and process")
+            speed = seconds / (time.monotonic() - self._begun) / self.processes
+            self.progress.say(f"{seconds / 3600:.2f} h of speech written, {speed:.1f} an hour with each process")
 
     # --- the end ------------------------------------------------------------------------------------------------
 

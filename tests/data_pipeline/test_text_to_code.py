@@ -174,7 +174,7 @@ def test_corpus_of_codes_without_sound_is_laid_out_and_read(folder: Path, tmp_pa
         groups = utterance.codes["semantic"].shape[1] // 3
         assert utterance.duration == pytest.approx(groups * 0.12) and not utterance.words and utterance.text
     loader = make_loader(config, corpus, split="train", rank=0, world=1)
-    modalities = np.concatenate([sample.modality for pack in loader.next_step() for sample in pack.samples])
+    modalities = np.concatenate([pack.label_modality for pack in loader.next_step()])
     assert {0, 1, 2} <= set(modalities.tolist())
     loader.close()
 

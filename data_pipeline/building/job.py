@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -172,7 +173,7 @@ class _Job:
         more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
         return f"{len(lacking)} of {len(self.plan.entries)} shards are not there yet: {', '.join(lacking[:3])}{more}"
 
-    @property
+    @cached_property
     def plan(self) -> Plan:
         return Plan.open(self.folder)
 
@@ -187,7 +188,7 @@ class _Job:
         corpus = self.config.corpus
         if corpus.speech is not None:
             return plan_recordings(corpus, self._stoppable(open_speech_source(corpus.speech).recordings()))
-        return plan_shards(corpus, find_source(corpus.text).documents())
+        return plan_shards(corpus, find_source(corpus.text, corpus.text_options).documents())
 
     def _stoppable(self, items: Iterable[Item]) -> Iterator[Item]:
         for item in items:

@@ -43,6 +43,7 @@ EXTRAS = {
     "data": [
         "av>=18",
         "jiwer>=4",
+        "kaldi-native-fbank>=1.22",
         "lhotse>=1.33",
         "onnxruntime>=1.32",
         "py3langid>=0.4",
@@ -71,7 +72,8 @@ setup(
     package_data={
         **{room: ["py.typed"] for room in ROOMS},
         "configs": ["py.typed", "*.yaml", "*/*.yaml"],
-        "train": ["py.typed", "*.html", "*/*.html", "*/*.js", "*/*.css"],
+        "data_pipeline": ["py.typed", "*/page/*"],
+        "train": ["py.typed", "*/*.html", "*/*.js"],
         "recipes": ["*/recipe.yaml", "*/README.md"],
     },
     install_requires=REQUIRES,

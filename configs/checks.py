@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from configs.schema import Config, CutConfig
+import math
+
+from configs.codec_checks import check_codec
+from configs.schema import Config, CutConfig, SourceConfig
 from runtime.exits import BadInput
 
 # Rows of the embedding are padded to this; every tensor-parallel size has to divide it (Vocabulary.multiple).
@@ -29,6 +32,7 @@ def check(config: Config, processes: int | None = None) -> None:
     _check_topology(config)
     _check_training(config)
     _check_mixture(config)
+    check_codec(config.codec)
     _check_data_parallel(config, data_parallel_size(config, processes))
 
 
@@ -60,7 +64,7 @@ def data_parallel_size(config: Config, processes: int | None = None) -> int:
 _POSITIVE = {
     "backbone": ("layers", "hidden", "ffn", "heads", "kv_heads", "norm_eps", "rope_base", "init_std", "max_positions"),
     "corpus": ("speech_minutes", "shard_minutes"),
-    "loader": ("lanes", "packing_window"),
+    "loader": ("lanes", "packing_window", "shuffle_documents"),
     "train": ("steps", "global_batch", "micro_batch", "sequence_length"),
     "optimizer": ("lr", "eps"),
     "parallel": ("tensor", "pipeline", "context", "expert"),
@@ -68,7 +72,7 @@ _POSITIVE = {
 }
 _NOT_NEGATIVE = {
     "corpus": ("text_characters",),
-    "loader": ("prefetch",),
+    "loader": ("workers", "prefetch"),
     "train": ("seed", "validate_every", "validation_packs", "checkpoint_every", "keep_checkpoints"),
     "optimizer": ("weight_decay", "clip_grad", "warmup_steps"),
 }
@@ -192,8 +196,22 @@ def _check_mixture(config: Config) -> None:
     if not config.mixture.sources:
         raise BadInput("mixture.sources is empty: there is nothing to train on")
     for name, source in config.mixture.sources.items():
-        if not source.weight > 0:
-            raise BadInput(f"mixture.sources.{name}.weight={source.weight}: has to be above 0")
+        _check_source(f"mixture.sources.{name}", source)
+
+
+def _check_source(key: str, source: SourceConfig) -> None:
+    if not 0 < source.weight < math.inf:
+        raise BadInput(f"{key}.weight={source.weight}: has to be above 0, and finite")
+    if source.epochs is not None and source.epochs < 1:
+        raise BadInput(f"{key}.epochs={source.epochs}: has to be above 0, or null")
+    if source.layout is None and not source.sources:
+        raise BadInput(f"{key} has neither a layout nor sources of its own: give {key}.layout")
+    if source.sources:
+        for name in ("layout", "corpus", "options", "filter", "epochs"):
+            if getattr(source, name):
+                raise BadInput(f"{key}.{name} is of a mixture inside the mixture; give it to {key}.sources.*")
+    for name, inner in source.sources.items():
+        _check_source(f"{key}.sources.{name}", inner)
 
 
 def _check_data_parallel(config: Config, data: int) -> None:

@@ -55,17 +55,23 @@ class BackboneConfig:
 class CodebookConfig:
     size: int = MISSING
     rate: float = MISSING  # codes a second
-    layer: int = MISSING  # encoder layer whose output is quantised, 1 is the first
+    layer: int | None = None  # encoder layer whose output is quantised, 1 is the first; of k-means codecs only
+    rows: int = 1  # residual tables of this size, one code of each in every frame
 
 
 @dataclass
 class CodecConfig:
-    """Waveform to codes: k-means over the hidden states of a pretrained speech encoder."""
+    """Waveform to codes. `kind` names the program (configs/codec_checks.py), `weights` what it computes with."""
 
     name: str = MISSING
-    encoder: str = MISSING  # a Whisper folder or hub name, or package:<name>
+    kind: str = "whisper_kmeans"
+    # By part of the kind: a file or folder here, a hub name (owner/name, owner/name@revision), or package:<name>
+    weights: dict[str, str] = field(default_factory=dict)
     codebooks: dict[str, CodebookConfig] = field(default_factory=dict)  # id ranges and groups go by sorted names
     group: dict[str, int] = field(default_factory=dict)  # codes of each codebook in one group, such as L 2, S 3
+    options: dict[str, Any] = field(default_factory=dict)  # of the kind
+    device: str | None = None  # cpu, cuda or cuda:<n>; None: cuda if there
+    batch_seconds: float = 120.0  # sound encoded at once, padding included
     training_minutes: float = 120.0  # most speech that the codebooks are learnt from
 
 
@@ -114,12 +120,16 @@ class CorpusConfig:
 
 @dataclass
 class SourceConfig:
-    """One stream of the mixture: which corpus, laid out how, at what share of tokens."""
+    """One stream of the mixture: which corpus, laid out how, at what share of tokens; or, with `sources`, a mixture
+    inside the mixture, which has a weight and nothing else of its own."""
 
-    layout: str = MISSING
-    weight: float = MISSING  # share of tokens, relative to the other sources
+    layout: str | None = None  # a layout (data_pipeline/layouts); None: where `sources` are given
+    weight: float = MISSING  # share of tokens, relative to the sources beside it
     corpus: str | None = None  # a corpus folder; None: the run's corpus
     options: dict[str, Any] = field(default_factory=dict)  # of the layout, checked against its signature
+    filter: str | None = None  # keeps utterances by columns of the index, such as "wer < 0.1"; None: all
+    epochs: int | None = None  # most passes over it; its share then goes to those beside it; None: no end
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
 
 
 @dataclass
@@ -132,7 +142,9 @@ class MixtureConfig:
 class LoaderConfig:
     lanes: int = 8  # fixed streams of samples; a multiple of every data-parallel size of the run's life
     packing_window: int = 16  # packs that a lane fills together, best fit; also what a resumed lane reads again
-    prefetch: int = 4  # steps read ahead by a background thread; 0: none
+    shuffle_documents: int = 4096  # documents that a lane shuffles together; more are from more shards at a time
+    workers: int = 0  # processes a rank that read ahead, no more than its lanes; 0: a thread
+    prefetch: int = 4  # steps read ahead; 0: none, or with processes one pack each
     damaged_share: float = 0.01  # of samples read; above it the run stops
 
 

@@ -1,8 +1,14 @@
-"""Samples, packs and batches: three of the four types between sound and gradient."""
+"""Samples, packs and batches: three of the four types between sound and gradient.
+
+Most sequences have one token a place: arrays [T]. Where a frame holds several codes, or two channels run side by
+side, a place has C columns: tokens, loss weights and modalities are [T, C], and a token of -1 marks a column that is
+not real in its row. Such a column has loss weight 0.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -10,12 +16,48 @@ import torch
 
 
 @dataclass(frozen=True)
+class FeatureSlots:
+    """A run of neighbouring places that an encoder's vectors fill, through an adapter, instead of token embeddings.
+
+    encoder: a key of `Utterance.features`. vectors: float16 [frames, width], all of this run. stride: frames that one
+    place stands for (the last may have fewer). start: the first of its ceil(frames / stride) places.
+    """
+
+    encoder: str
+    vectors: np.ndarray
+    stride: int
+    start: int
+
+    @property
+    def places(self) -> int:
+        return -(-len(self.vectors) // self.stride)
+
+    @property
+    def frames(self) -> np.ndarray:
+        """Frames of each place, int64 [places]."""
+        return np.minimum(self.stride, len(self.vectors) - self.stride * np.arange(self.places))
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a further head is to say at each place, from the tokens up to and with it: no shift is made here.
+
+    values: int64 (ids) or float32 (numbers), [T] or [T, C]. weight: float32, same shape, 0 where nothing is asked.
+    """
+
+    values: np.ndarray
+    weight: np.ndarray
+
+
+@dataclass(frozen=True)
 class Sample:
     """What a layout makes of utterances. All arrays have the same length T.
 
-    tokens: int64 ids. loss_weight: float32, the weight of predicting this token from those before it.
-    modality: uint8 (`Vocabulary.modalities`). group: int32, equal for neighbours that must not be cut apart.
-    key: which sample this is, equal on every topology. audio_seconds: speech that the tokens stand for.
+    tokens: int64 ids, [T] or [T, C]. loss_weight: float32, same shape, the weight of predicting this token from those
+    of the places before. modality: uint8, same shape (`Vocabulary.modalities`). group: int32 [T], equal for neighbours
+    that must not be cut apart. key: which sample this is, equal on every topology. audio_seconds: speech that the
+    tokens and slots stand for. slots: runs of places that features fill; their tokens are -1. targets: further things
+    to predict, by name.
     """
 
     tokens: np.ndarray
@@ -24,6 +66,8 @@ class Sample:
     group: np.ndarray
     key: str
     audio_seconds: float = 0.0
+    slots: tuple[FeatureSlots, ...] = ()
+    targets: Mapping[str, Target] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -33,10 +77,11 @@ class Sample:
 class Pack:
     """Samples laid end to end up to the sequence length T, as next-token prediction.
 
-    tokens, labels: int64 [T]; labels[t] is the token after t of the same sample. loss_weight: float32 [T], the
-    weight of that prediction, 0 on every sample's last token and on padding. label_modality: uint8 [T].
-    positions: int64 [T], from 0 in each sample. lengths: tokens of each sample, padding (if any) last, so that
-    they add up to T. keys: the samples. padding: how many of the T tokens are padding.
+    tokens, labels: int64 [T] (or [T, C]); labels[t] is the place after t of the same sample. loss_weight: float32,
+    same shape, the weight of that prediction, 0 on every sample's last place and on padding. label_modality: uint8,
+    same shape. positions: int64 [T], from 0 in each sample. lengths: places of each sample, padding (if any) last, so
+    that they add up to T. keys: the samples. padding: how many of the T places are padding. slots, targets: those of
+    the samples, at their places in the pack; a target has weight 0 where a sample lacks it.
     """
 
     tokens: np.ndarray
@@ -48,14 +93,39 @@ class Pack:
     keys: tuple[str, ...]
     padding: int
     audio_seconds: float
+    slots: tuple[FeatureSlots, ...] = ()
+    targets: Mapping[str, Target] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Splice:
+    """All vectors of one encoder in a batch, and the places they fill.
+
+    vectors: float16 [frames, width], run after run; runs: int32 [runs + 1], where each begins in them, and frames;
+    places: int64 [P], of N; frames: int64 [P], how many vectors, in order, each place stands for.
+    """
+
+    vectors: torch.Tensor
+    runs: torch.Tensor
+    places: torch.Tensor
+    frames: torch.Tensor
+
+
+@dataclass(frozen=True)
+class TargetRow:
+    """A `Target` of a batch: values and weight [1, N] or [1, N, C]."""
+
+    values: torch.Tensor
+    weight: torch.Tensor
 
 
 @dataclass(frozen=True)
 class Batch:
     """A micro-batch of packs laid end to end as one row of N = packs x T tokens, on a device.
 
-    tokens, labels, positions: int64 [1, N]; loss_weight: float32 [1, N]; label_modality: uint8 [1, N];
-    cu_seqlens: int32 [samples + 1], where each sample starts, and N; longest: tokens of the longest sample.
+    tokens, labels, loss_weight (float32) and label_modality (uint8): [1, N], or [1, N, C]; positions: int64 [1, N];
+    cu_seqlens: int32 [samples + 1], where each sample starts, and N; longest: tokens of the longest sample. splices:
+    by encoder; targets: by name.
     """
 
     tokens: torch.Tensor
@@ -65,16 +135,14 @@ class Batch:
     label_modality: torch.Tensor
     cu_seqlens: torch.Tensor
     longest: int
+    splices: Mapping[str, Splice] = field(default_factory=dict)
+    targets: Mapping[str, TargetRow] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> Batch:
-        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        for name, value in values.items():
-            if torch.is_tensor(value):
-                values[name] = value.to(device, non_blocking=True)
-        return Batch(**values)
+        return _moved(self, device)
 
 
-def collate(packs: list[Pack]) -> Batch:
+def collate(packs: Sequence[Pack]) -> Batch:
     """One micro-batch of `packs`, on the CPU."""
 
     def row(name: str) -> torch.Tensor:
@@ -89,4 +157,55 @@ def collate(packs: list[Pack]) -> Batch:
         label_modality=row("label_modality"),
         cu_seqlens=torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32),
         longest=max(lengths),
+        splices=_splices(packs),
+        targets={
+            name: TargetRow(torch.from_numpy(target.values)[None], torch.from_numpy(target.weight)[None])
+            for name, target in laid_targets([(pack.targets, len(pack.tokens)) for pack in packs]).items()
+        },
     )
+
+
+def laid_targets(parts: Sequence[tuple[Mapping[str, Target], int]]) -> dict[str, Target]:
+    """Targets of neighbours, each with its length, as one: zeros where one of them lacks a target that others have."""
+    known = {name: target for targets, _ in parts for name, target in targets.items()}
+
+    def joined(name: str, array: str) -> np.ndarray:
+        one = getattr(known[name], array)
+        return np.concatenate(
+            [
+                getattr(targets[name], array) if name in targets else np.zeros((length, *one.shape[1:]), one.dtype)
+                for targets, length in parts
+            ]
+        )
+
+    return {name: Target(joined(name, "values"), joined(name, "weight")) for name in sorted(known)}
+
+
+def _splices(packs: Sequence[Pack]) -> dict[str, Splice]:
+    starts = np.cumsum([0, *(len(pack.tokens) for pack in packs)])
+    by_encoder: dict[str, list[tuple[int, FeatureSlots]]] = {}
+    for start, pack in zip(starts.tolist(), packs, strict=False):
+        for run in pack.slots:
+            by_encoder.setdefault(run.encoder, []).append((start, run))
+    return {
+        encoder: Splice(
+            vectors=torch.from_numpy(np.concatenate([run.vectors for _, run in found])),
+            runs=torch.tensor([0, *np.cumsum([len(run.vectors) for _, run in found])], dtype=torch.int32),
+            places=torch.from_numpy(
+                np.concatenate([np.arange(run.places) + start + run.start for start, run in found])
+            ),
+            frames=torch.from_numpy(np.concatenate([run.frames for _, run in found])),
+        )
+        for encoder, found in sorted(by_encoder.items())
+    }
+
+
+def _moved(part: Any, device: torch.device | str) -> Any:
+    """`part` with every tensor in it on `device`."""
+    values: dict[str, Any] = {f.name: getattr(part, f.name) for f in fields(part)}
+    for name, value in values.items():
+        if torch.is_tensor(value):
+            values[name] = value.to(device, non_blocking=True)
+        elif isinstance(value, Mapping):
+            values[name] = {key: _moved(inner, device) for key, inner in value.items()}
+    return type(part)(**values)

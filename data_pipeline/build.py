@@ -23,8 +23,8 @@ import xxhash
 
 from configs.schema import Config
 from data_pipeline.build_tasks import STAGING, is_spoken, is_written, learn_codebook, speak_shard, write_shard
-from data_pipeline.codecs.whisper_encoder import encoder_identity
-from data_pipeline.codecs.whisper_kmeans import codebook_file, codebooks_of, pooling
+from data_pipeline.codecs import codebooks_of, codec_identity
+from data_pipeline.codecs.whisper_kmeans import codebook_file, pooling
 from data_pipeline.corpus import MANIFEST_FILE, Corpus, write_manifest
 from data_pipeline.packages import package_version
 from data_pipeline.plan import PlannedShard, plan_shards
@@ -64,11 +64,9 @@ def corpus_identity(config: Config) -> dict[str, Any]:
     return {
         "format": BUILD_FORMAT,
         "corpus": {key: value for key, value in asdict(config.corpus).items() if key not in _NOT_CONTENT},
-        "codec": asdict(config.codec),
-        "codebooks": list(config.codec.codebooks),  # their order is the order of the id ranges
         "text": find_source(config.corpus.text).identity(),
         "voice": voice_identity(config.corpus.voice),
-        "encoder": encoder_identity(config.codec.encoder),
+        "codec": codec_identity(config.codec),
         "tokenizer": tokenizer_identity(config.backbone.tokenizer),
         "packages": {name: package_version(name) for name in _NUMERIC_PACKAGES},
     }
@@ -166,7 +164,7 @@ def _describe_codec(config: Config, folder: Path) -> dict[str, Any]:
             "file": file.relative_to(folder).as_posix(),
             "xxh3": xxhash.xxh3_128_hexdigest(file.read_bytes()),
         }
-    return {"encoder": encoder_identity(config.codec.encoder), "codebooks": books, "group": dict(config.codec.group)}
+    return {"codec": codec_identity(config.codec), "codebooks": books, "group": dict(config.codec.group)}
 
 
 def _say_totals(corpus: Corpus, spoken: list[PlannedShard], progress: Progress) -> None:

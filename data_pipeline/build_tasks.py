@@ -78,7 +78,8 @@ def speak_shard(config: Config, cache: Path, folder: Path, planned: PlannedShard
                 continue
             duration = len(spoken.wave) / SAMPLE_RATE
             flac = encode_flac(spoken.wave)
-            for name, frames in extractor.features(decode_flac(flac)).items():
+            (made,) = extractor.features([decode_flac(flac)])
+            for name, frames in made.items():
                 features[name].append(frames)
             utterance = Utterance(
                 key=key,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import xxhash
@@ -52,7 +52,9 @@ class Corpus:
             described = manifest.pop("vocabulary")
             parts = {key: manifest[key] for key in ("name", "content_hash", "codecs", "splits", "totals")}
             for entry in (entry for split in SPLITS for entry in parts["splits"][split]):
-                _ = entry["file"], entry["documents"], entry["spoken_documents"]  # what reading relies on
+                _ = entry["documents"], entry["spoken_documents"]  # what reading relies on
+                if not _is_inside(entry["file"]):
+                    raise BadInput(f"{path} names a shard outside the corpus: {entry['file']!r}; do not trust it")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadInput(f"{path} is damaged ({error!r}); build the corpus again") from error
         vocabulary = Vocabulary.load(folder)
@@ -62,6 +64,18 @@ class Corpus:
 
     def shards(self, split: str) -> list[Path]:
         return [self.folder / entry["file"] for entry in self.splits[split]]
+
+
+def left_out(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the build of the corpus in `folder` could not use, as its manifest tells: {kind: {"count", "examples"}};
+    empty where it tells nothing."""
+    told = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8")).get("left_out")
+    return told if isinstance(told, dict) else {}
+
+
+def _is_inside(file: str) -> bool:
+    """Whether a path of a manifest stays in its folder, wherever that is."""
+    return not PurePosixPath(file).is_absolute() and ".." not in PurePosixPath(file).parts and "\\" not in file
 
 
 def describe_shard(shard: Path, folder: Path) -> dict[str, Any]:
@@ -94,11 +108,10 @@ def write_manifest(folder: Path, *, name: str, vocabulary: Vocabulary, codecs: M
         split: [describe_shard(shard, folder) for shard in sorted((folder / split).glob("*.tar"))] for split in SPLITS
     }
     vocabulary.save(folder)
-    covered = [vocabulary.describe(), vocabulary.tokenizer_json, splits, codecs]
     manifest = {
         "format": MANIFEST_FORMAT,
         "name": name,
-        "content_hash": xxhash.xxh3_128_hexdigest(json.dumps(covered, sort_keys=True).encode()),
+        "content_hash": content_hash(vocabulary, splits, codecs),
         "vocabulary": vocabulary.describe(),
         "codecs": dict(codecs),
         "splits": splits,
@@ -106,6 +119,12 @@ def write_manifest(folder: Path, *, name: str, vocabulary: Vocabulary, codecs: M
     }
     replace_atomically(folder / MANIFEST_FILE, json.dumps(manifest, indent=2).encode())
     return Corpus.open(folder)
+
+
+def content_hash(vocabulary: Vocabulary, splits: Mapping[str, list[dict[str, Any]]], codecs: Mapping[str, Any]) -> str:
+    """What two corpora have in common where they hold the same samples under the same vocabulary and codecs."""
+    covered = [vocabulary.describe(), vocabulary.tokenizer_json, splits, codecs]
+    return xxhash.xxh3_128_hexdigest(json.dumps(covered, sort_keys=True).encode())
 
 
 def _totals(entries: list[dict[str, Any]]) -> dict[str, Any]:

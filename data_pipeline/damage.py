@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import NamedTuple
 
 from data_pipeline.shards import DamagedSample
 from runtime.exits import BadInput
 
 JUDGED_FROM = 100  # samples read before the share of damaged ones means anything
 NAMED = 100  # damaged samples remembered by name
+
+
+class Damage(NamedTuple):
+    """What a tally counted in some stretch of reading."""
+
+    read: int
+    kinds: dict[str, int]
+    names: list[str]
 
 
 class DamageTally:
@@ -23,8 +32,21 @@ class DamageTally:
     def add(self, damage: DamagedSample) -> None:
         """Count one damaged sample, read but left out."""
         self.kinds[damage.kind] += 1
-        if len(self.names) < NAMED and str(damage) not in self.names:
-            self.names.append(str(damage))
+        self._name(str(damage))
+
+    def take(self) -> Damage:
+        """What was counted since the last call, which is then forgotten here."""
+        taken = Damage(self.read, dict(self.kinds), list(self.names))
+        self.read, self.kinds, self.names = 0, Counter(), []
+        return taken
+
+    def merge(self, damage: Damage) -> None:
+        """Count what another tally gave away. Raises BadInput as `judge` does."""
+        self.read += damage.read
+        self.kinds.update(damage.kinds)
+        for name in damage.names:
+            self._name(name)
+        self.judge()
 
     def judge(self) -> None:
         """Raises BadInput once more than the allowed share of at least 100 samples read was damaged."""
@@ -34,3 +56,7 @@ class DamageTally:
                 f"{damaged} of {self.read} samples read are damaged, more than loader.damaged_share "
                 f"{self._allowed_share}; the first is {self.names[0]}"
             )
+
+    def _name(self, name: str) -> None:
+        if len(self.names) < NAMED and name not in self.names:
+            self.names.append(name)

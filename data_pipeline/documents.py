@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data_pipeline.corpus import Corpus
 from data_pipeline.damage import DamageTally
 from data_pipeline.layouts.groups import check_codes
-from data_pipeline.shards import DamagedSample, ShardReader
+from data_pipeline.shards import DamagedSample, ShardReader, read_index
 from data_pipeline.utterance import Utterance
 from runtime.exits import BadInput
+
+if TYPE_CHECKING:
+    from data_pipeline.quality.filters import Filter
 
 OPEN_SHARDS = 128  # file handles and indexes kept
 
@@ -19,17 +24,24 @@ OPEN_SHARDS = 128  # file handles and indexes kept
 class Documents:
     """Numbered access to documents. The numbers come from the manifest, so damage on disk moves none of them.
 
-    `spoken`: count only documents with speech.
+    `counts`: documents of each shard, int64 [shards]. `spoken`: count only documents with speech. `filter`: an
+    expression over columns of the index; utterances that it drops are not read, and a document may have none left.
     """
 
-    def __init__(self, corpus: Corpus, split: str, damage: DamageTally, *, spoken: bool) -> None:
+    def __init__(
+        self, corpus: Corpus, split: str, damage: DamageTally, *, spoken: bool, filter: str | None = None
+    ) -> None:
+        self.filter = filter
+        self._keeps = None if filter is None else _parse(filter)
         self._corpus = corpus
         self._shards = corpus.shards(split)
         self._spoken = spoken
         self._damage = damage
-        counts = [entry["spoken_documents" if spoken else "documents"] for entry in corpus.splits[split]]
-        self._ends = np.cumsum(counts, dtype=np.int64)
+        key = "spoken_documents" if spoken else "documents"
+        self.counts = np.array([entry[key] for entry in corpus.splits[split]], np.int64)
+        self._ends = np.cumsum(self.counts)
         self._reader = lru_cache(OPEN_SHARDS)(self._open)
+        self._kept = lru_cache(OPEN_SHARDS)(self._kept_of)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -44,14 +56,18 @@ class Documents:
             rows = index.spoken_documents if self._spoken else index.documents
             if number - first < len(rows):
                 begin, end = rows[number - first].tolist()
-                return self._read_all(reader, range(begin, end))
+                samples: Sequence[int] = range(begin, end)
+                if self._keeps is not None:
+                    kept = self._kept(shard, reader)
+                    samples = [sample for sample in samples if kept[sample]]
+                return self._read_all(reader, samples) if samples else []
             reader = DamagedSample("index", f"{reader.path} document {number - first}")
         self._damage.read += 1
         self._damage.add(reader)
         self._damage.judge()
         return []
 
-    def _read_all(self, reader: ShardReader, samples: range) -> list[Utterance]:
+    def _read_all(self, reader: ShardReader, samples: Sequence[int]) -> list[Utterance]:
         whole = []
         for sample in samples:
             self._damage.read += 1
@@ -72,3 +88,29 @@ class Documents:
             return ShardReader(self._shards[shard])
         except DamagedSample as damaged:
             return damaged
+
+    def _kept_of(self, shard: int, reader: ShardReader) -> np.ndarray:
+        """Which utterances of the shard the filter keeps: bool [samples]. A column that this shard lacks is missing in
+        all of it; one that no shard has is refused."""
+        assert self._keeps is not None
+        try:
+            return self._keeps.keep(reader.index)
+        except BadInput:
+            return self._keeps.keep(reader.index, self._all_columns)
+
+    @cached_property
+    def _all_columns(self) -> frozenset[str]:
+        """The columns of all shards that can be read."""
+        columns: set[str] = set()
+        for shard in self._shards:
+            try:
+                columns |= set(read_index(shard).columns)
+            except DamagedSample:
+                continue  # counted when one of its documents is read
+        return frozenset(columns)
+
+
+def _parse(expression: str) -> Filter:
+    from data_pipeline.quality.filters import parse_filter
+
+    return parse_filter(expression)

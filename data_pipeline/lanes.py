@@ -2,86 +2,113 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from configs.schema import Config
 from data_pipeline.batch import Pack, Sample
-from data_pipeline.mixture import Source, neediest
+from data_pipeline.mixture import Mixture, Source, Taken
 from data_pipeline.packing import best_fit, fill_packs
 from runtime.exits import BadInput
 
 MOST_EMPTY = 10_000  # documents in a row without a sample, after which no more is hoped for
 MOST_ENDS = 16  # places tried for the end of a window
+GOLDEN = (5**0.5 - 1) / 2
 
-
-class _Place(NamedTuple):
-    """How far a lane has come in every source: documents read, and tokens taken."""
-
-    documents: dict[str, int]
-    tokens: dict[str, int]
+Place = dict[str, Taken]  # how far a lane has come in every source
 
 
 class _Read(NamedTuple):
     """What one document became, and how far the lane had come with it."""
 
     samples: list[Sample]
-    after: _Place
+    after: Place
 
 
 class Lane:
-    """Lane `number` of `lanes`. Of every source it reads each `lanes`-th document, from its `number`-th on.
+    """Lane `number` of `lanes`. Of every source it reads the documents that `Order` deals it.
 
     It reads documents of the neediest source until they fill `window` packs of `length` tokens, ends the window after
     that document of the second half which leaves the least padding, fills packs and hands them out; the documents
-    after it go to the next window. Packs of a window come in a seeded order, and lanes begin with different sources:
-    else all would hand out long documents of the heaviest source first. A lane's whole state is how far it had come
-    in every source when the present window began, and how many packs of the window it has handed out.
+    after it go to the next window. Lanes begin with different sources, and no lane hands out the packs of a window by
+    length: else all would hand out long documents of the heaviest source first. A lane's whole state is how far it had
+    come in every source when the present window began, how many packs it had handed out by then, and how many since.
+
+    Attention costs a pack the sum of its samples' squared lengths. Each pack of a global batch of `batch` has a place
+    in the range of costs, p / batch for the p-th, shifted by the golden ratio each step; a lane gives the packs of a
+    window to its next turns so that costs and places are in the same order. So every step has dear and cheap packs
+    alike, and those of one rank, every world-th, are spread over the range, whatever the number of ranks.
     """
 
-    def __init__(self, number: int, lanes: int, sources: list[Source], *, length: int, window: int) -> None:
-        self._number = number
+    def __init__(self, number: int, lanes: int, mixture: Mixture, *, length: int, window: int, batch: int) -> None:
+        self.number = number
         self._lanes = lanes
-        self._sources = sources
+        self._mixture = mixture
         self._length = length
         self._goal = window * length
-        weights = np.array([source.weight for source in sources])
-        self._first = sources[np.random.default_rng(number).choice(len(sources), p=weights / weights.sum())]
+        self._batch = batch
+        sources = mixture.sources
+        self._first = sources[np.random.default_rng(number).choice(len(sources), p=mixture.shares)]
         self._padding_id = sources[0].vocabulary.special(sources[0].vocabulary.end_of_text)
-        zeros = {source.name: 0 for source in sources}
-        self.restore({"documents": zeros, "tokens": zeros, "packs": 0})
+        start = {source.name: source.begin(number, lanes) for source in sources}
+        self.restore({"sources": start, "turn": 0, "packs": 0})
+
+    @classmethod
+    def of(cls, config: Config, mixture: Mixture, number: int) -> Lane:
+        """Lane `number` as the loader of `config` reads it."""
+        length, window = config.train.sequence_length, config.loader.packing_window
+        return cls(number, config.loader.lanes, mixture, length=length, window=window, batch=config.train.global_batch)
 
     def state(self) -> dict[str, Any]:
-        """{"documents": {source: n}, "tokens": {source: n}, "packs": n}."""
-        return {**deepcopy(self._begin._asdict()), "packs": self._handed_out}
+        """{"sources": {source: [epoch, place, tokens]}, "turn": n, "packs": n}, JSON-ready."""
+        sources = {name: list(taken) for name, taken in self._begin.items()}
+        return {"sources": sources, "turn": self._turn, "packs": self._handed_out}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go to `state`; the window it stands in is read again when the next pack is asked for."""
-        self._begin = _Place(dict(state["documents"]), dict(state["tokens"]))
+        self._begin: Place = {name: Taken(*taken) for name, taken in state["sources"].items()}
         self._end = self._begin
+        self._turn = int(state["turn"])
         self._handed_out = int(state["packs"])
         self._packs: list[Pack] = []
         self._ahead: list[_Read] = []  # documents after `_begin`, before any window has them
 
-    def next_pack(self) -> Pack:
+    def next_pack(self) -> Pack | None:
+        """The next pack; None, for ever, once every source has ended and all was handed out."""
         if not self._packs:
             self._packs, self._end = self._next_window()
+            if not self._packs:
+                return None
         pack = self._packs[self._handed_out]
         self._handed_out += 1
         if self._handed_out == len(self._packs):
-            self._begin, self._packs, self._handed_out = self._end, [], 0
+            self._begin, self._turn = self._end, self._turn + self._handed_out
+            self._packs, self._handed_out = [], 0
         return pack
 
-    def _next_window(self) -> tuple[list[Pack], _Place]:
+    def _next_window(self) -> tuple[list[Pack], Place]:
         ahead = self._ahead
         sizes = [[len(sample) for sample in read.samples] for read in ahead]
         filled = list(accumulate(map(sum, sizes)))  # tokens up to the end of each document
         while not filled or filled[-1] < self._goal:
-            ahead.append(self._read(ahead[-1].after if ahead else self._begin))
-            sizes.append([len(sample) for sample in ahead[-1].samples])
+            read = self._read(ahead[-1].after if ahead else self._begin)
+            if read is None:
+                break
+            ahead.append(read)
+            sizes.append([len(sample) for sample in read.samples])
             filled.append(sum(sizes[-1]) + (filled[-1] if filled else 0))
+        if not ahead:
+            return [], self._begin
+        end = self._fullest(sizes, filled) if filled[-1] >= self._goal else len(ahead)
+        window, self._ahead = ahead[:end], ahead[end:]
+        samples = [sample for read in window for sample in read.samples]
+        packs = fill_packs(samples, self._length, self._padding_id)
+        return self._balanced(packs), window[-1].after
+
+    def _fullest(self, sizes: list[list[int]], filled: list[int]) -> int:
+        """How many documents fill their packs best, of those that reach the second half of the goal."""
         ends = [end for end, tokens in enumerate(filled, 1) if 2 * tokens >= self._goal]
         ends = ends[:: -(-len(ends) // MOST_ENDS)]
 
@@ -89,23 +116,37 @@ class Lane:
             bins = best_fit([size for document in sizes[:end] for size in document], self._length)
             return filled[end - 1] / (len(bins) * self._length)
 
-        end = max(ends, key=fullness)
-        window, self._ahead = ahead[:end], ahead[end:]
-        samples = [sample for read in window for sample in read.samples]
-        packs = fill_packs(samples, self._length, self._padding_id)
-        order = np.random.default_rng([self._number, *self._begin.documents.values()]).permutation(len(packs))
-        return [packs[turn] for turn in order], window[-1].after
+        return max(ends, key=fullness)
 
-    def _read(self, place: _Place) -> _Read:
-        """The next document after `place` that gives any samples; those that give none are passed over."""
-        source = neediest(self._sources, place.tokens) if any(place.tokens.values()) else self._first
-        turn = place.documents[source.name]
-        for passed in range(MOST_EMPTY):
-            if samples := source.samples((turn + passed) * self._lanes + self._number, self._length):
-                tokens = place.tokens[source.name] + sum(len(sample) for sample in samples)
-                after = _Place(place.documents | {source.name: turn + passed + 1}, place.tokens | {source.name: tokens})
-                return _Read(samples, after)
-        raise BadInput(
-            f"source {source.name}: layout {source.layout.name} made no sample of {MOST_EMPTY} documents in a row; "
-            f"its corpus has nothing for it"
-        )
+    def _balanced(self, packs: list[Pack]) -> list[Pack]:
+        """`packs` in the order in which they are handed out from turn `_turn` on."""
+        costs = np.array([sum(length * length for length in pack.lengths) for pack in packs])
+        step, place = np.divmod(self.number + self._lanes * (self._turn + np.arange(len(packs))), self._batch)
+        wanted = (place / self._batch + step * GOLDEN) % 1.0
+        order = np.empty(len(packs), np.int64)
+        order[np.argsort(wanted, kind="stable")] = np.argsort(costs, kind="stable")
+        return [packs[turn] for turn in order]
+
+    def _read(self, place: Place) -> _Read | None:
+        """The next document after `place` that gives any samples; those that give none are passed over. None where
+        there is none any more."""
+        passed: dict[str, int] = {}
+        while (source := self._next_source(place)) is not None:
+            samples, taken = source.read(place[source.name], self.number, self._lanes, self._length)
+            place = place | {source.name: taken}
+            if samples:
+                return _Read(samples, place)
+            passed[source.name] = passed.get(source.name, 0) + 1
+            if passed[source.name] >= max(MOST_EMPTY, len(source.documents) if source.documents.filter else 0):
+                kept = f" that its filter {source.documents.filter!r} keeps" if source.documents.filter else ""
+                raise BadInput(
+                    f"source {source.name}: layout {source.layout.name} made no sample of {passed[source.name]} "
+                    f"documents in a row; its corpus has nothing for it{kept}"
+                )
+        return None
+
+    def _next_source(self, place: Place) -> Source | None:
+        begun = any(taken.tokens for taken in place.values())
+        if not begun and not self._first.ended(place[self._first.name]):
+            return self._first
+        return self._mixture.neediest(place)

@@ -8,59 +8,66 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from configs.schema import Config
 from data_pipeline.batch import Pack
 from data_pipeline.corpus import Corpus
 from data_pipeline.damage import DamageTally
+from data_pipeline.feed import Feed, LocalFeed
+from data_pipeline.feed_workers import WorkerFeed
 from data_pipeline.lanes import Lane
-from data_pipeline.mixture import Source, open_sources
-from data_pipeline.prefetch import Prefetcher
+from data_pipeline.mixture import Mixture, open_mixture
+from data_pipeline.packing import filler
 from runtime.exits import BadInput
 
 
 class _Step(NamedTuple):
     packs: list[Pack]
-    state: dict[str, Any]  # after these packs
+    states: dict[int, dict[str, Any]]  # of this rank's lanes, after these packs
+    real: bool  # whether any pack holds samples
 
 
 class Loader:
-    """This rank's packs, step by step, read ahead by `config.loader.prefetch` steps.
+    """This rank's packs, step by step, as `feed` reads them: the lanes with number mod `world` = `rank`, in turn.
 
-    Raises BadInput where `world` divides not both the lanes and the global batch. All errors of reading ahead come
-    out of `next_step`.
+    `begin` are the states that these lanes begin with. `bounded`: whether the data ends at some step (see `has_next`).
+    All errors of reading come out of `next_step` and `has_next`.
     """
 
-    def __init__(self, config: Config, sources: list[Source], damage: DamageTally, *, rank: int, world: int) -> None:
-        lanes, batch = config.loader.lanes, config.train.global_batch
-        for name, number in (("loader.lanes", lanes), ("train.global_batch", batch)):
-            if number < 1 or number % world:
-                raise BadInput(f"{name} {number} must be a multiple of the {world} data-parallel ranks")
-        self._batch, self._rank, self._world = batch, rank, world
-        length, window = config.train.sequence_length, config.loader.packing_window
-        self._lanes = {
-            number: Lane(number, lanes, sources, length=length, window=window) for number in range(rank, lanes, world)
-        }
-        self._total_lanes = lanes
+    def __init__(
+        self,
+        config: Config,
+        mixture: Mixture,
+        feed: Feed,
+        begin: dict[int, dict[str, Any]],
+        *,
+        rank: int,
+        world: int,
+    ) -> None:
         self._stream = {
             "seed": config.train.seed,
-            "sequence_length": length,
-            "global_batch": batch,
-            "lanes": lanes,
-            "packing_window": window,
-            "sources": {source.name: source.describe() for source in sources},
+            "sequence_length": config.train.sequence_length,
+            "global_batch": config.train.global_batch,
+            "lanes": config.loader.lanes,
+            "packing_window": config.loader.packing_window,
+            "shuffle_documents": config.loader.shuffle_documents,
+            "mixture": mixture.describe(),
         }
-        self._damage = damage
-        self._prefetch = config.loader.prefetch
-        self._prefetcher: Prefetcher[_Step] | None = None
-        self._steps_read = 0
-        self._handed_out = self._state()
+        self.bounded = mixture.bounded
+        self._feed = feed
+        self._packs_a_step = config.train.global_batch // world
+        first = mixture.sources[0]  # all make the same columns
+        end_of_text = first.vocabulary.special(first.vocabulary.end_of_text)
+        self._filler = filler(config.train.sequence_length, end_of_text, first.layout.columns(first.vocabulary))
+        self._damage = DamageTally(config.loader.damaged_share)
+        self._next: _Step | None = None  # read, and not handed out
+        self._refusal: str | None = None  # what reading ended in
+        self._go_to(0, begin)
 
     @property
     def damaged(self) -> dict[str, int]:
-        """Samples left out so far by kind of damage, those read ahead included."""
+        """Samples left out so far by kind of damage, in reading what was handed out."""
         return dict(self._damage.kinds)
 
     @property
@@ -68,12 +75,18 @@ class Loader:
         """Where the first hundred damaged samples are, and what is wrong with them."""
         return list(self._damage.names)
 
+    def has_next(self) -> bool:
+        """Whether the next step has any sample for this rank. Sources that are read `epochs` times end at some step;
+        where no rank has a sample any more, training has to."""
+        return self._peek().real
+
     def next_step(self) -> list[Pack]:
-        """This rank's packs of the next step: global_batch / world of them, in global order."""
-        if self._prefetch > 0 and self._prefetcher is None:
-            self._prefetcher = Prefetcher(self._read_step, self._prefetch)
-        step = self._prefetcher.next() if self._prefetcher else self._read_step()
-        self._handed_out = step.state
+        """This rank's packs of the next step: global_batch / world of them, in global order. Lanes that have ended
+        give padding."""
+        step = self._peek()
+        self._next = None
+        self._step += 1
+        self._states = step.states
         return step.packs
 
     def state_dict(self) -> dict[str, Any]:
@@ -81,7 +94,8 @@ class Loader:
 
         Holds the lanes that this rank serves; `merge_states` puts those of all ranks together.
         """
-        return self._handed_out
+        lanes = {str(number): state for number, state in self._states.items()}
+        return {"step": self._step, "lanes": lanes, "stream": self._stream}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a merged state, of any number of ranks. Raises BadInput where it is of another stream of packs, or
@@ -93,40 +107,42 @@ class Loader:
                     f"the data of this run was ordered with {name} = {json.dumps(before)}, and now it is "
                     f"{json.dumps(value)}; put it back, or start a new run"
                 )
-        for number in self._lanes:
+        for number in self._states:
             if str(number) not in state["lanes"]:
                 raise BadInput(f"the state of the data has no lane {number}: it is not the state of all ranks")
-        self._stop_reading()
-        self._go_to(state)
+        self._go_to(int(state["step"]), {number: state["lanes"][str(number)] for number in self._states})
 
     def close(self) -> None:
         """Stop reading ahead. A later `next_step` goes on where the last one was."""
-        self._stop_reading()
-        self._go_to(self._handed_out)
+        self._feed.close()
+        self._go_to(self._step, self._states)
 
-    def _stop_reading(self) -> None:
-        if self._prefetcher:
-            self._prefetcher.close()
-            self._prefetcher = None
+    def _go_to(self, step: int, states: dict[int, dict[str, Any]]) -> None:
+        self._step, self._states = step, states
+        self._next, self._refusal = None, None
+        self._feed.start(states, step * self._packs_a_step % len(states))
 
-    def _go_to(self, state: dict[str, Any]) -> None:
-        for number, lane in self._lanes.items():
-            lane.restore(state["lanes"][str(number)])
-        self._steps_read = int(state["step"])
-        self._handed_out = self._state()
+    def _peek(self) -> _Step:
+        if self._refusal is not None:
+            raise BadInput(self._refusal)
+        if self._next is None:
+            try:
+                self._next = self._read_step()
+            except BadInput as error:
+                self._refusal = str(error)
+                raise
+        return self._next
 
     def _read_step(self) -> _Step:
-        first = self._steps_read * self._batch
-        packs = [
-            self._lanes[(first + turn) % self._total_lanes].next_pack()
-            for turn in range(self._rank, self._batch, self._world)
-        ]
-        self._steps_read += 1
-        return _Step(packs, self._state())
-
-    def _state(self) -> dict[str, Any]:
-        lanes = {str(number): lane.state() for number, lane in self._lanes.items()}
-        return {"step": self._steps_read, "lanes": lanes, "stream": self._stream}
+        packs, states = [], dict(self._states)
+        for _ in range(self._packs_a_step):
+            served = self._feed.next()
+            self._damage.merge(served.damage)
+            if served.refusal is not None:
+                raise BadInput(served.refusal)
+            states[served.lane] = served.state
+            packs.append(served.pack)
+        return _Step([pack or self._filler for pack in packs], states, any(pack is not None for pack in packs))
 
 
 def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -141,26 +157,47 @@ def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"step": states[0]["step"], "lanes": ordered, "stream": states[0]["stream"]}
 
 
-def make_loader(config: Config, corpus_folder: Path, *, split: str, rank: int, world: int) -> Loader:
-    """The loader of `config.mixture` over one split. Raises BadInput for what the user can mend."""
-    damage = DamageTally(config.loader.damaged_share)
-    sources = open_sources(config, Corpus.open(corpus_folder), split, damage)
-    return Loader(config, sources, damage, rank=rank, world=world)
+def make_loader(config: Config, corpus: Corpus, *, split: str, rank: int, world: int) -> Loader:
+    """The loader of `config.mixture` over one split of the open corpus, for one data-parallel rank of `world`.
+
+    Raises BadInput for what the user can mend, and where `world` divides not both the lanes and the global batch.
+    """
+    options, batch = config.loader, config.train.global_batch
+    for name, number in (("loader.lanes", options.lanes), ("train.global_batch", batch)):
+        if number < 1 or number % world:
+            raise BadInput(f"{name} {number} must be a multiple of the {world} data-parallel ranks")
+    damage = DamageTally(allowed_share=1.0)  # counts go with the packs, and the loader judges them
+    mixture = open_mixture(config, corpus, split, damage)
+    lanes = [Lane.of(config, mixture, number) for number in range(rank, options.lanes, world)]
+    begin = {lane.number: lane.state() for lane in lanes}
+    ahead = options.prefetch * batch // world
+    feed: Feed
+    if options.workers:
+        feed = WorkerFeed(config, corpus, split, list(begin), workers=options.workers, ahead=ahead)
+    else:
+        feed = LocalFeed(lanes, damage, ahead)
+    return Loader(config, mixture, feed, begin, rank=rank, world=world)
 
 
-def validation_packs(config: Config, corpus_folder: Path, *, rank: int, world: int) -> list[Pack]:
+def validation_packs(config: Config, corpus: Corpus, *, rank: int, world: int) -> list[Pack]:
     """This rank's part of the first `train.validation_packs` packs of the "valid" split, laid out as in training.
 
     They are the same for every world and number of lanes; pack p goes to rank p mod world. Empty where
-    `train.validate_every` is 0. Raises BadInput where world does not divide their number.
+    `train.validate_every` is 0. Raises BadInput where world does not divide their number, or the split has too little
+    for them.
     """
     if not config.train.validate_every:
         return []
     count = config.train.validation_packs
     if count < 1 or count % world:
         raise BadInput(f"train.validation_packs {count} must be a multiple of the {world} data-parallel ranks")
-    sources = open_sources(config, Corpus.open(corpus_folder), "valid", DamageTally(config.loader.damaged_share))
+    mixture = open_mixture(config, corpus, "valid", DamageTally(config.loader.damaged_share))
     window = min(count, config.loader.packing_window)
-    lane = Lane(0, 1, sources, length=config.train.sequence_length, window=window)
-    packs = [lane.next_pack() for _ in range(count)]
+    lane = Lane(0, 1, mixture, length=config.train.sequence_length, window=window, batch=count)
+    packs = [pack for _ in range(count) if (pack := lane.next_pack()) is not None]
+    if len(packs) < count:
+        raise BadInput(
+            f"the valid split gives {len(packs)} packs in the passes that `epochs` allow, "
+            f"fewer than train.validation_packs {count}"
+        )
     return packs[rank::world]

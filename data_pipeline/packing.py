@@ -8,20 +8,22 @@ from dataclasses import replace
 
 import numpy as np
 
-from data_pipeline.batch import Pack, Sample
+from data_pipeline.batch import FeatureSlots, Pack, Sample, Target, laid_targets
 from runtime.exits import BadInput
 
 
 def split_long(sample: Sample, length: int) -> list[Sample]:
-    """Cut a sample of more than `length` tokens into pieces of at most that many, between groups only.
+    """Cut a sample of more than `length` places into pieces of at most that many, between groups only.
 
-    The pieces are samples of their own: keys end in `#0`, `#1`, ..., seconds of audio go with the audio tokens.
-    Raises BadInput where one group is longer than `length`.
+    The pieces are samples of their own: keys end in `#0`, `#1`, ..., seconds of audio go with the audio tokens and
+    feature slots. Raises BadInput where one group is longer than `length`.
     """
     if len(sample) <= length:
         return [sample]
     ends = np.append(np.flatnonzero(np.diff(sample.group)) + 1, len(sample))
-    is_audio = sample.modality > 0
+    is_audio: np.ndarray = np.any(sample.modality.reshape(len(sample), -1) > 0, axis=1)
+    for run in sample.slots:
+        is_audio[run.start : run.start + run.places] = True
     audio = max(1, int(np.count_nonzero(is_audio)))
     pieces: list[Sample] = []
     start = 0
@@ -39,10 +41,26 @@ def split_long(sample: Sample, length: int) -> list[Sample]:
                 group=sample.group[start:end],
                 key=f"{sample.key}#{len(pieces)}",
                 audio_seconds=sample.audio_seconds * int(np.count_nonzero(is_audio[start:end])) / audio,
+                slots=_slots_between(sample.slots, start, end),
+                targets={
+                    name: Target(target.values[start:end], target.weight[start:end])
+                    for name, target in sample.targets.items()
+                },
             )
         )
         start = end
     return pieces
+
+
+def _slots_between(slots: Sequence[FeatureSlots], start: int, end: int) -> tuple[FeatureSlots, ...]:
+    """The parts of the runs that lie in [start, end), counted from `start`."""
+    parts = []
+    for run in slots:
+        first, last = max(run.start, start), min(run.start + run.places, end)
+        if first < last:
+            vectors = run.vectors[(first - run.start) * run.stride : (last - run.start) * run.stride]
+            parts.append(replace(run, vectors=vectors, start=first - start))
+    return tuple(parts)
 
 
 def best_fit(sizes: Sequence[int], length: int) -> list[list[int]]:
@@ -66,22 +84,38 @@ def best_fit(sizes: Sequence[int], length: int) -> list[list[int]]:
 
 
 def fill_packs(samples: Sequence[Sample], length: int, padding_id: int) -> list[Pack]:
-    """Lay `samples`, each of 1 to `length` tokens, into packs of `length` tokens.
+    """Lay `samples`, each of 1 to `length` places and all of the same columns, into packs of `length` places.
 
     Every sample is in one pack, uncut. Inside a pack samples keep their order, and packs go by their first sample,
-    so that the order of the stream is kept as well as filling allows.
+    so that the order of the stream is kept as well as filling allows. Padding has `padding_id` in its last column (the
+    one of text, where frames have one) and -1 in others. Raises BadInput for samples of different columns.
     """
+    shapes = {sample.tokens.shape[1:]: sample.key for sample in samples}
+    if len(shapes) > 1:
+        counts = " and ".join(f"{shape[0] if shape else 1} ({key})" for shape, key in shapes.items())
+        raise BadInput(f"one pack cannot hold samples of {counts} columns; give the sources layouts that make as many")
     bins = best_fit([len(sample) for sample in samples], length)
-    return [_lay([samples[i] for i in members], length, padding_id) for members in bins]
+    columns = next(iter(shapes), ())
+    return [_lay([samples[i] for i in members], length, padding_id, columns) for members in bins]
 
 
-def _lay(samples: Sequence[Sample], length: int, padding_id: int) -> Pack:
+def filler(length: int, padding_id: int, columns: int = 1) -> Pack:
+    """A pack of nothing but padding."""
+    return _lay([], length, padding_id, () if columns == 1 else (columns,))
+
+
+def _lay(samples: Sequence[Sample], length: int, padding_id: int, columns: tuple[int, ...]) -> Pack:
+    """One pack; `columns` is (C,) or, of one column, ()."""
     lengths = [len(sample) for sample in samples]
     padding = length - sum(lengths)
-    tokens = np.full(length, padding_id, np.int64)
-    labels = np.full(length, padding_id, np.int64)
-    loss_weight = np.zeros(length, np.float32)
-    label_modality = np.zeros(length, np.uint8)
+    shape = (length, *columns)
+    tokens = np.full(shape, padding_id, np.int64)
+    if columns:
+        tokens[:, :-1] = -1
+    labels = tokens.copy()
+    loss_weight = np.zeros(shape, np.float32)
+    label_modality = np.zeros(shape, np.uint8)
+    slots: list[FeatureSlots] = []
     start = 0
     for sample in samples:
         end = start + len(sample)
@@ -89,9 +123,12 @@ def _lay(samples: Sequence[Sample], length: int, padding_id: int) -> Pack:
         labels[start : end - 1] = sample.tokens[1:]
         loss_weight[start : end - 1] = sample.loss_weight[1:]
         label_modality[start : end - 1] = sample.modality[1:]
+        slots += [replace(run, start=start + run.start) for run in sample.slots]
         start = end
+    parts = [(sample.targets, len(sample)) for sample in samples]
     if padding:
         lengths.append(padding)
+        parts.append(({}, padding))
     return Pack(
         tokens=tokens,
         labels=labels,
@@ -102,4 +139,6 @@ def _lay(samples: Sequence[Sample], length: int, padding_id: int) -> Pack:
         keys=tuple(sample.key for sample in samples),
         padding=padding,
         audio_seconds=sum(sample.audio_seconds for sample in samples),
+        slots=tuple(slots),
+        targets=laid_targets(parts),
     )

@@ -12,9 +12,13 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
+import math
 import os
 import re
+import struct
 import tarfile
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -31,16 +35,25 @@ from data_pipeline.utterance import Utterance, Word
 AUDIO = "flac"
 _FRAMES = "frames."  # prefix of the per-codebook arrays in an index file
 _NAME = re.compile(r"[A-Za-z0-9_\-]+")  # WebDataset ends a key at its first dot; nothing here can be a path
+_MEMBER_NAME = re.compile(rb"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)?\.[a-z0-9]+")  # nothing that could be a path
 _LONGEST_MEMBER_NAME = 100  # of a ustar header
 _STORED = [f.name for f in fields(Utterance) if f.name not in ("codes", "features")]
+_TEXTS = [f.name for f in fields(Utterance) if f.type == "str"]
 _COLUMN = "column."  # prefix of the numbers that filters ask for, in an index file
 _LABEL = "label."  # prefix of the names
+_BAD_ARCHIVE = (  # what zipfile and numpy raise on flipped bytes; RuntimeError is "encrypted" or "not supported"
+    *(OSError, ValueError, TypeError, LookupError, EOFError, RuntimeError, MemoryError, SyntaxError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError),
+)
 LABELS = ("language", "speaker", "source", "role")  # fields of an utterance that an index holds
 
 
+DAMAGE_KINDS = ("missing", "index", "truncated", "checksum", "members", "json", "codes", "features")
+
+
 class DamagedSample(Exception):
-    """Bytes that are not the utterance they should be. `kind` is missing, index, truncated, checksum, members, json,
-    codes or features; `where` names the file and the sample."""
+    """Bytes that are not the utterance they should be. `kind` is one of DAMAGE_KINDS; `where` names the file and the
+    sample."""
 
     def __init__(self, kind: str, where: str) -> None:
         super().__init__(f"{where}: {kind}")
@@ -146,7 +159,7 @@ def read_index(shard: Path) -> ShardIndex:
             path = columns_path(shard)
             with np.load(path, allow_pickle=False) as arrays:
                 index.columns.update(arrays)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except _BAD_ARCHIVE as error:
         raise DamagedSample("index", str(path)) from error
     lengths = {len(getattr(index, name)) for name in _COLUMNS}
     lengths |= {len(held) for held in (*index.frames.values(), *index.columns.values(), *index.labels.values())}
@@ -372,14 +385,15 @@ def _members(span: bytes, where: str) -> dict[str, bytes]:
     while at < len(span):
         header = span[at : at + tarfile.BLOCKSIZE]
         at += tarfile.BLOCKSIZE
+        name = header[:100].rstrip(b"\0")
         try:
-            name = header[:100].rstrip(b"\0").decode("ascii")
             size = int(header[124:135], 8)
         except ValueError as error:
             raise DamagedSample("members", where) from error
-        if header[156:157] != tarfile.REGTYPE or not 0 <= size <= len(span) - at:
+        plain = header[156:157] == tarfile.REGTYPE and not header[345:346].rstrip(b"\0")  # no link, no folder before it
+        if not plain or not _MEMBER_NAME.fullmatch(name) or not 0 <= size <= len(span) - at:
             raise DamagedSample("members", where)
-        found[name] = span[at : at + size]
+        found[name.decode("ascii")] = span[at : at + size]
         at += size + -size % tarfile.BLOCKSIZE
     return found
 
@@ -391,7 +405,7 @@ def _array_from_npy(content: bytes, where: str) -> np.ndarray:
         start = 10 + int.from_bytes(content[8:10], "little")
         dtype, shape = _npy_header(content[:start])
         array = np.frombuffer(content, dtype, offset=start).reshape(shape)
-    except (ValueError, EOFError) as error:
+    except _BAD_ARCHIVE as error:
         raise DamagedSample("codes", where) from error
     if array.ndim != 2 or not (dtype.kind in "iu" or dtype == np.float16):
         raise DamagedSample("codes", where)
@@ -416,13 +430,20 @@ def _utterance(
     described: bytes, codes: dict[str, np.ndarray], features: dict[str, np.ndarray], where: str
 ) -> Utterance:
     try:
-        stored = json.loads(described)
+        text = described.decode()  # json.loads would let bytes of half a surrogate pair through
+        stored = json.loads(text)
+        if "\\u" in text:
+            json.dumps(stored, ensure_ascii=False).encode()  # nor may an escape be one: tokenizers fail on it
         words = tuple(Word(str(text), float(start), float(end)) for text, start, end in stored.pop("words", ()))
         utterance = Utterance(
             **{k: v for k, v in stored.items() if k in _STORED}, words=words, codes=codes, features=features
         )
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedSample("json", where) from error
-    if not all(isinstance(value, str) for value in (utterance.key, utterance.text, utterance.document)):
+    if not all(isinstance(getattr(utterance, name), str) for name in _TEXTS):
+        raise DamagedSample("json", where)
+    numbers = [utterance.duration, utterance.start, utterance.channel]
+    numbers += [time for word in words for time in (word.start, word.end)]
+    if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
         raise DamagedSample("json", where)
     return utterance

@@ -8,9 +8,10 @@ where it is used.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -88,7 +89,7 @@ class Vocabulary:
         return (TEXT, *(book.name for book in self.codebooks))
 
     def modality_of(self, ids: np.ndarray) -> np.ndarray:
-        """Modality number of each id, uint8, same shape."""
+        """Modality number of each id, uint8, same shape; 0 for -1, which is no id."""
         starts = [self.ranges[book.name].start for book in self.codebooks]
         return np.searchsorted(np.asarray(starts), ids, side="right").astype(np.uint8)
 
@@ -96,14 +97,36 @@ class Vocabulary:
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        return Tokenizer.from_str(self.tokenizer_json)
+        tokenizer = Tokenizer.from_str(self.tokenizer_json)
+        tokenizer.encode_special_tokens = True  # as text: what somebody wrote cannot end his turn
+        return tokenizer
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone: a tokenizer that was pickled forgets how it encodes special tokens."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def encode_text(self, text: str) -> list[int]:
-        """Ids of `text`, without any begin or end token."""
+        """Ids of `text`, without any begin or end token; the name of a special token in it is text like any other."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode_text(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+    def encode_inside(self, text: str) -> list[int]:
+        """Ids of `text` as it stands after a line break or a special token: a tokenizer that marks the start of what
+        it is given (SentencePiece's dummy prefix) does not mark it there. Step-Audio's way: behind a line break, whose
+        ids are then taken off."""
+        whole = self.encode_text("\n" + text)
+        head = self._line_break
+        return whole[len(head) :] if whole[: len(head)] == head else self.encode_text(text)
+
+    @cached_property
+    def _line_break(self) -> list[int]:
+        return self.encode_text("\n")
+
+    def has_special(self, name: str) -> bool:
+        """Whether `special` knows `name`."""
+        return name in self.specials or self._tokenizer.token_to_id(name) is not None
 
     def special(self, name: str) -> int:
         """Id of a special token: one of `specials`, or one the text tokenizer already has."""

@@ -41,10 +41,11 @@ def _start(stopping: Any, done: Any) -> None:
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # the parent decides, and says so through the event
     threadpool_limits(1)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
-def _leave_with_parent() -> None:
+def leave_with_parent() -> None:
+    """Wait for the parent process to end, however it does, and end this one too."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

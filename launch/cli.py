@@ -6,6 +6,7 @@ import argparse
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib import import_module
 
 from runtime.exits import FAILED, BadInput, StoppedEarly
 
@@ -16,9 +17,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (see runtime.exits)."""
     options = _parser().parse_args(arguments)
     try:
-        from launch import commands
-
-        return getattr(commands, options.function)(options)
+        module = import_module(f"launch.{options.module}")
+        return getattr(module, options.function)(options)
     except (BadInput, StoppedEarly) as error:
         sys.stdout.flush()
         kind = "error: " if isinstance(error, BadInput) else ""
@@ -46,9 +46,29 @@ def _parser() -> argparse.ArgumentParser:
     for command in (run, train):
         command.add_argument("--cfg", action="store_true", help="print the resolved config and exit")
 
-    data = _group(commands, "data", "build a corpus, or measure one")
+    data = _group(commands, "data", "build a corpus, look into it, measure and check it")
     _configured(data, "build", "text, speech and codes into shards; resumes", "data_build")
     _configured(data, "entropy", "unigram entropy of a corpus's audio codes, nats a token", "data_entropy")
+
+    inspect = _corpus(data, "inspect", "one sample: text, words, codes, spectrogram, and what the loss covers")
+    inspect.add_argument("--sample", default="0", metavar="KEY|N", help="its key, or its number from 0 on (0)")
+    inspect.add_argument("--split", default="train", choices=("train", "valid"))
+    inspect.add_argument("--layout", metavar="NAME", help="a source of the mixture, or a layout: show its tokens")
+    inspect.add_argument("--seed", type=int, default=0, metavar="N", help="of what the layout draws (0)")
+    inspect.add_argument("--html", metavar="FILE", help="write a page with a player too")
+    inspect.add_argument("--spectrogram", metavar="FILE", help="write the spectrogram as a PNG too")
+    stats = _corpus(
+        data, "stats", "hours, tokens, speakers, licences, distributions and codebook usage, split by split"
+    )
+    stats.add_argument("--json", metavar="FILE", help="write them to a file too")
+    stats.add_argument("--read", type=int, default=2000, metavar="N", help="samples of a split that are read (2000)")
+    stats.add_argument("--read-all", action="store_true", help="read every sample")
+    page = _corpus(data, "report", "one page: statistics, histograms, codebook usage, and samples to listen to")
+    page.add_argument("--html", metavar="FILE", help="where to; report.html in the corpus's folder unless set")
+    page.add_argument("--read", type=int, default=2000, metavar="N", help="samples of a split that are read (2000)")
+    verify = _corpus(data, "verify", "whether manifest, indexes, tars and every sample are as they should be")
+    verify.add_argument("--quick", action="store_true", help="checksums and indexes only")
+    verify.add_argument("--workers", type=int, metavar="N", help="processes; one a core unless set")
 
     checkpoint = _group(commands, "checkpoint", "look into, check and convert checkpoints")
     for name, help_text in (("inspect", "what a checkpoint holds"), ("verify", "whether its files are all there")):
@@ -71,7 +91,8 @@ def _group(commands: argparse._SubParsersAction, name: str, help_text: str) -> a
 
 def _command(commands: argparse._SubParsersAction, name: str, help_text: str, function: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=help_text, description=help_text)
-    parser.set_defaults(function=function)
+    module = "data_commands" if function.startswith("data_") else "commands"
+    parser.set_defaults(module=module, function=function)
     return parser
 
 
@@ -80,6 +101,12 @@ def _configured(
 ) -> argparse.ArgumentParser:
     parser = _command(commands, name, help_text, function or name)
     parser.add_argument("settings", nargs="*", metavar="key=value", help=OVERRIDES)
+    return parser
+
+
+def _corpus(commands: argparse._SubParsersAction, name: str, help_text: str) -> argparse.ArgumentParser:
+    parser = _command(commands, name, help_text, f"data_{name}")
+    parser.add_argument("corpus", nargs="+", metavar="FOLDER|key=value", help=f"a corpus folder, or {OVERRIDES}")
     return parser
 
 

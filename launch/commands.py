@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import signal
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from configs.compose import to_yaml
 from configs.schema import Config
 from launch import training
+from launch.data_commands import build_corpus
 from launch.runfolder import CONFIG_FILE, RESULTS_FILE, is_finished, load_run
 from launch.selection import read_words
 from runtime.exits import DONE, STOPPED_EARLY, BadInput
-from runtime.signals import STOP_SIGNALS, StopFlag
+from runtime.signals import stoppable
 
 EXPORT = Path("export") / "hf"
 EXPORT_CHECK = Path("export") / "check.json"
@@ -47,24 +45,6 @@ def train(options: Namespace) -> int:
     if group is not None:
         training.join(config, group)
     return training.train_locally(config)
-
-
-def data_build(options: Namespace) -> int:
-    config = read_words(options.settings).first()
-    print(_build_corpus(config))
-    return DONE
-
-
-def data_entropy(options: Namespace) -> int:
-    from data_pipeline.build import corpus_folder
-    from data_pipeline.corpus import SPLITS, Corpus
-    from data_pipeline.entropy import unigram_entropy
-
-    corpus = Corpus.open(corpus_folder(read_words(options.settings).first()))
-    for split in SPLITS:
-        for name, nats in unigram_entropy(corpus, split).items():
-            print(f"{split:<6} {name:<12} {nats:.4f} nats a token")
-    return DONE
 
 
 def checkpoint_inspect(options: Namespace) -> int:
@@ -119,7 +99,7 @@ def report(options: Namespace) -> int:
 
 def _run_stage(config: Config) -> int:
     folder = Path(config.run.folder)
-    _build_corpus(config)
+    build_corpus(config)
     if not is_finished(config):
         code = training.train_locally(config)
         if code not in (DONE, STOPPED_EARLY):
@@ -140,24 +120,6 @@ def _run_stage(config: Config) -> int:
     return DONE
 
 
-@contextmanager
-def _stoppable() -> Iterator[StopFlag]:
-    """Stop signals set the flag inside, and do what they did before once outside."""
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    try:
-        yield StopFlag().install()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _build_corpus(config: Config) -> Path:
-    from data_pipeline.build import build_corpus
-
-    with _stoppable() as stop:
-        return build_corpus(config, stop=stop)
-
-
 def export_run(config: Config) -> Path:
     """The newest usable checkpoint of a run as a Hugging Face folder; returns the folder."""
     from checkpoints.convert import export_huggingface
@@ -169,7 +131,7 @@ def export_run(config: Config) -> Path:
     if checkpoint is None:
         raise BadInput(f"{folder} has no usable checkpoint to export")
     vocabulary = Vocabulary.load(checkpoint)
-    with _stoppable() as stop:
+    with stoppable() as stop:
         return export_huggingface(
             checkpoint,
             folder / EXPORT,

@@ -30,6 +30,7 @@ FREE_KEYS = (
     "corpus.folder",
     "corpus.workers",
     "loader.prefetch",
+    "loader.workers",
     "loader.damaged_share",
     "train.micro_batch",
     "train.log_samples",
@@ -98,9 +99,11 @@ def load_run(folder: Path) -> Config:
 
 
 def is_finished(config: Config) -> bool:
-    """Whether the run folder holds this stage, trained to its last step."""
+    """Whether the run folder holds this stage, trained to its last step or to the end of its data."""
     try:
         results = json.loads((Path(config.run.folder) / RESULTS_FILE).read_text(encoding="utf-8"))
+        if results["status"] == "exhausted":
+            return bool(results["step"] < config.train.steps)
         return results["status"] == "finished" and results["step"] == config.train.steps
     except (OSError, ValueError, KeyError, TypeError):
         return False  # nothing there to trust: training looks at the checkpoints and knows better

@@ -6,6 +6,8 @@ A second SIGINT is not waited for: whoever presses Ctrl-C twice means it.
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -30,3 +32,14 @@ class StopFlag:
         if self.name is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name
+
+
+@contextmanager
+def stoppable() -> Iterator[StopFlag]:
+    """Stop signals set the flag inside, and do what they did before once outside. Main thread only."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    try:
+        yield StopFlag().install()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

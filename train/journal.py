@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from configs.schema import Config
-from data_pipeline.corpus import Corpus
+from data_pipeline.corpus import Corpus, left_out
 from data_pipeline.entropy import unigram_entropy
 from train.console import Console
 from train.engines.megatron_optimizer import GROUPS
@@ -42,6 +42,7 @@ class Journal:
         self._console = Console(self._config.train.steps, progress.step, self._config.tracker.console_every)
         config = self._config
         self._tracker = Tracker(config.tracker, self._folder, config.run.name, asdict(config))
+        self._damage_said = set(progress.damaged)
 
     def step(
         self,
@@ -73,10 +74,12 @@ class Journal:
                 f"modality/{name}": tokens / fed.tokens
                 for name, tokens in zip(self._corpus.vocabulary.modalities, fed.modalities, strict=True)
             },
+            **{f"damaged/{kind}": count for kind, count in progress.damaged.items()},
         }
         if samples is not None:
             record["samples"] = samples
         self._log.step(record)
+        self._say_damage(progress)
         self._console.step(record)
         self._tracker.log(record, progress.step)
 
@@ -91,8 +94,8 @@ class Journal:
         """Put every line on disk, so that no checkpoint outlives the curve behind it."""
         self._log.sync()
 
-    def finish(self, status: str, progress: Progress, damaged: dict[str, int]) -> None:
-        """Write results.json: how the run ended ("finished" or "stopped"), and what it reached."""
+    def finish(self, status: str, progress: Progress) -> None:
+        """Write results.json: how the run ended ("finished", "exhausted" of its data, "stopped"), what it reached."""
         validations = read_validation(self._folder)
         entropy = unigram_entropy(self._corpus, "train")
         results = {
@@ -105,7 +108,8 @@ class Journal:
             "validation": {"before": validations[0], "after": validations[-1]} if validations else {},
             "corpus": str(self._corpus.folder),
             "corpus_hash": self._corpus.content_hash,
-            "damaged": damaged,
+            "damaged": progress.damaged,
+            "left_out": left_out(self._corpus.folder),
             "wall_seconds": time.monotonic() - self._began,
         }
         partial = self._folder / f"{RESULTS_FILE}.partial"
@@ -118,6 +122,17 @@ class Journal:
         for part in ("_log", "_console", "_tracker"):
             if hasattr(self, part):
                 getattr(self, part).close()
+
+    def _say_damage(self, progress: Progress) -> None:
+        """A line when the first damaged sample of a kind was met."""
+        for kind, count in progress.damaged.items():
+            if kind not in self._damage_said:
+                self._damage_said.add(kind)
+                samples = "sample" if count == 1 else "samples"
+                self._console.note(
+                    f"damaged data by step {progress.step}: {count} {samples} of kind {kind}, left out; the count goes "
+                    f"on as damaged/{kind} in metrics.jsonl"
+                )
 
     def _mfu(self, fed: Tally, seconds: float) -> float | None:
         if self._peak is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -23,6 +22,7 @@ from configs.schema import Config
 from data_pipeline.batch import Batch, Pack, collate
 from data_pipeline.build import corpus_folder
 from data_pipeline.corpus import Corpus
+from data_pipeline.layouts import layouts_of
 from data_pipeline.loader import make_loader, merge_states, validation_packs
 from runtime.exits import BadInput, StoppedEarly
 from runtime.signals import StopFlag
@@ -31,6 +31,7 @@ from train.engines import process_groups
 from train.engines.megatron import MegatronEngine
 from train.engines.protocol import Engine
 from train.journal import Journal
+from train.models.speech_lm import check_layouts
 from train.objectives.pretrain import NextToken
 from train.progress import Progress, Tally, tally
 from train.schedule import learning_rate
@@ -66,6 +67,7 @@ def newest_logits(config: Config, stop: StopFlag) -> tuple[list[Pack], torch.Ten
 def _joined(config: Config, stop: StopFlag) -> Iterator[Stage]:
     """The stage on this rank, in a process group that lasts as long as the context."""
     check(config, int(os.environ.get("WORLD_SIZE", "1")))
+    check_layouts(layouts_of(config.mixture.sources))
     corpus = Corpus.open(corpus_folder(config))
     device = process_groups.join(config.parallel)
     try:
@@ -87,9 +89,10 @@ class Stage:
         self.stop = stop
         self.checkpoints = Path(config.run.folder) / "checkpoints"
         self.progress = Progress()
+        self._damage_told: dict[str, int] = {}  # what the loader had counted when the last step was fed
         ranks = {"rank": engine.data_rank, "world": engine.data_size}
-        self.loader = make_loader(config, corpus.folder, split="train", **ranks)
-        self.validation = validation_packs(config, corpus.folder, **ranks)
+        self.loader = make_loader(config, corpus, split="train", **ranks)
+        self.validation = validation_packs(config, corpus, **ranks)
         self.journal = Journal(config, corpus, dist.get_world_size()) if dist.get_rank() == 0 else None
 
     def run(self) -> None:
@@ -98,7 +101,9 @@ class Stage:
             self._validate_if_due()
             while self.progress.step < self.config.train.steps:
                 self._stop_if_asked()
-                self._step()
+                if not self._step():
+                    self._end_early()
+                    return
                 self._validate_if_due()
                 if self._checkpoint_is_due():
                     self._save()
@@ -141,6 +146,7 @@ class Stage:
             state = store.load(checkpoint, self.engine.sharded_state(optimizer=stepped, loading=True))
             self.engine.load_state(state, optimizer=stepped)
             self.loader.load_state_dict(kept["loader"])
+            self._damage_told = self.loader.damaged
             self._say(f"resuming from {checkpoint} at step {self.progress.step}")
         else:
             source = weights.source(self.config)
@@ -163,13 +169,16 @@ class Stage:
 
     # --- steps ----------------------------------------------------------------------------------------------
 
-    def _step(self) -> None:
+    def _step(self) -> bool:
+        """Train one step. False, and nothing done, where no rank has data for one."""
         started = time.perf_counter()
+        if self.loader.bounded and not self.engine.any(self.loader.has_next()):
+            return False
         packs = self.loader.next_step()
         waited = time.perf_counter() - started
         step = self.progress.step + 1
         rate = learning_rate(self.config.optimizer, step, self.config.train.steps)
-        fed = tally(packs, self.corpus.vocabulary)
+        fed = tally(packs, self.corpus.vocabulary, self._new_damage())
         outcome = self.engine.train_step(self._micro_batches(packs), rate, fed.numbers())
         terms = self.objective.averages(outcome.sums, outcome.counts)
         samples = self._global_keys(packs) if self.config.train.log_samples else None
@@ -177,12 +186,28 @@ class Stage:
             raise FloatingPointError(f"loss is {terms['lm']} at step {step}; the last checkpoint is from before it")
 
         total = Tally.from_numbers(outcome.extra)
-        self.progress.step = step
-        self.progress.tokens += int(total.tokens)
-        self.progress.audio_seconds += total.audio_seconds
+        self.progress.add(total)
         if self.journal:
             seconds = time.perf_counter() - started
             self.journal.step(self.progress, terms, outcome.gradient_norm, rate, total, seconds, waited, samples)
+        return True
+
+    def _end_early(self) -> None:
+        """Finish a stage whose sources have all been read as often as their `epochs` allow."""
+        step = self.progress.step
+        self._say(
+            f"the mixture has no more data: every source was read its `epochs` times by step {step} of "
+            f"{self.config.train.steps}; training ends here"
+        )
+        if self.config.train.validate_every and step != self.progress.validated:
+            self._validate()
+        self._save()
+        self._finish("exhausted")
+
+    def _new_damage(self) -> dict[str, int]:
+        """Samples that this rank's loader found damaged since this was last asked, by kind."""
+        before, self._damage_told = self._damage_told, self.loader.damaged
+        return {kind: count - before.get(kind, 0) for kind, count in self._damage_told.items()}
 
     def _micro_batches(self, packs: list[Pack]) -> list[Batch]:
         size = self.config.train.micro_batch
@@ -254,14 +279,8 @@ class Stage:
             store.prune(self.checkpoints, self.config.train.keep_checkpoints)
 
     def _finish(self, status: str) -> None:
-        """Results, with damaged samples counted once for each data-parallel rank."""
-        counts: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(counts, (self.engine.data_rank, self.loader.damaged))
-        damaged: Counter[str] = Counter()
-        for kinds in dict(counts).values():
-            damaged.update(kinds)
         if self.journal:
-            self.journal.finish(status, self.progress, dict(damaged))
+            self.journal.finish(status, self.progress)
 
     def _say(self, line: str) -> None:
         if dist.get_rank() == 0:

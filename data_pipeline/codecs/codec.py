@@ -24,3 +24,13 @@ class Codec(Protocol):
     def identity(self) -> str:
         """What decides the codes beside the sound, for content hashes: weights and settings."""
         ...
+
+
+class Stream(Protocol):
+    """One wave encoded as it comes, with what it takes of the past kept between calls."""
+
+    def encode(self, wave: np.ndarray, *, last: bool = False) -> dict[str, np.ndarray]:
+        """Codes that `wave`, float32 [samples] that follow those given before, makes certain: int32 [rows, frames],
+        frames possibly 0, by codebook. `last` ends the stream: end to end, what it gave is then what `Codec.encode`
+        gives for the whole wave. Codecs that can stream have `stream() -> Stream`."""
+        ...

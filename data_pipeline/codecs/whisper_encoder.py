@@ -1,20 +1,23 @@
 """The encoder half of Whisper: hidden states of its layers, 50 a second.
 
 Whisper was trained on windows padded to 30 s. Its positions are fixed sinusoids, so that a shorter input is the
-start of such a window; encoding only the sound there is costs a fraction, and no code depends on its batch.
+start of such a window; encoding only the sound there is costs a fraction. Padding that a batch needs is masked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data_pipeline.audio import SAMPLE_RATE
+from data_pipeline.codecs.batching import attention_mask, batches, padded, windows
 from data_pipeline.codecs.ctranslate2_file import read_variables
-from data_pipeline.packages import PACKAGE, only_file, package_folder, package_version
+from data_pipeline.codecs.log_mel import LogMel
+from data_pipeline.codecs.weights import from_pretrained
+from data_pipeline.packages import PACKAGE, only_file, package_folder
 from runtime.exits import BadInput
 
 if TYPE_CHECKING:
@@ -23,34 +26,16 @@ if TYPE_CHECKING:
 
 RATE = 50  # hidden states a second
 WINDOW = 30  # seconds, the longest input
-_HOP = 160  # samples a mel frame; two mel frames make a hidden state
+FRAME = 320  # samples a hidden state
 
 
-def encoder_identity(spec: str) -> str:
-    """What determines the features beside the sound, for content hashes. Raises BadInput for a missing package."""
-    if spec.startswith(PACKAGE):
-        name = spec.removeprefix(PACKAGE)
-        return f"{package_folder(name).name} {package_version(name)}"
-    weights = sorted(Path(spec).glob("*.safetensors")) if Path(spec).is_dir() else []
-    return " ".join([spec, *(f"{file.name} {file.stat().st_size}" for file in weights)])
-
-
-def load_encoder(spec: str) -> WhisperEncoder:
+def load_encoder(spec: str, part: str = "encoder") -> WhisperEncoder:
     """A Whisper encoder, float32, from `package:<name>`, a Hugging Face folder or a hub name."""
     from transformers import WhisperModel
-    from transformers.utils import logging
 
     if spec.startswith(PACKAGE):
         return _from_ctranslate2(only_file(package_folder(spec.removeprefix(PACKAGE)), "model.bin"))
-    logging.disable_progress_bar()
-    try:
-        return WhisperModel.from_pretrained(spec, use_safetensors=True).encoder.float().eval()
-    except (OSError, ValueError) as error:
-        raise BadInput(f"codec.encoder={spec} is not a Whisper folder, hub name or package: {_line(error)}") from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]
+    return from_pretrained(WhisperModel, spec, part).encoder
 
 
 def _from_ctranslate2(file: Path) -> WhisperEncoder:
@@ -101,55 +86,61 @@ def _from_ctranslate2(file: Path) -> WhisperEncoder:
 
 
 class WhisperFeatures:
-    """Hidden states of chosen encoder layers."""
+    """Hidden states of chosen encoder layers, of many waves at once."""
 
-    def __init__(self, spec: str) -> None:
-        from transformers import WhisperFeatureExtractor
-
-        self._encoder = load_encoder(spec)
-        self._mel = WhisperFeatureExtractor(feature_size=self._encoder.config.num_mel_bins)
+    def __init__(self, spec: str, device: str = "cpu", batch_seconds: float = 120.0) -> None:
+        self._encoder = load_encoder(spec).to(device)
+        self._mel = LogMel(self._encoder.config.num_mel_bins, device)
+        self._device = device
+        self._budget = batch_seconds * SAMPLE_RATE
         self.layers = len(self._encoder.layers)
 
-    def hidden_states(self, wave: np.ndarray, layers: Collection[int]) -> dict[int, np.ndarray]:
-        """float32 [frames, width] by layer (1 is the first), frames = samples / 320 rounded down, at least one.
+    def hidden_states(self, waves: Sequence[np.ndarray], layers: Collection[int]) -> list[dict[int, np.ndarray]]:
+        """float32 [frames, width] of each wave by layer (1 is the first), frames = samples / 320 rounded down, at
+        least one. A wave longer than 30 s is encoded as windows of that length.
 
         The last layer's states have passed the encoder's final norm, as Whisper's decoder sees them. Raises
-        BadInput for a wave longer than 30 s or a layer the encoder does not have.
+        BadInput for a layer the encoder does not have.
         """
-        import torch
-
         wanted = [layer for layer in layers if not 1 <= layer <= self.layers]
         if wanted:
             raise BadInput(f"codec layer {wanted[0]}: the encoder has layers 1 to {self.layers}")
-        if len(wave) > WINDOW * SAMPLE_RATE:
-            raise BadInput(f"an utterance of {len(wave) / SAMPLE_RATE:.1f} s is longer than the encoder's {WINDOW} s")
-        with torch.inference_mode():
-            hidden = self._embed(self._log_mel(wave))
-            states = {}
-            for number, layer in enumerate(self._encoder.layers, 1):
-                hidden = layer(hidden, None)
-                hidden = hidden[0] if isinstance(hidden, tuple) else hidden
-                if number in layers:
-                    normed = self._encoder.layer_norm(hidden) if number == self.layers else hidden
-                    states[number] = normed[0].numpy()
-                if number == max(layers):
-                    break
-        return states
+        pieces, owners = windows([_whole_frames(wave) for wave in waves], WINDOW * SAMPLE_RATE)
+        encoded: list[dict[int, np.ndarray]] = [{} for _ in pieces]
+        for batch in batches([len(piece) for piece in pieces], self._budget):
+            for index, states in zip(batch, self._encode([pieces[i] for i in batch], layers), strict=True):
+                encoded[index] = states
+        of: list[list[dict[int, np.ndarray]]] = [[] for _ in waves]
+        for owner, states in zip(owners, encoded, strict=True):
+            of[owner].append(states)
+        return [{layer: np.concatenate([states[layer] for states in parts]) for layer in layers} for parts in of]
 
-    def _log_mel(self, wave: np.ndarray) -> torch.Tensor:
-        """float32 [1, mels, mel frames], an even number of frames."""
+    def _encode(self, pieces: list[np.ndarray], layers: Collection[int]) -> list[dict[int, np.ndarray]]:
+        """States of windows of sound, each a whole number of frames."""
         import torch
 
-        samples = max(len(wave) // (2 * _HOP), 1) * 2 * _HOP
-        padded = np.pad(wave, (0, max(samples - len(wave), 0)))[:samples]
-        features = self._mel(
-            padded, sampling_rate=SAMPLE_RATE, padding="do_not_pad", truncation=False, return_tensors="np"
-        )
-        return torch.from_numpy(features["input_features"])
+        lengths = [len(piece) // FRAME for piece in pieces]
+        with torch.inference_mode():
+            hidden = self._embed(padded([self._mel(piece) for piece in pieces]))
+            mask = attention_mask(lengths, self._device)
+            states: list[dict[int, np.ndarray]] = [{} for _ in pieces]
+            for number, layer in enumerate(self._encoder.layers[: max(layers)], 1):
+                hidden = layer(hidden, mask)
+                if number in layers:
+                    normed = self._encoder.layer_norm(hidden) if number == self.layers else hidden
+                    for of, sound, length in zip(states, normed.cpu().numpy(), lengths, strict=True):
+                        of[number] = sound[:length]
+        return states
 
     def _embed(self, mel: torch.Tensor) -> torch.Tensor:
-        """float32 [1, frames, width]: the encoder's convolutions and positions."""
+        """float32 [sounds, frames, width]: the encoder's convolutions and positions, of mels padded with zeros."""
         from torch.nn.functional import gelu
 
         hidden = gelu(self._encoder.conv2(gelu(self._encoder.conv1(mel)))).transpose(1, 2)
         return hidden + self._encoder.embed_positions.weight[: hidden.shape[1]]
+
+
+def _whole_frames(wave: np.ndarray) -> np.ndarray:
+    """`wave` cut to a whole number of frames, or padded with silence to one."""
+    samples = max(len(wave) // FRAME, 1) * FRAME
+    return np.pad(wave, (0, max(samples - len(wave), 0)))[:samples]

@@ -10,19 +10,13 @@ import xxhash
 
 from configs.schema import CodecConfig
 from data_pipeline.audio import SAMPLE_RATE
+from data_pipeline.codecs.batching import pick_device
 from data_pipeline.codecs.kmeans import Quantiser
-from data_pipeline.codecs.whisper_encoder import RATE, WhisperFeatures, encoder_identity
-from data_pipeline.vocabulary import Codebook
+from data_pipeline.codecs.registry import codebooks_of, codec_identity
+from data_pipeline.codecs.whisper_encoder import RATE, WhisperFeatures
 from runtime.exits import BadInput
 
 CODEBOOK_FOLDER = "codebooks"
-
-
-def codebooks_of(codec: CodecConfig) -> tuple[Codebook, ...]:
-    """The codebooks of a vocabulary. Raises BadInput where `group` does not name them all."""
-    if set(codec.group) != set(codec.codebooks):
-        raise BadInput(f"codec.group names {sorted(codec.group)}, the codebooks are {sorted(codec.codebooks)}")
-    return tuple(Codebook(name, book.size, book.rate, codec.group[name]) for name, book in codec.codebooks.items())
 
 
 def pooling(codec: CodecConfig) -> dict[str, int]:
@@ -39,18 +33,40 @@ def codebook_file(folder: Path, name: str) -> Path:
     return folder / CODEBOOK_FOLDER / f"{name}.npz"
 
 
+def centroid_files(codec: CodecConfig, folder: Path | None) -> dict[str, Path]:
+    """The file of centroids of each codebook: those that `weights.centroids` gives, a corpus or a folder of
+    `<codebook>.npz`, else those learnt for the corpus at `folder`. Raises BadInput where one is missing."""
+    given = codec.weights.get("centroids")
+    if given is None and folder is None:
+        raise BadInput(
+            f"codec {codec.name} has no centroids: give codec.weights.centroids, or a corpus that learnt them"
+        )
+    root = Path(given) if given is not None else Path(str(folder))
+    files = {}
+    for name in codec.codebooks:
+        places = [codebook_file(root, name), root / f"{name}.npz"]
+        found = [place for place in places if place.is_file()]
+        if not found:
+            raise BadInput(f"{root} has no centroids of codebook {name}: neither {places[0]} nor {places[1]}")
+        files[name] = found[0]
+    return files
+
+
 class FeatureExtractor:
     """What the codebooks quantise: hidden states averaged over each code's time."""
 
     def __init__(self, codec: CodecConfig) -> None:
-        self._layers = {name: book.layer for name, book in codec.codebooks.items()}
+        self._layers = {name: book.layer or 1 for name, book in codec.codebooks.items()}
         self._pool = pooling(codec)
-        self._encoder = WhisperFeatures(codec.encoder)
+        self._encoder = WhisperFeatures(codec.weights["encoder"], pick_device(codec.device), codec.batch_seconds)
 
-    def features(self, wave: np.ndarray) -> dict[str, np.ndarray]:
-        """float16 [frames, width] by codebook, of float32 [samples] at 16 kHz."""
-        states = self._encoder.hidden_states(wave, set(self._layers.values()))
-        return {name: pooled(states[layer], self._pool[name]) for name, layer in self._layers.items()}
+    def features(self, waves: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
+        """float16 [frames, width] of each wave by codebook, of float32 [samples] at 16 kHz."""
+        encoded = self._encoder.hidden_states(waves, set(self._layers.values()))
+        return [
+            {name: pooled(states[layer], self._pool[name]) for name, layer in self._layers.items()}
+            for states in encoded
+        ]
 
 
 def pooled(states: np.ndarray, frames: int) -> np.ndarray:
@@ -60,26 +76,34 @@ def pooled(states: np.ndarray, frames: int) -> np.ndarray:
 
 
 class WhisperKMeans:
-    """The codec whose codebooks a corpus folder keeps."""
+    """The codec with the centroids that a corpus keeps, or that the config gives."""
 
-    def __init__(self, codec: CodecConfig, folder: Path) -> None:
+    def __init__(self, codec: CodecConfig, folder: Path | None) -> None:
         self.codebooks = codebooks_of(codec)
         self.sample_rate = SAMPLE_RATE
         self._extractor = FeatureExtractor(codec)
-        files = {book.name: codebook_file(folder, book.name) for book in self.codebooks}
+        files = centroid_files(codec, folder)
         self._quantisers = {name: Quantiser.load(file) for name, file in files.items()}
-        self._encoder = encoder_identity(codec.encoder)
-        self._hashes = {name: xxhash.xxh3_128_hexdigest(file.read_bytes()) for name, file in files.items()}
+        for book in self.codebooks:
+            if (entries := len(self._quantisers[book.name].centroids)) != book.size:
+                raise BadInput(f"{files[book.name]} has {entries} centroids, codec.codebooks.{book.name} {book.size}")
+        hashes = [f"{name} {xxhash.xxh3_128_hexdigest(file.read_bytes())}" for name, file in files.items()]
+        self._identity = " ".join([codec_identity(codec), *hashes])
 
     def encode(self, waves: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
-        """See `Codec.encode`."""
-        return [quantise(self._extractor.features(wave), self._quantisers) for wave in waves]
+        """See `Codec.encode`. Frames = samples / (320 x the codebook's pooling), rounded down."""
+        return [quantise(features, self._quantisers) for features in self._extractor.features(waves)]
 
     def identity(self) -> str:
         """See `Codec.identity`."""
-        return " ".join([self._encoder, *(f"{name} {book}" for name, book in self._hashes.items())])
+        return self._identity
 
 
 def quantise(features: dict[str, np.ndarray], quantisers: dict[str, Quantiser]) -> dict[str, np.ndarray]:
     """int32 [1, frames] by codebook, of float16 [frames, width] by codebook."""
     return {name: quantisers[name].assign(frames.astype(np.float32))[None] for name, frames in features.items()}
+
+
+def open_codec(config: CodecConfig, folder: Path | None) -> WhisperKMeans:
+    """See `registry.open_codec`."""
+    return WhisperKMeans(config, folder)

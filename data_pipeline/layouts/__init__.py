@@ -1,61 +1,184 @@
 """Sequence layouts: how the utterances of one document become samples. The one registry of them is here.
 
 A layout is a pure function `(utterances, vocabulary, rng, **options) -> list[Sample]` of one document's utterances:
-none, one or many samples, keyed `document/part`, each ended by the end-of-text token.
+none, one or many samples, keyed `document/part`. Where its docstring says nothing else, a sample ends with the
+end-of-text token and has one column. Options called templates hold text in which special tokens stand by name, in
+angle brackets.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from configs.schema import SourceConfig
 from data_pipeline.batch import Sample
-from data_pipeline.layouts.interleaved import interleaved
+from data_pipeline.layouts.assembly import check_marks, specials_in
+from data_pipeline.layouts.channels import CHANNELS, channels
+from data_pipeline.layouts.chat import chat, tts_dialogue
+from data_pipeline.layouts.chunked import chunked
+from data_pipeline.layouts.groups import frame_columns
+from data_pipeline.layouts.interleaved import interleaved, spans
 from data_pipeline.layouts.paired import asr, tts
+from data_pipeline.layouts.residual import csm
+from data_pipeline.layouts.segments import intlv, itts
 from data_pipeline.layouts.single import continuation, text
+from data_pipeline.layouts.units import units
 from data_pipeline.utterance import Utterance
 from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
 
 _LAYOUTS: dict[str, Callable[..., list[Sample]]] = {
     "asr": asr,
+    "channels": channels,
+    "chat": chat,
+    "chunked": chunked,
     "continuation": continuation,
+    "csm": csm,
     "interleaved": interleaved,
+    "intlv": intlv,
+    "itts": itts,
+    "spans": spans,
     "text": text,
     "tts": tts,
+    "tts_dialogue": tts_dialogue,
+    "units": units,
 }
-_WITHOUT_SPEECH = {"text"}
+_SEVERAL_COLUMNS = {"channels", "csm"}
+_TEMPLATES = {"begin", "end", "heads", "listen", "marks", "speak", "tail", "task", "turn", "unit"}
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A layout with its options set. `spoken`: whether it wants documents that have speech only."""
+    """A layout with its options set."""
 
     name: str
     options: dict[str, Any]
-    spoken: bool
 
     def __call__(
         self, utterances: Sequence[Utterance], vocabulary: Vocabulary, rng: np.random.Generator
     ) -> list[Sample]:
         return _LAYOUTS[self.name](utterances, vocabulary, rng, **self.options)
 
+    @property
+    def spoken(self) -> bool:
+        """Whether it wants documents that have speech, as codes, only."""
+        settings = self._settings()
+        if settings.get("encoder"):  # what is heard needs no codes; what is said may
+            return settings.get("says", "text") != "text" or settings.get("form") == "AQAA"
+        return self.name != "text" and settings.get("form") != "TQTA"
+
+    @property
+    def specials(self) -> tuple[str, ...]:
+        """The special tokens that it writes beside the end of text, by name, sorted."""
+        found: set[str] = set()
+        for option, value in self._settings().items():
+            if option in _TEMPLATES:
+                found.update(*(specials_in(part) for part in ([value] if isinstance(value, str) else value)))
+        return tuple(sorted(found))
+
+    def columns(self, vocabulary: Vocabulary) -> int:
+        """Columns of its samples: 1, or more where a place holds several tokens. Raises BadInput for codebooks that
+        it cannot use."""
+        if self.name == "channels":
+            return CHANNELS
+        return frame_columns(vocabulary) if self.name == "csm" or self._settings().get("frames") else 1
+
+    @property
+    def plain(self) -> bool:
+        """Whether its samples are one column of tokens and nothing else: no feature slots, no further targets."""
+        settings = self._settings()
+        return not (self.name in _SEVERAL_COLUMNS or settings.get("frames") or settings.get("encoder"))
+
+    def check(self, vocabulary: Vocabulary) -> None:
+        """Raises BadInput, before any document is read, for a vocabulary without its special tokens or with codebooks
+        that it cannot use, and for values of options that are out of range."""
+        missing = [name for name in self.specials if not vocabulary.has_special(name)]
+        if missing:
+            raise BadInput(
+                f"layout {self.name} needs the special tokens {', '.join(missing)}, which the corpus's vocabulary "
+                "lacks; build the corpus with them, or change the layout's templates"
+            )
+        check_marks(self._settings().get("marks", ()))
+        self.columns(vocabulary)
+        self([], vocabulary, np.random.default_rng(0))
+
+    def _settings(self) -> dict[str, Any]:
+        return {name: parameter.default for name, parameter in _options_of(self.name).items()} | self.options
+
 
 def find_layout(name: str, options: Mapping[str, Any]) -> Layout:
     """The layout `name` with `options`. Raises BadInput, naming the choices, for an unknown name or option, and for
-    a value that the layout cannot use."""
+    a value of another type than the option has."""
     if name not in _LAYOUTS:
         raise BadInput(f"unknown layout {name!r}; choose from {', '.join(_LAYOUTS)}")
-    parameters = inspect.signature(_LAYOUTS[name]).parameters.values()
-    known = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    known = _options_of(name)
+    taken = {}
     for option, value in options.items():
         if option not in known:
             raise BadInput(f"layout {name} has no option {option!r}; it has {', '.join(known) or 'none'}")
-        number = int if isinstance(known[option], int) else (int, float)
-        if isinstance(value, bool) or not isinstance(value, number):
-            raise BadInput(f"layout {name}: option {option} must be a number like {known[option]}, got {value!r}")
-    return Layout(name, dict(options), spoken=name not in _WITHOUT_SPEECH)
+        taken[option] = _typed(f"layout {name}: option {option}", value, known[option])
+    return Layout(name, taken)
+
+
+def layouts_of(sources: Mapping[str, SourceConfig], prefix: str = "") -> dict[str, Layout]:
+    """The layouts of a mixture's sources with a weight above 0, at all levels, by path.
+
+    Raises BadInput as `find_layout` does, naming the source.
+    """
+    found: dict[str, Layout] = {}
+    for name, source in sorted(sources.items()):
+        if source.weight and source.sources:
+            found |= layouts_of(source.sources, f"{prefix}{name}.")
+        elif source.weight:
+            try:
+                found[prefix + name] = find_layout(source.layout or "", source.options)
+            except BadInput as error:
+                raise BadInput(f"source {prefix}{name}: {error}") from None
+    return found
+
+
+def wanted_specials(layouts: Iterable[Layout]) -> tuple[str, ...]:
+    """The special tokens that a corpus has to have for all of `layouts`, sorted."""
+    return tuple(sorted({name for layout in layouts for name in layout.specials}))
+
+
+def check_same_columns(layouts: Mapping[str, Layout], vocabulary: Vocabulary) -> None:
+    """Raises BadInput where the layouts of a mixture, by source, make samples of different columns."""
+    columns = {source: layout.columns(vocabulary) for source, layout in layouts.items()}
+    if len(set(columns.values())) > 1:
+        counts = ", ".join(f"{source} makes {count}" for source, count in columns.items())
+        raise BadInput(
+            f"the layouts of a mixture have to make the same number of columns: {counts}; see their option frames"
+        )
+
+
+def _options_of(name: str) -> dict[str, inspect.Parameter]:
+    parameters = inspect.signature(_LAYOUTS[name]).parameters.values()
+    return {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+_TYPES: dict[str, tuple[str, type | tuple[type, ...]]] = {
+    "int": ("a number like {}", int),
+    "float": ("a number like {}", (int, float)),
+    "bool": ("true or false", bool),
+    "str": ("text like {!r}", str),
+    "Sequence[int]": ("a list of whole numbers", int),
+    "Sequence[str]": ("a list of texts", str),
+}
+
+
+def _typed(what: str, value: Any, parameter: inspect.Parameter) -> Any:
+    """`value`, lists as lists, if it is of the parameter's type; else BadInput."""
+    wanted, kind = _TYPES[parameter.annotation]
+    many = parameter.annotation.startswith("Sequence")
+    found = list(value) if many and isinstance(value, Sequence) and not isinstance(value, str) else value
+    parts = found if many and isinstance(found, list) else [found]
+    fits = all(isinstance(part, kind) and (kind is bool or not isinstance(part, bool)) for part in parts)
+    if not fits or many != isinstance(found, list):
+        raise BadInput(f"{what} must be {wanted.format(parameter.default)}, got {value!r}")
+    return found

@@ -2,60 +2,169 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
-from data_pipeline.batch import Sample
-from data_pipeline.layouts.groups import group_seconds
+from data_pipeline.batch import FeatureSlots, Sample
+from data_pipeline.layouts.groups import frame_columns, group_seconds, lay_groups
+from data_pipeline.utterance import Utterance
 from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
 
-AUDIO_START = "<|audio_start|>"
-AUDIO_END = "<|audio_end|>"
+MARKS = ("<|audio_start|>", "<|audio_end|>")
 TRANSCRIBE = "<|transcribe|>"
 SPEAK = "<|speak|>"
+_SPECIAL = re.compile(r"(<[^<>\s]+>)")
+
+
+def specials_in(markup: str) -> list[str]:
+    """The special tokens in a template: whatever stands in angle brackets without a space."""
+    return _SPECIAL.findall(markup)
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Speech that a sequence is given: groups of codes, int64 [groups, group length], or with an `encoder` its vectors,
+    each run float16 [frames, width] with the seconds it stands for, `stride` frames in a place."""
+
+    groups: np.ndarray
+    encoder: str = ""
+    stride: int = 1
+    vectors: tuple[tuple[np.ndarray, float], ...] = ()
+
+    def __bool__(self) -> bool:
+        return any(len(vectors) for vectors, _ in self.vectors) if self.encoder else len(self.groups) > 0
+
+
+def hear(utterances: Sequence[Utterance], vocabulary: Vocabulary, encoder: str, stride: int) -> Heard:
+    """The speech of utterances one after the other; what was not spoken, or lacks the features, is left out."""
+    groups = np.concatenate([lay_groups(utterance, vocabulary) for utterance in utterances])
+    if not encoder:
+        return Heard(groups)
+    held = [utterance for utterance in utterances if encoder in utterance.features]
+    return Heard(groups, encoder, stride, tuple((u.features[encoder], u.duration) for u in held))
 
 
 class Assembly:
-    """Collects text, special tokens and grouped codes, each with the loss weight of its tokens."""
+    """Collects text, special tokens, grouped codes and feature slots, each with the loss weight of its tokens.
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self._vocabulary = vocabulary
-        self._tokens: list[np.ndarray] = []
-        self._weights: list[float] = []
-        self._widths: list[int] = []  # tokens of a group in each piece
+    marks: the two special tokens around each run of codes, or none. frames: a group of codes is one place of several
+    columns (`frame_columns`) and text stands in the last of them; else everything is one column, and a group is as
+    many places as it has codes.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, *, marks: Sequence[str] = MARKS, frames: bool = False) -> None:
+        self.vocabulary = vocabulary
+        self.columns = frame_columns(vocabulary) if frames else 1
+        self._marks = tuple(marks)
+        self._tokens: list[np.ndarray] = []  # [n, columns]
+        self._weights: list[np.ndarray] = []
+        self._widths: list[int] = []  # places of a group in each piece
+        self._slots: list[FeatureSlots] = []
+        self._uncut: list[tuple[int, int]] = []
+        self._seconds = 0.0
         self._audio_groups = 0
 
+    def __len__(self) -> int:
+        """Places so far."""
+        return sum(len(piece) for piece in self._tokens)
+
     def text(self, text: str, weight: float) -> Assembly:
-        return self._add(np.asarray(self._vocabulary.encode_text(text), np.int64), weight, 1)
+        return self.ids(self.vocabulary.encode_text(text), weight)
+
+    def markup(self, markup: str, weight: float, then: str = "") -> Assembly:
+        """Add a template: special tokens stand in it by name, the rest is text. `then` is text that goes on where the
+        template ends, encoded with its last part; names in it are not looked for."""
+        parts = _SPECIAL.split(markup)
+        parts[-1] += then
+        for number, part in enumerate(parts):
+            if number % 2:
+                self.special(part, weight)
+            elif part:
+                self.ids(self.vocabulary.encode_inside(part), weight)
+        return self
 
     def special(self, name: str, weight: float) -> Assembly:
-        return self._add(np.array([self._vocabulary.special(name)], np.int64), weight, 1)
+        return self.ids([self.vocabulary.special(name)], weight)
+
+    def ids(self, ids: Sequence[int], weight: float) -> Assembly:
+        """Add text by its ids."""
+        rows = np.full((len(ids), self.columns), -1, np.int64)
+        rows[:, -1] = ids
+        return self._add(rows, weight, 1)
 
     def audio(self, groups: np.ndarray, weight: float) -> Assembly:
-        """Add codes, ids [groups, group length], between the marks of audio, which have the same weight."""
-        self.special(AUDIO_START, weight)
-        self._add(groups.reshape(-1), weight, groups.shape[1])
-        self._audio_groups += len(groups)
-        return self.special(AUDIO_END, weight)
+        """Add codes, ids [groups, group length], between the marks of audio, if there are any, of the same weight."""
+        if not self._marks:
+            return self.codes(groups, weight)
+        return self.special(self._marks[0], weight).codes(groups, weight).special(self._marks[1], weight)
 
-    def sample(self, key: str, end_weight: float = 1.0) -> Sample:
-        """The Sample, closed by the end-of-text token."""
-        self.special(self._vocabulary.end_of_text, end_weight)
+    def codes(self, groups: np.ndarray, weight: float | np.ndarray, *, speech: bool = True) -> Assembly:
+        """Add codes without marks. `weight` may be an array that broadcasts to [groups, group length]; `speech` says
+        whether they stand for any."""
+        self._audio_groups += len(groups) if speech else 0
+        weights = np.broadcast_to(np.asarray(weight, np.float32), groups.shape)
+        if self.columns == 1:
+            return self._add(groups.reshape(-1, 1), weights.reshape(-1, 1), groups.shape[1])
+        text = np.full((len(groups), 1), -1, np.int64)
+        return self._add(np.hstack([groups, text]), np.hstack([weights, np.zeros(text.shape, np.float32)]), 1)
+
+    def heard(self, found: Heard, weight: float = 0.0) -> Assembly:
+        """Add speech that is given, as codes or as places for an encoder's vectors, between the marks of audio."""
+        if not found.encoder:
+            return self.audio(found.groups, weight)
+        if self._marks:
+            self.special(self._marks[0], weight)
+        for vectors, seconds in found.vectors:
+            self.features(found.encoder, vectors, found.stride, seconds)
+        return self.special(self._marks[1], weight) if self._marks else self
+
+    def features(self, encoder: str, vectors: np.ndarray, stride: int, seconds: float) -> Assembly:
+        """Add places for an encoder's vectors, float16 [frames, width], `stride` of them each; they stand for
+        `seconds` of speech. They have no loss."""
+        if len(vectors):
+            run = FeatureSlots(encoder, vectors, stride, start=len(self))
+            self._slots.append(run)
+            self._seconds += seconds
+            self._add(np.full((run.places, self.columns), -1, np.int64), 0.0, 1)
+        return self
+
+    def keep_together(self, start: int) -> Assembly:
+        """Make all from place `start` on one group."""
+        self._uncut.append((start, len(self)))
+        return self
+
+    def end(self, weight: float = 1.0) -> Assembly:
+        """Add the end-of-text token."""
+        return self.special(self.vocabulary.end_of_text, weight)
+
+    def sample(self, key: str) -> Sample:
+        """The Sample."""
         tokens = np.concatenate(self._tokens)
+        weights = np.concatenate(self._weights)
         counts = [len(piece) for piece in self._tokens]
         firsts = np.concatenate([np.arange(n) % width == 0 for n, width in zip(counts, self._widths, strict=True)])
+        for start, end in self._uncut:
+            firsts[start + 1 : end] = False
+        modality = self.vocabulary.modality_of(tokens)
+        single = self.columns == 1
+        spoken = self._audio_groups * group_seconds(self.vocabulary) if self._audio_groups else 0.0
         return Sample(
-            tokens=tokens,
-            loss_weight=np.repeat(np.asarray(self._weights, np.float32), counts),
-            modality=self._vocabulary.modality_of(tokens),
+            tokens=tokens[:, 0] if single else tokens,
+            loss_weight=weights[:, 0] if single else weights,
+            modality=modality[:, 0] if single else modality,
             group=np.cumsum(firsts, dtype=np.int32) - 1,
             key=key,
-            audio_seconds=self._audio_groups * group_seconds(self._vocabulary) if self._audio_groups else 0.0,
+            audio_seconds=spoken + self._seconds,
+            slots=tuple(self._slots),
         )
 
-    def _add(self, tokens: np.ndarray, weight: float, width: int) -> Assembly:
-        self._tokens.append(tokens)
-        self._weights.append(weight)
+    def _add(self, rows: np.ndarray, weight: float | np.ndarray, width: int) -> Assembly:
+        self._tokens.append(rows)
+        self._weights.append(np.where(rows >= 0, np.asarray(weight, np.float32), np.float32(0)))
         self._widths.append(width)
         return self
 
@@ -64,3 +173,15 @@ def check_weight(option: str, weight: float) -> None:
     """Raises BadInput for a loss weight below 0."""
     if weight < 0:
         raise BadInput(f"layout option {option} is a loss weight and cannot be {weight}")
+
+
+def check_stride(stride: int) -> None:
+    """Raises BadInput for a stride of features below 1."""
+    if stride < 1:
+        raise BadInput(f"layout option stride is a number of an encoder's frames and must be at least 1, got {stride}")
+
+
+def check_marks(marks: Sequence[str]) -> None:
+    """Raises BadInput unless marks of audio are two special tokens or none."""
+    if len(marks) not in (0, 2) or any(specials_in(mark) != [mark] for mark in marks):
+        raise BadInput(f"layout option marks is two special tokens, such as {list(MARKS)}, or none; got {list(marks)}")

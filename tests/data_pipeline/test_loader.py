@@ -7,15 +7,13 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from configs.schema import Config
 from data_pipeline.corpus import Corpus
 from data_pipeline.damage import DamageTally
 from data_pipeline.lanes import Lane
 from data_pipeline.loader import Loader, make_loader, merge_states, validation_packs
-from data_pipeline.mixture import open_sources
+from data_pipeline.mixture import open_mixture
 from data_pipeline.prefetch import Prefetcher
 from data_pipeline.shards import DamagedSample, index_path, read_index
 from runtime.exits import BadInput
@@ -30,7 +28,7 @@ def folder(tmp_path_factory):
 
 
 def loaders(config: Config, folder, world: int) -> list[Loader]:
-    return [make_loader(config, folder, split="train", rank=rank, world=world) for rank in range(world)]
+    return [make_loader(config, Corpus.open(folder), split="train", rank=rank, world=world) for rank in range(world)]
 
 
 def run(ranks: list[Loader], steps: int) -> list:
@@ -50,40 +48,14 @@ def assert_same(packs, others) -> None:
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
-@given(data=st.data())
-@settings(max_examples=30, deadline=None)
-def test_any_world_and_any_stop_give_the_same_stream(folder, data):
-    """k steps at world A, states merged through JSON, the rest at world B: as if one rank had never stopped."""
-    lanes, batch = data.draw(st.sampled_from([(4, 4), (8, 4), (4, 8), (12, 8), (6, 6), (12, 4)]))
-    worlds = st.sampled_from([world for world in range(1, 9) if lanes % world == 0 and batch % world == 0])
-    before, after = data.draw(worlds), data.draw(worlds)
-    weights = data.draw(st.dictionaries(st.sampled_from(LAYOUTS), st.floats(0.1, 3), min_size=1))
-    config = make_config(weights, global_batch=batch, sequence_length=data.draw(st.integers(20, 200)))
-    config.loader.lanes = lanes
-    config.loader.packing_window = data.draw(st.integers(1, 5))
-    config.loader.prefetch = data.draw(st.sampled_from([0, 0, 2]))
-    stop, rest = data.draw(st.integers(0, 6)), data.draw(st.integers(1, 4))
-
-    whole = run(loaders(config, folder, 1), stop + rest)
-    first = loaders(config, folder, before)
-    packs = run(first, stop)
-    state = json.loads(json.dumps(merge_states([rank.state_dict() for rank in first])))
-    second = loaders(config, folder, after)
-    for rank in second:
-        rank.load_state_dict(state)
-    packs += run(second, rest)
-    for rank in (*first, *second):
-        rank.close()
-    assert_same(packs, whole)
-    assert state["step"] == stop
-
-
 @pytest.mark.parametrize("lanes, batch", [(4, 4), (8, 4), (4, 8), (6, 4)])
 def test_global_pack_g_comes_from_lane_g_mod_lanes(folder, lanes, batch):
     config = make_config(global_batch=batch)
     config.loader.lanes = lanes
-    sources = open_sources(config, Corpus.open(folder), "train", DamageTally(0.0))
-    alone = [Lane(n, lanes, sources, length=128, window=config.loader.packing_window) for n in range(lanes)]
+    mixture = open_mixture(config, Corpus.open(folder), "train", DamageTally(0.0))
+    alone = [
+        Lane(n, lanes, mixture, length=128, window=config.loader.packing_window, batch=batch) for n in range(lanes)
+    ]
     packs = run(loaders(config, folder, 2), 5)
     assert_same(packs, [alone[g % lanes].next_pack() for g in range(5 * batch)])
 
@@ -98,7 +70,7 @@ def test_a_world_that_divides_not_both_is_refused(folder, lanes, batch, world, n
     config = make_config(global_batch=batch)
     config.loader.lanes = lanes
     with pytest.raises(BadInput, match=name):
-        make_loader(config, folder, split="train", rank=0, world=world)
+        make_loader(config, Corpus.open(folder), split="train", rank=0, world=world)
 
 
 # --- state ------------------------------------------------------------------------------------------------------
@@ -106,9 +78,9 @@ def test_a_world_that_divides_not_both_is_refused(folder, lanes, batch, world, n
 
 def test_state_is_of_what_was_handed_out_not_of_what_was_read_ahead(folder):
     config = make_config()
-    still = make_loader(config, folder, split="train", rank=0, world=1)
+    still = make_loader(config, Corpus.open(folder), split="train", rank=0, world=1)
     config.loader.prefetch = 8
-    ahead = make_loader(config, folder, split="train", rank=0, world=1)
+    ahead = make_loader(config, Corpus.open(folder), split="train", rank=0, world=1)
     for _ in range(3):
         still.next_step()
         ahead.next_step()
@@ -132,22 +104,26 @@ def test_ranks_may_come_twice_but_not_at_different_steps(folder):
 def test_a_missing_lane_is_refused(folder):
     ranks = loaders(make_config(), folder, 2)
     with pytest.raises(BadInput, match="no lane 1"):
-        make_loader(make_config(), folder, split="train", rank=0, world=1).load_state_dict(ranks[0].state_dict())
+        make_loader(make_config(), Corpus.open(folder), split="train", rank=0, world=1).load_state_dict(
+            ranks[0].state_dict()
+        )
 
 
 @pytest.mark.parametrize("name, value", [("seed", 8), ("sequence_length", 64), ("global_batch", 8)])
 def test_the_state_of_another_stream_is_refused(folder, name, value):
-    state = make_loader(make_config(), folder, split="train", rank=0, world=1).state_dict()
-    other = make_loader(make_config(**{name: value}), folder, split="train", rank=0, world=1)
+    state = make_loader(make_config(), Corpus.open(folder), split="train", rank=0, world=1).state_dict()
+    other = make_loader(make_config(**{name: value}), Corpus.open(folder), split="train", rank=0, world=1)
     with pytest.raises(BadInput, match=f"{name} = .* now it is {value}"):
         other.load_state_dict(state)
 
 
 def test_another_mixture_or_corpus_is_another_stream(folder, tmp_path):
-    state = make_loader(make_config({"asr": 1.0, "tts": 1.0}), folder, split="train", rank=0, world=1).state_dict()
+    state = make_loader(
+        make_config({"asr": 1.0, "tts": 1.0}), Corpus.open(folder), split="train", rank=0, world=1
+    ).state_dict()
     for weights, where in (({"asr": 1.0, "tts": 2.0}, folder), ({"asr": 1.0, "tts": 1.0}, make_corpus(tmp_path / "d"))):
-        with pytest.raises(BadInput, match="sources"):
-            make_loader(make_config(weights), where, split="train", rank=0, world=1).load_state_dict(state)
+        with pytest.raises(BadInput, match="mixture"):
+            make_loader(make_config(weights), Corpus.open(where), split="train", rank=0, world=1).load_state_dict(state)
 
 
 # --- damage -----------------------------------------------------------------------------------------------------
@@ -162,12 +138,12 @@ def test_a_truncated_shard_costs_its_own_samples_only(tmp_path):
     config = make_config({"asr": 1.0})
     config.loader.damaged_share = 0.5
     folder = make_corpus(tmp_path / "c", train_documents=32)
-    whole = run([make_loader(config, folder, split="train", rank=0, world=1)], 30)
+    whole = run([make_loader(config, Corpus.open(folder), split="train", rank=0, world=1)], 30)
     shard = Corpus.open(folder).shards("train")[1]
     os.truncate(shard, int(read_index(shard).offset[4]) + 10)
     lost = {f"train-{number:04d}" for number in range(8, 16)}
 
-    loader = make_loader(config, folder, split="train", rank=0, world=1)
+    loader = make_loader(config, Corpus.open(folder), split="train", rank=0, world=1)
     damaged = run([loader], 30)
     assert loader.damaged.keys() == {"truncated"}
     assert loader.damaged["truncated"] > 0
@@ -188,9 +164,9 @@ def test_every_lane_reads_the_same_documents_with_and_without_damage(tmp_path):
     folder = make_corpus(tmp_path / "c", train_documents=32)
 
     def order() -> dict[tuple[int, str], list[str]]:
-        loader = make_loader(config, folder, split="train", rank=0, world=1)
+        loader = make_loader(config, Corpus.open(folder), split="train", rank=0, world=1)
         seen: dict[tuple[int, str], set[str]] = {}
-        for _ in range(40):
+        for _ in range(80):
             for lane, pack in enumerate(loader.next_step()):
                 for key in pack.keys:
                     source, epoch, document = key.split("/")[:3]
@@ -222,7 +198,7 @@ def test_any_damage_is_counted_by_kind(tmp_path, spoil, kind):
     spoil(Corpus.open(folder).shards("train")[2])
     config = make_config()
     config.loader.damaged_share = 0.9
-    loader = make_loader(config, folder, split="train", rank=0, world=1)
+    loader = make_loader(config, Corpus.open(folder), split="train", rank=0, world=1)
     run([loader], 20)
     assert loader.damaged.keys() == {kind}
 
@@ -235,7 +211,7 @@ def test_codes_outside_the_vocabulary_are_damage(tmp_path):
     (folder / "vocabulary.json").write_text(json.dumps(described))
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"vocabulary": described}))
-    loader = make_loader(make_config({"asr": 1.0}), folder, split="train", rank=0, world=1)
+    loader = make_loader(make_config({"asr": 1.0}), Corpus.open(folder), split="train", rank=0, world=1)
     with pytest.raises(BadInput, match=r"damaged, more than loader\.damaged_share 0\.01"):
         run([loader], 1000)
     assert loader.damaged.keys() == {"codes"}
@@ -246,7 +222,7 @@ def test_too_much_damage_stops_the_run_through_the_prefetcher(tmp_path):
     os.truncate(Corpus.open(folder).shards("train")[0], 1000)
     config = make_config()
     config.loader.prefetch = 3
-    loader = make_loader(config, folder, split="train", rank=0, world=1)
+    loader = make_loader(config, Corpus.open(folder), split="train", rank=0, world=1)
     for _ in range(2):  # and again, if asked again
         with pytest.raises(BadInput, match=r"of \d+ samples read are damaged"):
             run([loader], 1000)
@@ -270,25 +246,25 @@ def test_damage_is_judged_from_a_hundred_samples_on():
 
 def test_validation_packs_are_the_same_for_every_world_and_number_of_lanes(folder):
     config = make_config(validation_packs=8)
-    whole = validation_packs(config, folder, rank=0, world=1)
+    whole = validation_packs(config, Corpus.open(folder), rank=0, world=1)
     assert len(whole) == 8
     assert all("/valid-" in key for pack in whole for key in pack.keys)
     config.loader.lanes = 64
     for world in (2, 4, 8):
-        parts = [validation_packs(config, folder, rank=rank, world=world) for rank in range(world)]
+        parts = [validation_packs(config, Corpus.open(folder), rank=rank, world=world) for rank in range(world)]
         assert_same([pack for turn in zip(*parts, strict=True) for pack in turn], whole)
 
 
 def test_validation_packs_must_be_dealt_evenly(folder):
     with pytest.raises(BadInput, match=r"train\.validation_packs 6 must be a multiple of the 4"):
-        validation_packs(make_config(validation_packs=6), folder, rank=0, world=4)
+        validation_packs(make_config(validation_packs=6), Corpus.open(folder), rank=0, world=4)
 
 
 def test_no_validation_needs_no_validation_split(tmp_path):
     folder = make_corpus(tmp_path / "c", valid_documents=0)
-    assert validation_packs(make_config(validate_every=0), folder, rank=0, world=1) == []
+    assert validation_packs(make_config(validate_every=0), Corpus.open(folder), rank=0, world=1) == []
     with pytest.raises(BadInput, match="valid split"):
-        validation_packs(make_config(), folder, rank=0, world=1)
+        validation_packs(make_config(), Corpus.open(folder), rank=0, world=1)
 
 
 # --- prefetch ---------------------------------------------------------------------------------------------------
@@ -317,7 +293,7 @@ def test_closing_leaves_no_thread(folder):
     config = make_config()
     config.loader.prefetch = 2
     before = threading.active_count()
-    loader = make_loader(config, folder, split="train", rank=0, world=1)
+    loader = make_loader(config, Corpus.open(folder), split="train", rank=0, world=1)
     loader.next_step()
     assert threading.active_count() == before + 1
     loader.close()

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, normalizers
 
 from data_pipeline.vocabulary import VOCABULARY_FILE, Vocabulary
 from runtime.exits import BadInput
@@ -40,6 +42,31 @@ def test_special_tokens():
     assert VOCABULARY.special("<|endoftext|>") < VOCABULARY.text_size
     with pytest.raises(BadInput, match="nonsense"):
         VOCABULARY.special("nonsense")
+
+
+def test_text_inside_a_line_has_no_dummy_space():
+    """SentencePiece puts a space before whatever it is given; after a line break or a special token there is none."""
+    assert VOCABULARY.encode_inside("in the beginning") == VOCABULARY.encode_text("in the beginning")
+    names = ["▁", "a", "b", "▁a", *(f"<0x{byte:02X}>" for byte in range(256))]
+    model = models.BPE({name: i for i, name in enumerate(names)}, [("▁", "a")], byte_fallback=True)
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    sentencepiece = replace(VOCABULARY, tokenizer_json=tokenizer.to_str(), text_size=len(names))
+    assert [names[i] for i in sentencepiece.encode_text("ab a")] == ["▁a", "b", "▁a"]
+    assert [names[i] for i in sentencepiece.encode_inside("ab a")] == ["a", "b", "▁a"]
+
+
+def test_the_name_of_a_special_token_in_a_text_is_text():
+    written = "end <|endoftext|> or <|audio_start|>"
+    ids = VOCABULARY.encode_text(written)
+    assert not {VOCABULARY.special("<|endoftext|>"), VOCABULARY.special("<|audio_start|>")} & set(ids)
+    assert VOCABULARY.decode_text(ids) == written
+    assert pickle.loads(pickle.dumps(VOCABULARY)).encode_text(written) == ids  # as a worker process has it
+
+
+def test_which_special_tokens_there_are():
+    assert all(VOCABULARY.has_special(name) for name in (*SPECIALS, "<|endoftext|>"))
+    assert not VOCABULARY.has_special("<|nonsense|>")
 
 
 def test_token_names_are_unique():

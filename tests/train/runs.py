@@ -20,7 +20,7 @@ def tiny_config(folder: Path, corpus: Path, **changes: Any) -> Config:
     config.run.folder = str(folder)
     config.corpus.name = "synthetic"
     config.corpus.folder = str(corpus)
-    config.codec.name = config.codec.encoder = "synthetic"
+    config.codec.name = "synthetic"
     config.mixture.name = "synthetic"
     config.mixture.sources = {
         "continuation": SourceConfig(layout="continuation", weight=2.0),

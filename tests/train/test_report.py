@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import soundfile
 
+from data_pipeline.looking.spectrogram import MEL_BANDS, RANGE_DB, code_strip_png, encode_png, log_mel
 from data_pipeline.shards import index_path
 from runtime.exits import BadInput
 from tests.data_pipeline.synthetic import make_corpus
 from train.metrics import MetricLog
 from train.report import write_report
 from train.report.charts import MOST_POINTS, charts_of
-from train.report.spectrogram import MEL_BANDS, RANGE_DB, code_strip_png, encode_png, log_mel
 
 SECTIONS = {"summary", "curves", "samples", "data", "checkpoints", "config", "environment"}
 VOID = {"meta", "img", "input", "br", "link", "hr"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
@@ -9,6 +11,8 @@ from megatron.core.packed_seq_params import PackedSeqParams
 
 from configs.schema import BackboneConfig, ParallelConfig, Precision
 from data_pipeline.batch import Batch
+from data_pipeline.layouts import Layout
+from runtime.exits import BadInput
 from train.models.trunk import transformer_config, trunk_spec
 
 
@@ -33,6 +37,16 @@ class SpeechLM(GPTModel):
             rotary_base=backbone.rope_base,
             share_embeddings_and_output_weights=backbone.tied_embeddings,
         )
+
+
+def check_layouts(layouts: Mapping[str, Layout]) -> None:
+    """Raises BadInput for a layout, by its source, of which `run` cannot take all that it makes."""
+    for source, layout in layouts.items():
+        if not layout.plain:
+            raise BadInput(
+                f"source {source}: layout {layout.name} makes several columns, feature slots or further targets with "
+                "these options, and the model reads one column of tokens"
+            )
 
 
 def run(model: torch.nn.Module, batch: Batch, labels: torch.Tensor | None) -> torch.Tensor:

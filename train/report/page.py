@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
+from data_pipeline.corpus import Corpus
+from data_pipeline.looking.pages import Tile, clock, environment, left_out_kinds, page_file, short
+from data_pipeline.looking.samples import Gallery, gallery
+from runtime.exits import BadInput
 from train.report.charts import charts_of
 from train.report.run_folder import RunFolder, read_run_folder
-from train.report.samples import listen_to
 
 REPORT_FILE = "report.html"
 _HERE = Path(__file__).parent
 _RECENT = 0.2  # share of the run, at its end, over which the headline throughput is the median
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One headline number with a line below it."""
-
-    label: str
-    value: str
-    unit: str = ""
-    note: str = ""
-    good: bool = False
 
 
 def write_report(run_folder: Path) -> Path:
@@ -42,32 +29,48 @@ def write_report(run_folder: Path) -> Path:
     run = read_run_folder(run_folder)
     corpus = run.results.get("corpus")
     charts = charts_of(run.metrics, run.validation, _numbers(run.results.get("entropy")))
-    listening = listen_to(Path(corpus) if corpus else None)
-    environment = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"embed": _embed, "bytes": _bytes, "clock": _clock}
-    page = environment.get_template("template.html").render(
-        title=run.setting("run.name", run.folder.resolve().name),
-        subtitle=_subtitle(run),
-        status=_status(run),
-        tiles=_tiles(run),
-        charts=charts,
-        chart_data=[chart.data() for chart in charts],
-        listening=listening,
-        strip_data=[[_strip_data(strip) for strip in sample.strips] for sample in listening.samples],
-        damaged=_numbers(run.results.get("damaged")),
-        not_finite=sum(not math.isfinite(_number(record.get("loss"), 0.0)) for record in run.metrics),
-        environment=_flat(run.environment),
-        run=run,
-        style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),
-        script=Markup((_HERE / "report.js").read_text(encoding="utf-8")),
+    listening = _listen_to(Path(corpus) if corpus else None)
+    page = (
+        environment(_HERE)
+        .get_template("template.html")
+        .render(
+            title=run.setting("run.name", run.folder.resolve().name),
+            subtitle=_subtitle(run),
+            status=_status(run),
+            tiles=_tiles(run),
+            charts=charts,
+            chart_data=[chart.data() for chart in charts],
+            listening=listening,
+            strip_data=listening.strip_data(),
+            damaged=_numbers(run.results.get("damaged")) or _damage_so_far(run),
+            left_out=left_out_kinds(_mapping(run.results.get("left_out"))),
+            not_finite=sum(not math.isfinite(_number(record.get("loss"), 0.0)) for record in run.metrics),
+            environment=_flat(run.environment),
+            run=run,
+            script=page_file("report.js", _HERE),
+        )
     )
     path = run_folder / REPORT_FILE
     partial = path.with_name(REPORT_FILE + ".partial")
     partial.write_text(page, encoding="utf-8")
     os.replace(partial, path)
     return path
+
+
+def _listen_to(folder: Path | None) -> Gallery:
+    """A few validation samples of the run's corpus."""
+    if folder is None:
+        return Gallery([], "The run's results name no corpus.")
+    try:
+        return gallery(Corpus.open(folder), "valid")
+    except BadInput as error:
+        return Gallery([], f"The corpus cannot be opened: {error}.")
+
+
+def _damage_so_far(run: RunFolder) -> dict[str, float]:
+    """Damaged samples by kind, of the last step that was recorded."""
+    last = _numbers(run.metrics[-1]) if run.metrics else {}
+    return {key.removeprefix("damaged/"): count for key, count in last.items() if key.startswith("damaged/")}
 
 
 # --- headline ---------------------------------------------------------------------------------------------------
@@ -82,6 +85,8 @@ def _status(run: RunFolder) -> dict[str, str]:
     match run.results.get("status"):
         case "finished":
             return {"kind": "finished", "text": f"Finished: {place}"}
+        case "exhausted":
+            return {"kind": "finished", "text": f"Finished with its data: {place}"}
         case "stopped":
             return {"kind": "stopped", "text": f"Stopped at {place}"}
     return {"kind": "open", "text": f"Not finished: {place} so far"}
@@ -116,7 +121,7 @@ def _tiles(run: RunFolder) -> list[Tile]:
         note = f"{first['loss']:.3f} at the first step" if "loss" in first else ""
         tiles.append(Tile("Training loss", f"{last['loss']:.3f}", "nats a token", note))
     if "tokens" in last:
-        tiles.append(Tile("Tokens", _short(last["tokens"]), "", f"in {len(run.metrics):,} steps"))
+        tiles.append(Tile("Tokens", short(last["tokens"]), "", f"in {len(run.metrics):,} steps"))
     if "audio_hours" in last:
         tiles.append(Tile("Speech", f"{last['audio_hours']:.2f}", "hours", "read, repeats included"))
     recent = run.metrics[-max(1, int(len(run.metrics) * _RECENT)) :]
@@ -124,12 +129,12 @@ def _tiles(run: RunFolder) -> list[Tile]:
     if speeds and speeds[-1] > 0:
         mfu = last.get("mfu")
         note = "MFU unknown: no peak for this device" if mfu is None else f"MFU {100 * mfu:.1f} %"
-        tiles.append(Tile("Throughput", _short(speeds[len(speeds) // 2]), "tokens/s", note))
+        tiles.append(Tile("Throughput", short(speeds[len(speeds) // 2]), "tokens/s", note))
     training = sum(_number(record.get("seconds"), 0.0) for record in run.metrics)
     wall = _number(run.results.get("wall_seconds"), 0.0)
     if training:
-        note = f"wall time since the last start {_clock(wall)}" if wall else "sum of the steps, over all starts"
-        tiles.append(Tile("Time in steps", _clock(training), "", note))
+        note = f"wall time since the last start {clock(wall)}" if wall else "sum of the steps, over all starts"
+        tiles.append(Tile("Time in steps", clock(training), "", note))
     return tiles
 
 
@@ -159,6 +164,10 @@ def _terms(record: Any) -> dict[str, float]:
 # --- writing values ---------------------------------------------------------------------------------------------
 
 
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
 def _numbers(mapping: Any) -> dict[str, float]:
     """The finite numbers of a mapping; empty for anything else."""
     if not isinstance(mapping, Mapping):
@@ -169,28 +178,6 @@ def _numbers(mapping: Any) -> dict[str, float]:
 
 def _number(value: Any, otherwise: float) -> float:
     return value if isinstance(value, (int, float)) else otherwise
-
-
-def _short(value: float) -> str:
-    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if value >= size:
-            return f"{value / (1e3 if letter == 'k' else size):.3g} {letter}"
-    return f"{value:,.0f}"
-
-
-def _clock(seconds: float) -> str:
-    """Seconds as 1:02:03 or 2:03 min."""
-    whole = round(seconds)
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    return f"{hours}:{minutes:02d}:{rest:02d} h" if hours else f"{minutes}:{rest:02d} min"
-
-
-def _bytes(size: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
 
 
 def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -206,12 +193,3 @@ def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
-
-
-def _strip_data(strip: Any) -> dict[str, Any]:
-    return {"name": strip.name, "rate": strip.rate, "codes": strip.codes}
-
-
-def _embed(value: Any) -> Markup:
-    """JSON that cannot end the script element that holds it."""
-    return Markup(json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"))

@@ -254,41 +254,4 @@
       plots.forEach((plot) => plot.draw());
     };
   }
-
-  // --- samples -----------------------------------------------------------------------------------------------------
-  const strips = read("strip-data");
-  document.querySelectorAll(".sample").forEach((sample, number) => {
-    const audio = sample.querySelector("audio"), head = sample.querySelector(".playhead"), readout = sample.querySelector(".readout");
-    const words = [...sample.querySelectorAll(".words button")], score = sample.querySelector(".score"), resting = readout.textContent;
-    const seconds = parseFloat(score.style.getPropertyValue("--seconds"));
-    let until = Infinity;
-    const follow = () => {
-      const now = audio.currentTime;
-      head.style.left = `${Math.min(100, (100 * now) / seconds)}%`;
-      head.style.opacity = now > 0 ? 0.9 : 0;
-      for (const word of words) word.classList.toggle("now", now > 0 && now >= +word.dataset.start && now < +word.dataset.end);
-      if (now >= until) { audio.pause(); until = Infinity; }
-      if (!audio.paused) requestAnimationFrame(follow);
-    };
-    audio.onplay = () => {
-      document.querySelectorAll("audio").forEach((other) => other !== audio && other.pause());
-      follow();
-    };
-    audio.onseeked = follow;
-    const playFrom = (start, end) => { audio.currentTime = start; until = end; audio.play(); };
-    for (const word of words) word.onclick = () => playFrom(+word.dataset.start, +word.dataset.end);
-    sample.querySelector(".picture").onclick = (event) => {
-      const box = score.getBoundingClientRect();
-      playFrom((seconds * (event.clientX - box.left)) / box.width, Infinity);
-    };
-    sample.querySelectorAll(".strip").forEach((strip) => {
-      const data = strips[number][+strip.dataset.strip];
-      strip.onpointermove = (event) => {
-        const box = score.getBoundingClientRect();
-        const frame = Math.floor(((seconds * (event.clientX - box.left)) / box.width) * data.rate);
-        if (frame >= 0 && frame < data.codes.length) readout.textContent = `${data.name}[${frame}] = ${data.codes[frame]} at ${(frame / data.rate).toFixed(2)} s`;
-      };
-      strip.onpointerleave = () => (readout.textContent = resting);
-    });
-  });
 })();

@@ -47,9 +47,14 @@ def _filters(rate: int, bins: int) -> np.ndarray:
 def spectrogram_png(wave: np.ndarray, rate: int) -> bytes:
     """The log-mel spectrogram as a PNG: time to the right, one pixel a hop, low frequencies at the bottom."""
     shade = np.round((log_mel(wave, rate) / RANGE_DB + 1) * 255).astype(np.uint8)
+    return encode_png(shade[::-1], palette())
+
+
+def palette() -> np.ndarray:
+    """Colours from silence to the loudest cell, uint8 [256, 3]."""
     anchors = np.linspace(0, 255, len(_RAMP))
-    palette = np.stack([np.interp(np.arange(256), anchors, channel) for channel in np.array(_RAMP).T], axis=1)
-    return encode_png(shade[::-1], np.round(palette).astype(np.uint8))
+    ramp = np.stack([np.interp(np.arange(256), anchors, channel) for channel in np.array(_RAMP).T], axis=1)
+    return np.round(ramp).astype(np.uint8)
 
 
 def code_strip_png(codes: np.ndarray) -> bytes:

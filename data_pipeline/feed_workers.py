@@ -1,0 +1,119 @@
+"""Lanes read by processes of their own, through PyTorch's DataLoader."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from configs.schema import Config
+from data_pipeline.corpus import Corpus
+from data_pipeline.damage import DamageTally
+from data_pipeline.feed import Served, serve
+from data_pipeline.lanes import Lane
+from data_pipeline.mixture import open_mixture
+from data_pipeline.workers import leave_with_parent
+from runtime.signals import STOP_SIGNALS
+
+
+@dataclass
+class _Lanes(IterableDataset):
+    """Some lanes, in the order of their turns. The worker that iterates opens the corpus for itself."""
+
+    config: Config
+    corpus: Corpus
+    split: str
+    numbers: Sequence[int]
+    states: Mapping[int, dict[str, Any]]
+
+    def __iter__(self) -> Iterator[Served]:
+        damage = DamageTally(allowed_share=1.0)  # who merges the counts of all workers judges them
+        mixture = open_mixture(self.config, self.corpus, self.split, damage)
+        lanes = [Lane.of(self.config, mixture, number) for number in self.numbers]
+        for lane in lanes:
+            lane.restore(self.states[lane.number])
+        return serve(lanes, damage)
+
+
+class WorkerFeed:
+    """Lanes dealt to `workers` processes: lane number i of this feed goes to process i mod `workers`.
+
+    Each process is one DataLoader's, so that it is asked for its packs when their turn comes, whatever numbers of lanes
+    and processes there are. Processes are forked from a clean server (no threads, no CUDA, no InfiniBand to inherit),
+    ignore stop signals, and leave when this process does, however it ends.
+    """
+
+    def __init__(
+        self, config: Config, corpus: Corpus, split: str, numbers: Sequence[int], *, workers: int, ahead: int
+    ) -> None:
+        self._make = lambda mine, states: _Lanes(config, corpus, split, mine, states)
+        self._numbers = list(numbers)
+        self._workers = min(workers, len(self._numbers))
+        self._ahead = max(1, ahead // self._workers)
+        self._streams: list[Any] = []
+
+    def start(self, states: Mapping[int, dict[str, Any]], turn: int) -> None:
+        self.close()
+        self._states, self._turn = states, turn
+
+    def next(self) -> Served:
+        if not self._streams:
+            self._streams = [iter(loader) for loader in self._loaders()]
+        worker = self._turn % len(self._numbers) % self._workers
+        try:
+            served: Served = next(self._streams[worker])
+        except RuntimeError as error:
+            if "exited unexpectedly" not in str(error):
+                raise
+            raise RuntimeError(
+                f"data worker {worker} of {self._workers} died (killed, perhaps for want of memory): {error}"
+            ) from None
+        self._turn += 1
+        return served
+
+    def close(self) -> None:
+        self._streams = []  # a DataLoader's iterator ends its process when nobody holds it any more
+
+    @property
+    def processes(self) -> list[int]:
+        """Process ids of the workers, while there are any."""
+        return [process.pid for stream in self._streams for process in stream._workers]
+
+    def _loaders(self) -> list[DataLoader]:
+        count = len(self._numbers)
+        in_turn = [(self._turn + later) % count for later in range(count)]
+        datasets = [
+            self._make([self._numbers[lane] for lane in in_turn if lane % self._workers == worker], self._states)
+            for worker in range(self._workers)
+        ]
+        return [
+            DataLoader(
+                dataset,
+                batch_size=None,
+                num_workers=1,
+                collate_fn=_as_it_is,
+                prefetch_factor=self._ahead,
+                multiprocessing_context="forkserver",
+                worker_init_fn=_settle,
+            )
+            for dataset in datasets
+        ]
+
+
+def _as_it_is(served: Any) -> Any:
+    return served
+
+
+def _settle(worker: int) -> None:
+    """In a new worker process."""
+    torch.set_num_threads(1)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # the rank decides when to stop
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"

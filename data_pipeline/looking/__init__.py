@@ -1,0 +1,1 @@
+"""Looking at a corpus: samples, statistics, checks, and a page that shows all of it."""

@@ -1,0 +1,152 @@
+"""What each `megaphone data` command does: thin wiring between a command line and `data_pipeline`."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from configs.schema import Config, SourceConfig
+from launch.selection import read_words
+from runtime.exits import DONE, BadInput
+from runtime.signals import stoppable
+
+if TYPE_CHECKING:
+    from data_pipeline.layouts import Layout
+
+STATS_WIDTH = 110  # characters that the widest table of statistics wants
+
+
+def data_build(options: Namespace) -> int:
+    config = read_words(options.settings).first()
+    print(build_corpus(config))
+    return DONE
+
+
+def data_entropy(options: Namespace) -> int:
+    from data_pipeline.build import corpus_folder
+    from data_pipeline.corpus import SPLITS, Corpus
+    from data_pipeline.entropy import unigram_entropy
+
+    corpus = Corpus.open(corpus_folder(read_words(options.settings).first()))
+    for split in SPLITS:
+        for name, nats in unigram_entropy(corpus, split).items():
+            print(f"{split:<6} {name:<12} {nats:.4f} nats a token")
+    return DONE
+
+
+def data_inspect(options: Namespace) -> int:
+    """One sample on the terminal; `--layout` with what the loss covers, `--html` and `--spectrogram` as files."""
+    from rich.console import Console
+
+    from data_pipeline.corpus import Corpus
+    from data_pipeline.looking.inspect import find, print_sample
+    from data_pipeline.looking.laid import lay
+    from data_pipeline.looking.sample_page import write_sample_page
+    from data_pipeline.looking.samples import read_sound
+    from data_pipeline.looking.spectrogram import spectrogram_png
+    from data_pipeline.shards import replace_atomically
+
+    folder, config = _corpus(options.corpus)
+    layout = _layout(options.layout, config) if options.layout else None
+    corpus = Corpus.open(folder)
+    if layout is not None:
+        layout.check(corpus.vocabulary)
+    found = find(corpus, options.split, options.sample)
+    laid = [] if layout is None else lay(layout, found.document, corpus.vocabulary, options.seed)
+    laid = [sample for sample in laid if sample.key.endswith(f"/{found.utterance.key}")] or laid  # its own, or all
+    print_sample(found, corpus, laid, Console(soft_wrap=True, highlight=False))
+    if options.spectrogram:
+        if found.audio is None:
+            raise BadInput(f"{found.utterance.key} has no sound in the corpus, so it has no spectrogram")
+        replace_atomically(Path(options.spectrogram), spectrogram_png(*read_sound(found.audio, found.utterance.key)))
+    if options.html:
+        write_sample_page(Path(options.html), found, corpus, options.layout or "", laid)
+    return DONE
+
+
+def _layout(name: str, config: Config | None) -> Layout:
+    """The layout of the mixture's source `name`, with its options; else the layout of that name as it is."""
+    from data_pipeline.layouts import find_layout
+
+    source = _source(name, config.mixture.sources) if config else None
+    if source is not None and source.layout is not None:
+        return find_layout(source.layout, source.options)
+    return find_layout(name, {})
+
+
+def _source(name: str, sources: Mapping[str, SourceConfig]) -> SourceConfig | None:
+    """The source `name` of a mixture or of one inside it."""
+    inside = (_source(name, source.sources) for source in sources.values())
+    return sources.get(name) or next((source for source in inside if source is not None), None)
+
+
+def data_stats(options: Namespace) -> int:
+    """What a corpus holds, split by split, as tables; `--json` also as a file."""
+    from rich.console import Console
+
+    from data_pipeline.corpus import Corpus
+    from data_pipeline.looking.stats import as_json, gather, print_tables
+    from data_pipeline.shards import replace_atomically
+
+    corpus = Corpus.open(_corpus(options.corpus)[0])
+    with stoppable() as stop:
+        found = gather(corpus, read=None if options.read_all else options.read, stop=stop)
+    print_tables(corpus, found, Console(width=max(Console().width, STATS_WIDTH)))
+    if options.json:
+        replace_atomically(Path(options.json), json.dumps(as_json(corpus, found), indent=2, allow_nan=False).encode())
+    return DONE
+
+
+def data_report(options: Namespace) -> int:
+    """The corpus as one page; says where it is."""
+    from data_pipeline.corpus import Corpus
+    from data_pipeline.looking.report import REPORT_FILE, write_corpus_report
+    from data_pipeline.looking.stats import gather
+
+    corpus = Corpus.open(_corpus(options.corpus)[0])
+    path = Path(options.html) if options.html else corpus.folder / REPORT_FILE
+    with stoppable() as stop:
+        write_corpus_report(path, corpus, gather(corpus, read=options.read, stop=stop))
+    print(path)
+    return DONE
+
+
+def data_verify(options: Namespace) -> int:
+    """Exit code 2 and one line where anything is wrong, after the problems kind by kind."""
+    from data_pipeline.looking.verify import tell, verify
+
+    folder, _ = _corpus(options.corpus)
+    with stoppable() as stop:
+        problems = verify(folder, quick=options.quick, workers=options.workers, stop=stop)
+    if problems:
+        raise BadInput(f"{folder} has {len(problems)} problems: {tell(problems, print)}")
+    checked = "checksums agree" if options.quick else "every shard and sample is as the manifest tells"
+    print(f"{folder}: {checked}")
+    return DONE
+
+
+def _corpus(words: list[str]) -> tuple[Path, Config | None]:
+    """The corpus that a command line means: a folder, or the one of a recipe's settings, then with its config."""
+    folders = [word for word in words if "=" not in word]
+    if len(folders) > 1:
+        raise BadInput(f"one corpus at a time: {' or '.join(folders)}")
+    if words == folders:
+        if not folders:
+            raise BadInput("name a corpus: its folder, or settings such as recipe=quickstart")
+        return Path(folders[0]), None
+    from data_pipeline.build import corpus_folder
+
+    settings = [word for word in words if "=" in word] + [f"corpus.folder={folder}" for folder in folders]
+    config = read_words(settings).first()
+    return corpus_folder(config), config
+
+
+def build_corpus(config: Config) -> Path:
+    """The corpus of a recipe, built or found finished; stop signals end it between two pieces of work."""
+    from data_pipeline.build import build_corpus as build
+
+    with stoppable() as stop:
+        return build(config, stop=stop)

@@ -1,0 +1,143 @@
+"""Worker processes of the loader: what they hand over, and how they end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from data_pipeline.corpus import Corpus
+from data_pipeline.feed_workers import WorkerFeed
+from data_pipeline.loader import Loader, make_loader
+from runtime.exits import BadInput
+from tests.data_pipeline.synthetic import make_config, make_corpus
+from tests.ranks import free_port  # noqa: F401  (its fork server has imported what a worker needs)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_corpus(tmp_path_factory.mktemp("corpus") / "c", train_documents=32)
+
+
+def loader_of(folder, *, workers: int, **changes) -> Loader:
+    config = make_config()
+    config.loader.workers = workers
+    for name, value in changes.items():
+        setattr(config.loader, name, value)
+    return make_loader(config, Corpus.open(folder), split="train", rank=0, world=1)
+
+
+def processes_of(loader: Loader) -> list[int]:
+    assert isinstance(loader._feed, WorkerFeed)
+    return loader._feed.processes
+
+
+def wait_until(condition, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_no_more_processes_than_lanes_and_none_left_behind(folder):
+    loader = loader_of(folder, workers=7, prefetch=2)
+    loader.next_step()
+    pids = processes_of(loader)
+    assert len(pids) == 4 and all(map(is_running, pids))
+    loader.close()
+    wait_until(lambda: not any(map(is_running, pids)))
+    assert processes_of(loader) == []
+    assert loader.next_step() and not set(processes_of(loader)) & set(pids)  # and on it goes
+    loader.close()
+
+
+def test_a_killed_worker_ends_the_rank_with_a_clear_error(folder):
+    loader = loader_of(folder, workers=2)
+    loader.next_step()
+    os.kill(processes_of(loader)[1], signal.SIGKILL)
+    started = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"data worker 1 of 2 died \(killed, perhaps for want of memory\)"):
+        for _ in range(1000):
+            loader.next_step()
+    assert time.monotonic() - started < 20
+    loader.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_workers_leave_stop_signals_to_the_rank(folder, number):
+    loader, plain = loader_of(folder, workers=1), loader_of(folder, workers=0)
+    first = [pack.keys for pack in loader.next_step()]
+    os.kill(processes_of(loader)[0], number)
+    rest = [pack.keys for _ in range(10) for pack in loader.next_step()]
+    assert first + rest == [pack.keys for _ in range(11) for pack in plain.next_step()]
+    loader.close()
+
+
+def test_workers_go_with_a_rank_that_is_killed(folder):
+    script = textwrap.dedent(
+        """
+        import sys, time
+        from pathlib import Path
+        from tests.data_pipeline.test_feed_workers import loader_of, processes_of
+        if __name__ == "__main__":
+            loader = loader_of(Path(sys.argv[1]), workers=2)
+            loader.next_step()
+            print(*processes_of(loader), flush=True)
+            time.sleep(60)
+        """
+    )
+    rank = subprocess.Popen([sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert rank.stdout is not None
+    pids = list(map(int, rank.stdout.readline().split()))
+    assert len(pids) == 2 and all(map(is_running, pids))
+    rank.kill()
+    rank.wait()
+    wait_until(lambda: not any(map(is_running, pids)))
+
+
+def test_damage_found_by_workers_is_counted_as_if_found_here(tmp_path):
+    folder = make_corpus(tmp_path / "c", train_documents=32)
+    os.truncate(Corpus.open(folder).shards("train")[1], 4000)
+    loaders = [loader_of(folder, workers=workers, damaged_share=0.9) for workers in (0, 2)]
+    for loader in loaders:
+        for _ in range(20):
+            loader.next_step()
+    assert loaders[0].damaged == loaders[1].damaged and loaders[0].damaged["truncated"] > 3
+    assert loaders[0].damaged_names == loaders[1].damaged_names
+    loaders[1].close()
+
+
+def test_too_much_damage_stops_the_run_in_one_line(tmp_path):
+    folder = make_corpus(tmp_path / "c", train_documents=32)
+    os.truncate(Corpus.open(folder).shards("train")[0], 1000)
+    loader = loader_of(folder, workers=2)
+    for _ in range(2):  # and again, if asked again
+        with pytest.raises(BadInput, match=r"of \d+ samples read are damaged") as caught:
+            for _ in range(1000):
+                loader.next_step()
+        assert "\n" not in str(caught.value)
+    loader.close()
+
+
+def test_what_a_worker_refuses_is_refused_here_in_one_line(folder):
+    config = make_config(sequence_length=3)  # below a group of codes
+    config.loader.workers = 1
+    loader = make_loader(config, Corpus.open(folder), split="train", rank=0, world=1)
+    for _ in range(2):
+        with pytest.raises(BadInput, match=r"train\.sequence_length 3 is shorter than one group") as caught:
+            loader.next_step()
+        assert "\n" not in str(caught.value)
+    loader.close()

@@ -1,0 +1,109 @@
+"""Layouts of every shape through real shards and the loader."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs.schema import Config, SourceConfig
+from data_pipeline.batch import Pack, collate
+from data_pipeline.corpus import Corpus, write_manifest
+from data_pipeline.damage import DamageTally
+from data_pipeline.layouts.groups import unframe
+from data_pipeline.loader import make_loader
+from data_pipeline.mixture import open_mixture
+from data_pipeline.shards import ShardWriter
+from data_pipeline.utterance import Utterance
+from data_pipeline.vocabulary import Vocabulary
+from runtime.exits import BadInput
+from tests.data_pipeline.layout_material import RESIDUAL, SINGLE, speak
+from tests.data_pipeline.synthetic import make_config, make_corpus
+
+
+def dialogues(folder: Path, vocabulary: Vocabulary, *, features: bool = False, coded: bool = True) -> Corpus:
+    """Twelve documents of four turns each; with `features` those of an encoder, 50 a second."""
+    rng = np.random.default_rng(0)
+    kept: list[Utterance] = []
+    for number in range(12):
+        for part in range(4):
+            role, name = ("human", "assistant")[part % 2], f"d{number:02d}"
+            made = speak(vocabulary, 1.2, rng, "in the beginning", key=f"{name}-{part}", document=name, role=role)
+            made = replace(made, speaker=role, codes=made.codes if coded else {})
+            if features:
+                made = replace(made, features={"whisper": rng.random((60, 3)).astype(np.float16)})
+            kept.append(made)
+    for split in ("train", "valid"):
+        with ShardWriter(folder / split / "shard-000000.tar") as writer:
+            for utterance in kept:
+                writer.write(utterance)
+    write_manifest(folder, name="dialogues", vocabulary=vocabulary, codecs={})
+    return Corpus.open(folder)
+
+
+def mixture(**sources: SourceConfig) -> Config:
+    config = make_config({"text": 1.0})
+    config.mixture.sources = sources
+    return config
+
+
+def packs_of(config: Config, corpus: Corpus, steps: int = 5) -> list[Pack]:
+    loader = make_loader(config, corpus, split="train", rank=0, world=1)
+    return [pack for _ in range(steps) for pack in loader.next_step()]
+
+
+def test_frames_of_several_columns(tmp_path):
+    corpus = dialogues(tmp_path, RESIDUAL)
+    config = mixture(
+        csm=SourceConfig(layout="csm", weight=2.0),
+        text=SourceConfig(layout="text", weight=1.0, options={"frames": True}),
+        intlv=SourceConfig(layout="intlv", weight=1.0, options={"frames": True}),
+    )
+    packs = packs_of(config, corpus)
+    assert {pack.tokens.shape for pack in packs} == {(128, 5)}
+    assert {key.split("/")[0] for pack in packs for key in pack.keys} == {"csm", "text", "intlv"}
+    for pack in packs:
+        unframe(pack.tokens[pack.tokens[:, 0] >= 0], RESIDUAL)
+    assert collate(packs[:2]).tokens.shape == (1, 256, 5)
+
+
+def test_feature_slots(tmp_path):
+    """Vectors come out of the shards as they went in, at places whose tokens are -1; codes are not needed."""
+    corpus = dialogues(tmp_path, SINGLE, features=True, coded=False)
+    config = mixture(
+        units=SourceConfig(layout="units", weight=1.0, options={"encoder": "whisper", "stride": 2}),
+        chat=SourceConfig(layout="chat", weight=1.0, options={"encoder": "whisper", "stride": 5}),
+    )
+    packs = packs_of(config, corpus)
+    batch = collate(packs)
+    splice = batch.splices["whisper"]
+    assert bool((batch.tokens[0, splice.places] == -1).all()) and int((batch.tokens == -1).sum()) == len(splice.places)
+    assert splice.vectors.shape[1] == 3 and splice.frames.sum() == len(splice.vectors)
+    assert {key.split("/")[0] for pack in packs for key in pack.keys} == {"units", "chat"}
+
+
+def test_one_stream_of_chunks_spans_and_segments(tmp_path):
+    corpus = Corpus.open(make_corpus(tmp_path))
+    config = mixture(
+        spans=SourceConfig(layout="spans", weight=1.0),
+        itts=SourceConfig(layout="itts", weight=1.0),
+        chunks=SourceConfig(layout="chunked", weight=1.0, options={"text_chunk": 5, "audio_chunk": 15}),
+    )
+    packs = packs_of(config, corpus)
+    assert {key.split("/")[0] for pack in packs for key in pack.keys} == {"spans", "itts", "chunks"}
+
+
+def test_a_vocabulary_without_the_special_tokens_is_refused_before_any_document_is_read(tmp_path):
+    corpus = Corpus.open(make_corpus(tmp_path))
+    config = mixture(talk=SourceConfig(layout="chat", weight=1.0))
+    with pytest.raises(BadInput, match=r"source talk: layout chat needs the special tokens <\|BOT\|>, <\|EOT\|>"):
+        open_mixture(config, corpus, "train", DamageTally(1.0))
+
+
+def test_a_mixture_of_other_columns_is_refused_before_any_document_is_read(tmp_path):
+    corpus = dialogues(tmp_path, RESIDUAL)
+    config = mixture(csm=SourceConfig(layout="csm", weight=1.0), text=SourceConfig(layout="text", weight=1.0))
+    with pytest.raises(BadInput, match="csm makes 5, text makes 1; see their option frames"):
+        open_mixture(config, corpus, "train", DamageTally(1.0))

@@ -1,0 +1,94 @@
+"""The fault run: real training over a corpus with every kind of damage, counted exactly wherever it is told."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from configs.compose import to_yaml
+from configs.schema import Config, SourceConfig
+from data_pipeline.corpus import MANIFEST_FILE, Corpus
+from data_pipeline.shards import DAMAGE_KINDS
+from runtime.exits import BAD_INPUT
+from tests.data_pipeline.faults import plant
+from tests.data_pipeline.synthetic import make_corpus
+from tests.ranks import run_ranks
+from tests.train.runs import run_config, stage, tiny_config
+from train.report import write_report
+
+LEFT_OUT = {"empty text": {"count": 3, "examples": ["a.wav", "b.wav"]}}
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
+    """A corpus of 40 shards with its damage, and that damage by kind."""
+    folder = make_corpus(tmp_path_factory.mktemp("faults") / "corpus", train_documents=80, documents_per_shard=2)
+    manifest = json.loads((folder / MANIFEST_FILE).read_text())
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest | {"left_out": LEFT_OUT}))
+    shards = Corpus.open(folder).shards("train")
+    assert len(shards) == 40
+    return folder, plant(shards)
+
+
+def config_of(folder: Path, corpus: Path, **changes: object) -> Config:
+    """Reads every document once, then has no more data."""
+    sources = {"text": SourceConfig(layout="text", weight=1.0, epochs=1)}
+    changes = {"train__steps": 50, "train__sequence_length": 64, "loader__damaged_share": 0.9} | changes
+    config = tiny_config(folder, corpus, **changes)
+    config.mixture.sources = sources
+    return config
+
+
+def files_around(corpus: Path) -> list[Path]:
+    """All files in and two folders above the corpus: where `../../` would lead."""
+    return sorted(corpus.parent.parent.rglob("*"))
+
+
+def test_training_goes_on_and_every_fault_is_counted_as_it_was_planted(
+    planted: tuple[Path, dict[str, int]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    corpus, counts = planted
+    assert set(counts) == set(DAMAGE_KINDS)
+    before = files_around(corpus)
+    run = tmp_path / "run"
+    run_config(config_of(run, corpus, train__steps=3, train__checkpoint_every=3))  # and goes on, on two ranks
+    lines = run_config(config_of(run, corpus, loader__workers=1), world=2)
+    said = capfd.readouterr().out
+
+    told = [{key: value for key, value in line.items() if key.startswith("damaged/")} for line in lines]
+    assert told[-1] == {f"damaged/{kind}": count for kind, count in counts.items()}
+    for kind in counts:
+        so_far = [line.get(f"damaged/{kind}", 0) for line in told]
+        assert so_far == sorted(so_far)
+        assert said.count(f"of kind {kind}, left out") == 1
+    results = json.loads((run / "results.json").read_text())
+    assert results["status"] == "exhausted"
+    assert results["damaged"] == counts
+    assert results["left_out"] == LEFT_OUT
+
+    page = write_report(run).read_text()
+    for kind, count in counts.items():
+        assert f'<tr><td>{kind}</td><td class="number">{count}</td></tr>' in page
+    assert "empty text" in page and "a.wav; b.wav" in page
+    evil = [path for path in files_around(corpus) if path not in before and run not in (path, *path.parents)]
+    assert [path for path in evil if path.is_relative_to(corpus.parent)] == []
+    assert not any(Path(name).exists() for name in ("/tmp/evil.json", str(corpus.parent / "evil.json")))
+
+
+def test_the_share_limit_stops_the_run_with_one_clear_line(
+    planted: tuple[Path, dict[str, int]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    corpus, _ = planted
+    config = config_of(tmp_path / "run", corpus, loader__damaged_share=0.02)
+    Path(config.run.folder).mkdir()
+    file = tmp_path / "run" / "config.yaml"
+    file.write_text(to_yaml(config))
+    assert run_ranks(stage, 1, str(file)) == [BAD_INPUT]
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "damaged" in line]
+    assert "samples read are damaged, more than loader.damaged_share 0.02; the first is " in line
+    damaged, read = (int(word) for word in line.split(": error: ")[1].split() if word.isdecimal())
+    assert read >= 100 and damaged > 0.02 * read
+    assert os.fspath(corpus / "train") in line

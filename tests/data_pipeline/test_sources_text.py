@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pyarrow
 import pyarrow.parquet
@@ -20,8 +21,8 @@ from tests.data_pipeline.test_sources_layouts import lines
 STORY = "Once there was a king. He had a daughter! Was she happy? " * 4
 
 
-def documents(name: str, **options: object) -> list[Document]:
-    return find_source(name, options).documents()
+def documents(name: str, **options: str) -> list[Document]:
+    return find_source(f"{name}?{urlencode(options)}" if options else name).documents()
 
 
 def test_json_lines(tmp_path: Path) -> None:
@@ -31,6 +32,7 @@ def test_json_lines(tmp_path: Path) -> None:
     assert " ".join(first.pieces) == STORY.strip() and len(first.pieces) > 1
     assert first.key.startswith("tale_1-x")
     assert (second.key, second.pieces) == ("a-2", ("Short. Two lines.",))
+    assert documents(f"jsonl:{tmp_path}/?.jsonl.gz") == [first, second]
     assert documents(f"jsonl:{tmp_path}") == documents(f"jsonl:{tmp_path}/*.gz") == [first, second]
     with pytest.raises(BadInput, match="line 1 has no body; its keys are text, id"):
         documents(f"jsonl:{file}", field="body")
@@ -60,7 +62,7 @@ def test_plain_files(tmp_path: Path) -> None:
     first, second = documents(f"plain:{tmp_path}")
     assert first.key.startswith("a_one-x") and first.pieces == ("The first line goes on. Another paragraph.",)
     assert (second.key, second.pieces) == ("two", ("Packed.",))
-    found = documents(f"plain:{tmp_path}/a/one.txt", paragraphs=True)
+    found = documents(f"plain:{tmp_path}/a/one.txt", paragraphs="true")
     assert [(document.key, document.pieces) for document in found] == [
         ("one-0", ("The first line goes on.",)),
         ("one-1", ("Another paragraph.",)),
@@ -69,12 +71,12 @@ def test_plain_files(tmp_path: Path) -> None:
 
 def test_what_a_source_says_of_itself(tmp_path: Path) -> None:
     file = lines(tmp_path / "a.jsonl", '{"text": "Hallo."}')
-    german = find_source(f"jsonl:{file}", {"language": "de", "licence": "CC0-1.0"})
+    german = find_source(f"jsonl:{file}?language=de&licence=CC0-1.0")
     assert (german.language, german.licence) == ("de", "CC0-1.0")
     plain = find_source(f"jsonl:{file}")
     assert (plain.language, plain.licence) == ("en", "not stated")
     before = plain.identity()
-    assert before == german.identity() != find_source(f"jsonl:{file}", {"field": "body"}).identity()
+    assert before == german.identity() != find_source(f"jsonl:{file}?field=body").identity()
     lines(file, '{"text": "Hallo, hallo."}')
     assert plain.identity() != before
 
@@ -84,8 +86,9 @@ def test_settings_that_cannot_be(tmp_path: Path) -> None:
         ("library_of_babel", {}, "there are world_english_bible, jsonl:<path>, parquet:<path>, plain:<path>"),
         (f"tape:{tmp_path}", {}, "no such text source"),
         (f"jsonl:{tmp_path}", {}, r"no file \*\.jsonl or"),
-        (f"jsonl:{tmp_path}", {"colour": 1}, "corpus.text=jsonl has no option 'colour'; it has field, id"),
-        ("world_english_bible", {"field": "text"}, "has no options"),
+        (f"jsonl:{tmp_path}", {"colour": "red"}, "corpus.text=jsonl has no option 'colour'; it has field, id"),
+        ("world_english_bible", {"field": "text"}, "no such text source"),
+        (f"plain:{tmp_path}", {"paragraphs": "perhaps"}, "option paragraphs must be true or false"),
     ):
         with pytest.raises(BadInput, match=said):
             documents(name, **options)

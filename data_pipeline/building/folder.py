@@ -27,7 +27,7 @@ BUILD_FORMAT = 3  # raised when the same settings come to give other bytes
 
 # Settings of a corpus that do not change what is in it.
 _NOT_CONTENT = {"folder", "workers", "task", "tasks", "damaged_share"}
-_OF_TEXT = {"text", "text_options", "voice", "speech_minutes", "text_characters"}  # of corpora made from text
+_OF_TEXT = {"text", "voice", "speech_minutes", "text_characters"}  # of corpora made from text
 _OF_SPEECH = {"speech", "require_text", "cut", "alignment"}  # of corpora of recorded speech
 _NUMERIC_PACKAGES = ("numpy", "scikit-learn", "soxr", "torch", "transformers")
 
@@ -64,7 +64,7 @@ def corpus_identity(config: Config) -> dict[str, Any]:
     unused = _NOT_CONTENT | (_OF_SPEECH if corpus.speech is None else _OF_TEXT)
     unused = unused | {"quality" if synthesises(config) else "synthesis"}
     if corpus.speech is None:
-        material: dict[str, Any] = {"text": find_source(corpus.text, corpus.text_options).identity(), "voice": voice_identity(corpus.voice)}
+        material: dict[str, Any] = {"text": find_source(corpus.text).identity(), "voice": voice_identity(corpus.voice)}
     else:
         aligner = open_aligner(corpus.alignment)
         material = {

@@ -188,7 +188,7 @@ class _Job:
         corpus = self.config.corpus
         if corpus.speech is not None:
             return plan_recordings(corpus, self._stoppable(open_speech_source(corpus.speech).recordings()))
-        return plan_shards(corpus, find_source(corpus.text, corpus.text_options).documents())
+        return plan_shards(corpus, find_source(corpus.text).documents())
 
     def _stoppable(self, items: Iterable[Item]) -> Iterator[Item]:
         for item in items:

@@ -40,7 +40,7 @@ class Parts:
 
     @cached_property
     def text(self) -> Source:
-        return find_source(self.config.corpus.text, self.config.corpus.text_options)
+        return find_source(self.config.corpus.text)
 
     @cached_property
     def speech(self) -> SpeechSource:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_pipeline.alignment.ctc import align_tokens, token_spans
+from data_pipeline.alignment.pretrained import load_model, load_part
 from data_pipeline.alignment.words import words_of
 from data_pipeline.audio import SAMPLE_RATE
 from data_pipeline.quality.language import base_language
@@ -35,16 +36,11 @@ class CtcAligner:
     def _loaded(self) -> tuple[Any, dict[str, int], Any]:
         """Model, characters and settings of its input."""
         from transformers import AutoFeatureExtractor, AutoModelForCTC, AutoTokenizer
-        from transformers.utils import logging
 
-        logging.disable_progress_bar()
-        try:
-            model = AutoModelForCTC.from_pretrained(self._spec, use_safetensors=True).float().eval()
-            tokenizer = AutoTokenizer.from_pretrained(self._spec)
-            extractor = AutoFeatureExtractor.from_pretrained(self._spec)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            line = " ".join(str(error).split())[:160]
-            raise BadInput(f"{self._setting}={self._spec} is not a CTC model's folder or hub name: {line}") from error
+        what = "a CTC model's folder or hub name"
+        model = load_model(AutoModelForCTC, self._spec, self._setting, what)
+        tokenizer = load_part(AutoTokenizer, self._spec, self._setting, what)
+        extractor = load_part(AutoFeatureExtractor, self._spec, self._setting, what)
         if extractor.sampling_rate != SAMPLE_RATE:
             raise BadInput(f"{self._setting}={self._spec}: hears {extractor.sampling_rate} Hz, not {SAMPLE_RATE}")
         return model, tokenizer.get_vocab(), extractor

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data_pipeline.alignment.pretrained import load_model, load_part
 from data_pipeline.alignment.whisper_weights import decoder_state, read_packages
 from data_pipeline.audio import SAMPLE_RATE
 from data_pipeline.codecs.log_mel import LogMel
@@ -181,22 +182,17 @@ def _from_packages(spec: str) -> tuple[Any, Tokenizer, dict[str, Any]]:
 
 def _from_pretrained(spec: str, setting: str) -> tuple[Any, Tokenizer, dict[str, Any]]:
     from transformers import AutoTokenizer, WhisperForConditionalGeneration
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    try:
-        model = WhisperForConditionalGeneration.from_pretrained(spec, use_safetensors=True, attn_implementation="eager")
-        tokenizer = AutoTokenizer.from_pretrained(spec).backend_tokenizer
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        line = " ".join(str(error).split())[:160]
-        raise BadInput(f"{setting}={spec} is not a Whisper's folder, hub name or package: {line}") from error
+    what = "a Whisper's folder, hub name or package"
+    model = load_model(WhisperForConditionalGeneration, spec, setting, what, attn_implementation="eager")
+    tokenizer = load_part(AutoTokenizer, spec, setting, what).backend_tokenizer
     generation = model.generation_config
     settings = {
         "suppress_ids": getattr(generation, "suppress_tokens", None),
         "suppress_ids_begin": getattr(generation, "begin_suppress_tokens", None),
         "alignment_heads": getattr(generation, "alignment_heads", None),
     }
-    return model.float().eval(), tokenizer, settings
+    return model, tokenizer, settings
 
 
 def whisper_identity(spec: str, setting: str) -> str:

@@ -20,7 +20,8 @@ from data_pipeline.utterance import Utterance
 from runtime.exits import BadInput
 
 SETTING = "corpus.quality.dnsmos"
-CLIP = 144_160  # samples, 9.01 s, that both models take
+CLIP_SECONDS = 9.01
+CLIP = 144_160  # samples that the P.835 model takes
 _FILES = ("sig_bak_ovr.onnx", "model_v8.onnx")
 # From what the P.835 model gives to opinion scores: polynomials, highest power first.
 _TO_SCORES = {
@@ -84,12 +85,14 @@ class Dnsmos:
 
 def clips_of(wave: np.ndarray) -> list[np.ndarray]:
     """float32 clips of `CLIP` samples: one begins every whole second that leaves room for one, at least one. A shorter
-    sound is doubled until it is long enough."""
+    sound is doubled until it is long enough. The clips are those of the published program, which leaves a few out where
+    its product of seconds and rate falls short of a sample; leaving them in would change scores that are compared."""
     sound = np.asarray(wave, np.float32)
     while len(sound) < CLIP:
         sound = np.concatenate([sound, sound])
-    starts = range(0, max(len(sound) // SAMPLE_RATE - CLIP // SAMPLE_RATE, 1) * SAMPLE_RATE, SAMPLE_RATE)
-    return [sound[start : start + CLIP] for start in starts if start + CLIP <= len(sound)]
+    seconds = range(max(len(sound) // SAMPLE_RATE - CLIP // SAMPLE_RATE, 1))
+    clips = [sound[second * SAMPLE_RATE : int((second + CLIP_SECONDS) * SAMPLE_RATE)] for second in seconds]
+    return [clip for clip in clips if len(clip) == CLIP]
 
 
 def p808_features(clip: np.ndarray) -> np.ndarray:

@@ -65,7 +65,7 @@ class SpeakerEncoder:
         with torch.inference_mode():
             partial = self._forward(torch.from_numpy(windows)).numpy()
         mean = partial.mean(0)
-        return mean / np.linalg.norm(mean)
+        return mean / max(float(np.linalg.norm(mean)), 1e-12)
 
     def _forward(self, windows: torch.Tensor) -> torch.Tensor:
         """Embeddings of length 1, float32 [windows, 256], of mels [windows, frames, 40]."""

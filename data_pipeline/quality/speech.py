@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from configs.quality_checks import MEASURES
+from data_pipeline.cutting.silero import speech_probabilities, vad_identity
 from data_pipeline.utterance import Utterance
 
 _SPEECH = 0.5  # probability above which a frame is speech
@@ -17,12 +18,8 @@ class SpeechShare:
 
     def measure(self, wave: np.ndarray, utterance: Utterance) -> dict[str, float]:
         """See `Measure.measure`."""
-        from data_pipeline.cutting.silero import speech_probabilities
-
         return {"speech_share": float((speech_probabilities(wave) > _SPEECH).mean())} if len(wave) else {}
 
     def identity(self) -> str:
         """See `Measure.identity`."""
-        from data_pipeline.cutting.silero import vad_identity
-
         return vad_identity()

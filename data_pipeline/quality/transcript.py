@@ -35,7 +35,7 @@ class Transcript:
         """See `Measure.measure`."""
         language = base_language(utterance.language)
         written = self.normalise(utterance.text, language)
-        if not written or not len(wave):
+        if not any(map(str.isalnum, written)) or not len(wave):
             return {}
         heard = open_whisper(self._spec, SETTING).transcribe(wave, language)
         if heard is None:

@@ -85,7 +85,7 @@ def _check_codebooks(codec: CodecConfig, kind: CodecKind) -> None:
                 raise BadInput(f"codec.codebooks.{name}.{key}={value}: has to be above 0")
         if book.rows > kind.rows:
             raise BadInput(f"codec.codebooks.{name}.rows={book.rows}: codec.kind={codec.kind} has at most {kind.rows}")
-        if (book.layer is not None) != kind.layers or (book.layer or 1) < 1:
+        if (book.layer is not None) != kind.layers or (book.layer is not None and book.layer < 1):
             wanted = "a layer from 1 on" if kind.layers else "no layer"
             raise BadInput(f"codec.codebooks.{name}.layer={book.layer}: codec.kind={codec.kind} wants {wanted}")
         if codec.group[name] < 1:

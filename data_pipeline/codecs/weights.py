@@ -43,7 +43,7 @@ def weights_identity(spec: str, part: str) -> str:
     if path.is_file():
         return _file_identity(path)
     if path.is_dir():
-        files = sorted({file for pattern in _WEIGHTS for file in path.glob(pattern)})
+        files = sorted({file for pattern in _WEIGHTS for file in path.rglob(pattern)})
         return "; ".join(_file_identity(file) for file in files)
     hub_name(spec, part)
     return spec

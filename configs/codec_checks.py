@@ -56,9 +56,10 @@ def check_codec(codec: CodecConfig) -> None:
     _check_options(codec, kind)
     if codec.device is not None and not _DEVICE.fullmatch(codec.device):
         raise BadInput(f"codec.device={codec.device}: has to be cpu, cuda or cuda:<number>, or null")
-    for key in ("batch_seconds", "training_minutes"):
-        if not getattr(codec, key) > 0:
-            raise BadInput(f"codec.{key}={getattr(codec, key)}: has to be above 0")
+    if codec.batch_seconds is not None and not codec.batch_seconds > 0:
+        raise BadInput(f"codec.batch_seconds={codec.batch_seconds}: has to be above 0, or null")
+    if not codec.training_minutes > 0:
+        raise BadInput(f"codec.training_minutes={codec.training_minutes}: has to be above 0")
 
 
 def _check_names(codec: CodecConfig, kind: CodecKind) -> None:

@@ -25,6 +25,13 @@ def batches(lengths: Sequence[int], budget: float) -> Iterator[list[int]]:
         yield batch
 
 
+def batch_samples(batch_seconds: float | None, device: str, rate: int) -> float:
+    """The budget in samples. A GPU wants work; a CPU core is fastest while a layer's activations fit its cache."""
+    if batch_seconds is None:
+        batch_seconds = 10.0 if device == "cpu" else 120.0
+    return batch_seconds * rate
+
+
 def windows(waves: Sequence[np.ndarray], longest: int) -> tuple[list[np.ndarray], list[int]]:
     """Waves cut into pieces of `longest` samples, the last of each shorter, and which wave each piece is of."""
     pieces, owners = [], []

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from configs.schema import CodecConfig
-from data_pipeline.codecs.batching import batches, padded, pick_device
+from data_pipeline.codecs.batching import batch_samples, batches, padded, pick_device
 from data_pipeline.codecs.registry import codebooks_of, codec_identity
 from data_pipeline.codecs.weights import from_pretrained
 from runtime.exits import BadInput
@@ -45,7 +45,7 @@ class Mimi:
         self.frame = round(shape.sampling_rate / shape.frame_rate)
         self.model = model.to(self._device)
         self._book = book
-        self._budget = config.batch_seconds * self.sample_rate
+        self._budget = batch_samples(config.batch_seconds, self._device, self.sample_rate)
         self._identity = codec_identity(config)
 
     def encode(self, waves: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:

@@ -13,7 +13,7 @@ import torch
 
 from configs.schema import CodecConfig
 from data_pipeline.audio import SAMPLE_RATE
-from data_pipeline.codecs.batching import batches, pick_device
+from data_pipeline.codecs.batching import batch_samples, batches, pick_device
 from data_pipeline.codecs.cosyvoice import SpeechTokenizer
 from data_pipeline.codecs.nearest import nearest
 from data_pipeline.codecs.paraformer import (
@@ -136,7 +136,7 @@ class StepAudio:
         file = find_file(config.weights["semantic"], "semantic", "speech_tokenizer_v1.onnx")
         self._semantic = SpeechTokenizer(file, "semantic", semantic.size, semantic.rate, device)
         self._normalise = config.options.get("normalise", True)
-        self._budget = config.batch_seconds * SAMPLE_RATE
+        self._budget = batch_samples(config.batch_seconds, device, SAMPLE_RATE)
         self._identity = codec_identity(config)
 
     def encode(self, waves: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import functools
 import gc
+import importlib
 import io
 import json
 import platform
@@ -88,6 +89,9 @@ def attach(watched: Stopwatch, codec: Any, kind: str) -> None:
     def wrap(owner: Any, name: str, stage: str) -> None:
         setattr(owner, name, watched.timed(stage, getattr(owner, name)))
 
+    module = importlib.import_module(f"data_pipeline.codecs.{kind}")
+    if hasattr(module, "nearest"):
+        wrap(module, "nearest", "quantise")
     if kind == "whisper_kmeans":
         encoder = codec._extractor._encoder
         wrap(encoder, "_mel", "mel")
@@ -97,7 +101,6 @@ def attach(watched: Stopwatch, codec: Any, kind: str) -> None:
     elif kind == "step_audio":
         wrap(codec.linguistic, "_features", "mel")
         wrap(codec.linguistic.encoder, "encode", "encoder")
-        codec._semantic.codes = lambda wave: np.zeros(0, np.int32)
     elif kind == "mimi":
         wrap(codec.model.encoder, "forward", "encoder")
         wrap(codec.model.quantizer, "encode", "quantise")
@@ -143,7 +146,8 @@ def whisper_pair(folder: Path, waves: list[np.ndarray]) -> Codec:
 
 
 def random_codec(kind: str, folder: Path) -> Codec:
-    """A published codec with random weights of its real sizes."""
+    """A published codec with random weights of its real sizes. Of Step-Audio's pair that is the linguistic half: how
+    large the semantic tokenizer's graph is, only its file says, so a graph of next to no cost stands for it."""
     if kind == "step_audio":
         config = material.step_audio(folder, width=512, inner=2048, blocks=50)
     elif kind == "glm4_voice":
@@ -254,6 +258,7 @@ def main() -> None:
                 codec, weights, part = whisper_pair(folder, waves), "real", flacs
             else:
                 codec, weights = random_codec(kind, folder / "model"), "random, real size"
+                weights += ", linguistic half" if kind == "step_audio" else ""
                 part = flacs[: max(len(flacs) // (16 if kind == "glm4_voice" else 4), 2)]
             results[kind] = found = measure(codec, kind, part, folder) | {"weights": weights}
             shares = " | ".join(f"{100 * found['share'][stage]:.1f}" for stage in STAGES)

@@ -2,6 +2,9 @@
 an independent computation."""
 
 import json
+import os
+import subprocess
+import sys
 from functools import lru_cache
 from pathlib import Path
 
@@ -335,7 +338,61 @@ def test_more_rows_than_the_model_has_are_refused(tmp_path: Path) -> None:
         open_codec(config)
 
 
-# --- whatever a hub or package is named -------------------------------------------------------------------------
+# --- hub names and packages -------------------------------------------------------------------------------------
+
+HUB = """
+import sys
+import numpy as np
+from pathlib import Path
+from data_pipeline.codecs import codec_identity, open_codec
+from runtime.exits import BadInput
+from tests.data_pipeline.codec_material import PUBLISHED, sound
+
+for kind, name in zip(sys.argv[2::2], sys.argv[3::2]):
+    config = PUBLISHED[kind](Path(sys.argv[1]) / kind)
+    here = open_codec(config).encode([sound(30_000)])[0]
+    config.weights = dict.fromkeys(config.weights, name)
+    assert name in codec_identity(config)
+    from_hub = open_codec(config).encode([sound(30_000)])[0]
+    assert all(np.array_equal(here[book], from_hub[book]) for book in here), kind
+    config.weights = dict.fromkeys(config.weights, "somebody/nothing")
+    try:
+        open_codec(config)
+    except BadInput as refused:
+        print(refused)
+"""
+
+
+def test_hub_names_are_found_in_the_hubs_cache(tmp_path: Path) -> None:
+    """Without the network, as on most clusters' nodes: a revision, a branch, and Step-Audio's nested folder."""
+    commit, nested = (
+        "0123456789abcdef0123456789abcdef01234567",
+        "dengcunqin/" + ("speech_paraformer-large_asr_nat-zh-cantonese-en-16k-vocab8501-online"),
+    )
+    kinds = {"glm4_voice": f"a/glm@{commit}", "mimi": "a/mimi", "baichuan": "a/baichuan", "step_audio": "a/step"}
+    for kind, spec in kinds.items():
+        repository = tmp_path / "hub" / f"models--{spec.partition('@')[0].replace('/', '--')}"
+        snapshot = repository / "snapshots" / commit
+        PUBLISHED[kind](snapshot)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(commit)
+        if kind == "step_audio":
+            (snapshot / nested).mkdir(parents=True)
+            for name in ("model.safetensors", "am.mvn"):
+                (snapshot / name).rename(snapshot / nested / name)
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub")}
+    words = [word for kind, spec in kinds.items() for word in (kind, spec)]
+    done = subprocess.run(
+        [sys.executable, "-c", HUB, str(tmp_path), *words],
+        env=environment | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(kinds)
+    assert all(line.startswith("codec.weights.") and "somebody/nothing" in line for line in lines), lines
 
 
 def test_a_package_that_carries_weights_is_found(tmp_path: Path) -> None:

@@ -62,7 +62,14 @@ def attention_mask(lengths: Sequence[int], device: str) -> torch.Tensor | None:
 
 
 def pick_device(wanted: str | None) -> str:
-    """`wanted`, or cuda where there is one, else cpu."""
+    """`wanted`, or cuda where there is one, else cpu.
+
+    On a GPU, PyTorch would round the inputs of convolutions to ten bits (TF32), and with them codes away from those
+    of a CPU; the process then stops doing so.
+    """
     import torch
 
-    return wanted or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = wanted or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device != "cpu":
+        torch.backends.cudnn.allow_tf32 = False
+    return device

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from configs.schema import CodecConfig
 from data_pipeline.codecs import Codec, codebooks_of, codec_identity, learns, open_codec
+from data_pipeline.codecs.batching import batches
 from data_pipeline.codecs.log_mel import LogMel
 from data_pipeline.codecs.nearest import nearest
 from data_pipeline.packages import package_folder
@@ -114,6 +115,17 @@ def test_wrong_weights_are_one_line(kind: str, tmp_path: Path) -> None:
         refused(rf"codec\.weights\.{part}=.*no such file or folder")
         config.weights[part] = right
     open_codec(config)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.integers(0, 1000), max_size=30), st.floats(1, 5000))
+def test_batches_hold_everything_once_and_keep_to_the_budget(lengths: list[int], budget: float) -> None:
+    made = list(batches(lengths, budget))
+    assert sorted(index for batch in made for index in batch) == list(range(len(lengths)))
+    for batch in made:
+        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= budget
+    longest = [max(lengths[index] for index in batch) for batch in made]
+    assert longest == sorted(longest, reverse=True)
 
 
 @settings(deadline=None, max_examples=30)
@@ -329,6 +341,19 @@ def test_mimi_streams_to_the_same_codes(opened, cuts: list[int]) -> None:
     assert np.array_equal(np.concatenate(parts, axis=1), codec.encode([wave])[0]["mimi"])
     with pytest.raises(ValueError, match="ended"):
         stream.encode(wave)
+
+
+def test_a_long_wave_has_the_same_codes_piece_by_piece(opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    wave = sound(70_000)
+    for kind in ("mimi", "step_audio"):
+        _, codec = opened(kind)
+        waves = [wave, wave[:9_000], wave[::-1].copy()]
+        whole = codec.encode(waves)
+        with monkeypatch.context() as patched:
+            patched.setattr(f"data_pipeline.codecs.{kind}.LONG", 1)
+            pieces = codec.encode(waves)
+        for of, same in zip(whole, pieces, strict=True):
+            assert all(np.array_equal(of[book], same[book]) for book in of), kind
 
 
 def test_more_rows_than_the_model_has_are_refused(tmp_path: Path) -> None:

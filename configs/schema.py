@@ -71,7 +71,7 @@ class CodecConfig:
     group: dict[str, int] = field(default_factory=dict)  # codes of each codebook in one group, such as L 2, S 3
     options: dict[str, Any] = field(default_factory=dict)  # of the kind
     device: str | None = None  # cpu, cuda or cuda:<n>; None: cuda if there
-    batch_seconds: float = 120.0  # sound encoded at once, padding included
+    batch_seconds: float | None = None  # sound encoded at once, padding included; None: 120 on a GPU, 10 on a CPU
     training_minutes: float = 120.0  # most speech that the codebooks are learnt from
 
 

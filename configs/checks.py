@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 from configs.codec_checks import check_codec
 from configs.quality_checks import check_alignment, check_quality
@@ -27,17 +28,23 @@ def check(config: Config, processes: int | None = None) -> None:
     have to divide over the data-parallel ranks that follow from it.
     """
     _check_signs(config)
+    check_corpus(config)
     _check_names(config)
     _check_not_yet(config)
     _check_backbone(config)
     _check_topology(config)
     _check_training(config)
     _check_mixture(config)
+    _check_data_parallel(config, data_parallel_size(config, processes))
+
+
+def check_corpus(config: Config) -> None:
+    """Raise BadInput for the first value that cannot work in what a corpus is built from: `corpus` and `codec`."""
+    _check_signs(config, ("corpus",))
+    _check_making(config.corpus)
     check_codec(config.codec)
-    _check_corpus(config.corpus)
     check_quality(config.corpus.quality)
     check_alignment(config.corpus.alignment)
-    _check_data_parallel(config, data_parallel_size(config, processes))
 
 
 def model_parallel_size(config: Config) -> int:
@@ -92,7 +99,8 @@ _POSITIVE_IF_GIVEN = {
 }
 
 
-def _check_signs(config: Config) -> None:
+def _check_signs(config: Config, sections: Collection[str] | None = None) -> None:
+    """Of the values in `sections`; None: in all of them."""
     for rules, holds, wanted in (
         (_POSITIVE, lambda value: value > 0, "above 0"),
         (_NOT_NEGATIVE, lambda value: value >= 0, "0 or above"),
@@ -100,7 +108,7 @@ def _check_signs(config: Config) -> None:
         (_POSITIVE_IF_GIVEN, lambda value: value is None or value > 0, "above 0, or null"),
     ):
         for section, keys in rules.items():
-            for key in keys:
+            for key in keys if sections is None or section in sections else ():
                 value = getattr(getattr(config, section), key)
                 if not holds(value):
                     raise BadInput(f"{section}.{key}={value}: has to be {wanted}")
@@ -247,7 +255,7 @@ def check_cut(cut: CutConfig, where: str) -> None:
         raise BadInput(f"{where}.channels={cut.channels}: not one of mix, each")
 
 
-def _check_corpus(corpus: CorpusConfig) -> None:
+def _check_making(corpus: CorpusConfig) -> None:
     check_cut(corpus.cut, "corpus.cut")
     if len(set(corpus.specials)) < len(corpus.specials) or not all(corpus.specials):
         raise BadInput(f"corpus.specials={corpus.specials}: has a token twice, or an empty one")

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 import xxhash
 
+from configs.checks import check_corpus
 from configs.schema import Config
 from data_pipeline.building.folder import (
     cache_root,
@@ -82,6 +83,8 @@ def build_share(config: Config, share: Share, *, stop: StopFlag | None = None) -
     The task that finds everything there merges it. Raises as `build_corpus` does, and StoppedEarly where it cannot go
     on before other tasks have done their part.
     """
+    if config.corpus.folder is None:
+        check_corpus(config)
     folder = corpus_folder(config)
     if config.corpus.folder is not None or (is_finished(folder) and not (folder / STAGING).exists()):
         return Corpus.open(folder).folder
@@ -94,9 +97,13 @@ def merge_corpus(config: Config, *, stop: StopFlag | None = None) -> Path:
 
     Raises StoppedEarly where shards are missing, naming some, and BadInput where no build has begun.
     """
+    if config.corpus.folder is None:
+        check_corpus(config)
     folder = corpus_folder(config)
     if config.corpus.folder is not None or is_finished(folder):
         return Corpus.open(folder).folder
+    if not is_planned(folder):
+        raise BadInput(f"nothing to merge in {folder}: no build of this corpus has begun")
     job = _Job(config, folder, Share(), stop)
     merged = job.guarded(job.merge)
     if merged is None:

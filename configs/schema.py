@@ -85,6 +85,7 @@ class SynthesisConfig:
     batch: int = 16  # texts continued together
     device: str | None = None  # cpu, cuda or cuda:<n>; None: cuda if there
     bf16: bool = False  # weights and activations in bfloat16, else float32
+    codes_of: str | None = None  # the corpus that it learnt from, whose codec the manifest then names; None: not told
 
 
 @dataclass

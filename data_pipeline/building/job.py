@@ -150,6 +150,8 @@ class _Job:
             return self.folder
         self.progress.say(f"building in {self.folder}" + (f", {self.share}" if self.share.tasks > 1 else ""))
         self._plan()
+        if synthesises(self.config):
+            _learnt_from(self.config)  # for its refusal, before the work rather than after
         if self.config.corpus.speech is None:
             with self._alone(".voice.lock"):
                 prepare_voice(self.config.corpus.voice, self.cache)
@@ -295,10 +297,24 @@ def _describe_codec(config: Config, folder: Path) -> dict[str, Any]:
     books = {name: asdict(book) for name, book in config.codec.codebooks.items()}
     described = {"codebooks": books, "group": dict(config.codec.group)}
     if synthesises(config):
-        return described | {"text_to_code": voice_identity(config.corpus.voice)}
+        described |= {"text_to_code": voice_identity(config.corpus.voice)}
+        if (learnt_from := _learnt_from(config)) is not None:
+            described |= {"codes_of": {"content_hash": learnt_from.content_hash, "codecs": learnt_from.codecs}}
+        return described
     if learns_codebooks(config):
         for name, book in books.items():
             file = codebook_file(folder, name)
             book["file"] = file.relative_to(folder).as_posix()
             book["xxh3"] = xxhash.xxh3_128_hexdigest(file.read_bytes())
     return described | {"codec": codec_identity(config.codec)}
+
+
+def _learnt_from(config: Config) -> Corpus | None:
+    """The corpus that the text-to-code model learnt its codes from, if the config tells. Raises BadInput where it has
+    another vocabulary."""
+    if config.corpus.synthesis.codes_of is None:
+        return None
+    corpus = Corpus.open(Path(config.corpus.synthesis.codes_of))
+    if corpus.vocabulary != vocabulary_of(config):
+        raise BadInput(f"corpus.synthesis.codes_of={corpus.folder}: it has another vocabulary than this corpus would")
+    return corpus

@@ -20,7 +20,7 @@ from data_pipeline.shards import ShardReader
 from data_pipeline.speech.text_to_code import AUDIO_END, CodesOnly, TextToCode, tables_in_turn
 from data_pipeline.vocabulary import Codebook, Vocabulary
 from runtime.exits import BadInput
-from tests.data_pipeline.synthetic import SENTENCE, make_config, make_vocabulary
+from tests.data_pipeline.synthetic import SENTENCE, make_config, make_corpus, make_vocabulary
 
 # Few codes, so that a random model soon draws the end.
 BOOKS = (Codebook("linguistic", 4, 16.67, 2), Codebook("semantic", 8, 25.0, 3))
@@ -165,9 +165,13 @@ def lm_config(cache: Path, folder: Path) -> Config:
 
 def test_corpus_of_codes_without_sound_is_laid_out_and_read(folder: Path, tmp_path: Path) -> None:
     config = lm_config(tmp_path / "cache", folder)
+    learnt_from = Corpus.open(make_corpus(tmp_path / "learnt-from", vocabulary=VOCABULARY))
+    config.corpus.synthesis.codes_of = str(learnt_from.folder)
     corpus = Corpus.open(build_corpus(config))
     assert corpus.vocabulary == VOCABULARY
-    assert "text_to_code" in corpus.codecs["dual"]
+    described = corpus.codecs["dual"]
+    assert "model.safetensors" in described["text_to_code"]
+    assert described["codes_of"] == {"content_hash": learnt_from.content_hash, "codecs": learnt_from.codecs}
     with ShardReader(corpus.shards("train")[0]) as reader:
         assert len(reader) and reader.index.spoken.all() and not reader.index.audio_size.any()
         utterance = reader.read(0)
@@ -177,6 +181,13 @@ def test_corpus_of_codes_without_sound_is_laid_out_and_read(folder: Path, tmp_pa
     modalities = np.concatenate([pack.label_modality for pack in loader.next_step()])
     assert {0, 1, 2} <= set(modalities.tolist())
     loader.close()
+
+
+def test_codes_of_another_corpus_are_refused(folder: Path, tmp_path: Path) -> None:
+    config = lm_config(tmp_path / "cache", folder)
+    config.corpus.synthesis.codes_of = str(make_corpus(tmp_path / "other"))
+    with pytest.raises(BadInput, match=r"codes_of=.*: it has another vocabulary"):
+        build_corpus(config)
 
 
 def test_model_with_another_vocabulary_is_refused(folder: Path, tmp_path: Path) -> None:

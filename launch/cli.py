@@ -47,7 +47,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--cfg", action="store_true", help="print the resolved config and exit")
 
     data = _group(commands, "data", "build a corpus, look into it, measure and check it")
-    _configured(data, "build", "text, speech and codes into shards; resumes", "data_build")
+    _configured(data, "build", "text, speech and codes into shards, or a task's share of them; resumes", "data_build")
+    _configured(data, "merge", "finish a corpus whose shards many tasks have written", "data_merge")
     _configured(data, "entropy", "unigram entropy of a corpus's audio codes, nats a token", "data_entropy")
 
     inspect = _corpus(data, "inspect", "one sample: text, words, codes, spectrogram, and what the loss covers")

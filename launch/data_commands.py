@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,8 +21,22 @@ STATS_WIDTH = 110  # characters that the widest table of statistics wants
 
 
 def data_build(options: Namespace) -> int:
+    """All of a corpus or, where `corpus.task` or a Slurm array says so, a task's share of it."""
+    from data_pipeline.build import build_share, share_of
+
     config = read_words(options.settings).first()
-    print(build_corpus(config))
+    with stoppable() as stop:
+        folder = build_share(config, share_of(config.corpus, os.environ), stop=stop)
+    if folder is not None:
+        print(folder)
+    return DONE
+
+
+def data_merge(options: Namespace) -> int:
+    from data_pipeline.build import merge_corpus
+
+    with stoppable() as stop:
+        print(merge_corpus(read_words(options.settings).first(), stop=stop))
     return DONE
 
 

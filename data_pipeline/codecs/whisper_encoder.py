@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data_pipeline.audio import SAMPLE_RATE
-from data_pipeline.codecs.batching import attention_mask, batches, padded, windows
+from data_pipeline.codecs.batching import attention_mask, batch_samples, batches, padded, windows
 from data_pipeline.codecs.ctranslate2_file import read_variables
 from data_pipeline.codecs.log_mel import LogMel
 from data_pipeline.codecs.weights import from_pretrained
@@ -88,11 +88,11 @@ def encoder_of(variables: Mapping[str, np.ndarray]) -> WhisperEncoder:
 class WhisperFeatures:
     """Hidden states of chosen encoder layers, of many waves at once."""
 
-    def __init__(self, spec: str, device: str = "cpu", batch_seconds: float = 120.0) -> None:
+    def __init__(self, spec: str, device: str = "cpu", batch_seconds: float | None = None) -> None:
         self._encoder = load_encoder(spec).to(device)
         self._mel = LogMel(self._encoder.config.num_mel_bins, device)
         self._device = device
-        self._budget = batch_seconds * SAMPLE_RATE
+        self._budget = batch_samples(batch_seconds, device, SAMPLE_RATE)
         self.layers = len(self._encoder.layers)
 
     def hidden_states(self, waves: Sequence[np.ndarray], layers: Collection[int]) -> list[dict[int, np.ndarray]]:

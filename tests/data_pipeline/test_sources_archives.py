@@ -315,7 +315,7 @@ def test_damaged_tables(tmp_path: Path) -> None:
         read("huggingface", tmp_path / "y.parquet")
     gone = Cell(str(tmp_path / "gone.parquet"), "audio", 0, 0, 0, str(tmp_path), False)
     with pytest.raises(UnreadableAudio) as caught:
-        list(gone.blocks(0.0, None))
+        list(gone.blocks(0.0, None, None))
     assert caught.value.kind == "missing"
     assert len(recordings) == 6
     made.save_to_disk(tmp_path / "saved")

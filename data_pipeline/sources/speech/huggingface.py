@@ -94,7 +94,7 @@ class Cell:
     def name(self) -> str:
         return f"{self.file} row {self.number}"
 
-    def blocks(self, start: float, end: float | None) -> Iterator[Sound]:
+    def blocks(self, start: float, end: float | None, lasting: float | None) -> Iterator[Sound]:
         import pyarrow
 
         try:
@@ -108,13 +108,13 @@ class Cell:
         if isinstance(content, str):
             content, path = None, content
         if content is not None:
-            yield from decode_blocks(content, f"{self.name}: {path or ''}", start, end)
+            yield from decode_blocks(content, f"{self.name}: {path or ''}", start, end, lasting=lasting)
         elif not path:
             raise UnreadableAudio("empty", self.name)
         elif self.follow_paths:
-            yield from decode_blocks(os.path.join(self.folder, path), "", start, end)
+            yield from decode_blocks(os.path.join(self.folder, path), "", start, end, lasting=lasting)
         else:
-            yield from inside(self.folder, path).blocks(start, end)
+            yield from inside(self.folder, path).blocks(start, end, lasting)
 
 
 class _Table:

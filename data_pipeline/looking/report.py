@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.corpus import Corpus, left_out
+from data_pipeline.corpus import Corpus
 from data_pipeline.looking.charts import Bars, Curve, histogram_chart, usage_chart
 from data_pipeline.looking.pages import Tile, colours_of, environment, in_bytes, left_out_kinds, short
 from data_pipeline.looking.samples import gallery
@@ -79,7 +79,7 @@ def write_corpus_report(
             read=found[main].readings.read,
             labels=_labels(found[main]),
             funnels=[(report.expression, stages_of(report)) for report in funnels],
-            left_out=left_out_kinds(left_out(corpus.folder)),
+            left_out=left_out_kinds(corpus.left_out),
             unreadable=[name for statistics in found.values() for name in statistics.survey.unreadable],
             damaged=_damaged(found),
             listening=listening,

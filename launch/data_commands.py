@@ -76,9 +76,9 @@ def data_inspect(options: Namespace) -> int:
     if options.spectrogram:
         if found.audio is None:
             raise BadInput(f"{found.utterance.key} has no sound in the corpus, so it has no spectrogram")
-        replace_atomically(Path(options.spectrogram), spectrogram_png(*read_sound(found.audio, found.utterance.key)))
+        replace_atomically(_file(options.spectrogram), spectrogram_png(*read_sound(found.audio, found.utterance.key)))
     if options.html:
-        write_sample_page(Path(options.html), found, corpus, options.layout or "", laid)
+        write_sample_page(_file(options.html), found, corpus, options.layout or "", laid)
     return DONE
 
 
@@ -111,7 +111,7 @@ def data_stats(options: Namespace) -> int:
         found = gather(corpus, read=None if options.read_all else options.read, stop=stop)
     print_tables(corpus, found, Console(width=max(Console().width, STATS_WIDTH)))
     if options.json:
-        replace_atomically(Path(options.json), json.dumps(as_json(corpus, found), indent=2, allow_nan=False).encode())
+        replace_atomically(_file(options.json), json.dumps(as_json(corpus, found), indent=2, allow_nan=False).encode())
     return DONE
 
 
@@ -125,7 +125,7 @@ def data_report(options: Namespace) -> int:
 
     folder, config = _corpus(options.corpus)
     corpus = Corpus.open(folder)
-    path = Path(options.html) if options.html else corpus.folder / REPORT_FILE
+    path = _file(options.html) if options.html else corpus.folder / REPORT_FILE
     wanted = [options.filter] if options.filter else sorted(set(_filters(config.mixture.sources)) if config else ())
     conditions = [parse_filter(expression) for expression in wanted]
     with stoppable() as stop:
@@ -202,8 +202,16 @@ def data_funnel(options: Namespace) -> int:
     report = measure_funnel(Corpus.open(folder).shards(options.split), condition)
     print(as_text(report))
     if options.html:
-        replace_atomically(Path(options.html), as_html(report).encode())
+        replace_atomically(_file(options.html), as_html(report).encode())
     return DONE
+
+
+def _file(word: str) -> Path:
+    """A file to write. Raises BadInput where its folder is not there."""
+    path = Path(word)
+    if not path.parent.is_dir():
+        raise BadInput(f"cannot write {path}: there is no folder {path.parent}")
+    return path
 
 
 def _corpus(words: list[str]) -> tuple[Path, Config | None]:

@@ -36,7 +36,8 @@ from data_pipeline.quality.funnel import measure_funnel
 from data_pipeline.shards import ShardReader, ShardWriter, add_columns, index_path, read_index
 from data_pipeline.utterance import Utterance, Word
 from data_pipeline.vocabulary import Codebook, Vocabulary
-from runtime.exits import BAD_INPUT, DONE, BadInput
+from runtime.exits import BAD_INPUT, DONE, BadInput, StoppedEarly
+from runtime.signals import StopFlag
 from tests.data_pipeline import faults
 from tests.data_pipeline.synthetic import make_corpus, make_utterance, make_vocabulary
 from tests.train.test_report import Page
@@ -494,3 +495,40 @@ def test_verify_ends_with_exit_code_2_and_one_line(spoilt: tuple[Path, dict[str,
 def test_a_flac_of_the_test_lasts_what_it_says() -> None:
     wave, rate = soundfile.read(io.BytesIO(sounding(1.25)))
     assert len(wave) / rate == 1.25
+
+
+def test_a_corpus_of_text_alone_is_shown_and_verified(tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    with ShardWriter(folder / "train" / "s.tar") as writer:
+        writer.write(Utterance(key="a", text="In the beginning", document="a"))
+    whole = make_vocabulary()
+    vocabulary = Vocabulary(whole.text_size, whole.specials, (), whole.tokenizer_json)
+    corpus = write_manifest(folder, name="text", vocabulary=vocabulary, codecs={})
+    assert verify(folder, workers=1) == []
+    write_corpus_report(tmp_path / "report.html", corpus, gather(corpus))
+    page = Page(tmp_path / "report.html")
+    assert "No codes were read" in page.text and "In the beginning" in page.text
+    assert unigram_entropy(corpus, "train") == {"audio": 0.0}
+    (sample,) = lay(find_layout("text", {}), find(corpus, "train", "a").document, vocabulary)
+    assert sample.counts == {"text": len(vocabulary.encode_text("In the beginning")), "special": 1}
+
+
+def test_an_empty_corpus_has_a_report(tmp_path: Path) -> None:
+    corpus = write_manifest(tmp_path, name="empty", vocabulary=make_vocabulary(), codecs={})
+    assert verify(tmp_path, workers=1) == []
+    write_corpus_report(tmp_path / "report.html", corpus, gather(corpus))
+    assert "Nothing was measured of this corpus" in Page(tmp_path / "report.html").text
+
+
+def test_a_stop_request_ends_every_long_look(plain: Path) -> None:
+    stop = StopFlag()
+    stop.name = "SIGTERM"
+    corpus = Corpus.open(plain)
+    for look in (lambda: verify(plain, workers=1, stop=stop), lambda: gather(corpus, stop=stop)):
+        with pytest.raises(StoppedEarly, match="stopped while"):
+            look()
+
+
+def test_a_file_in_no_folder_is_one_line(plain: Path, tmp_path: Path) -> None:
+    ended = megaphone("stats", str(plain), "--json", str(tmp_path / "no" / "s.json"), folder=tmp_path)
+    assert ended.returncode == BAD_INPUT and "there is no folder" in ended.stderr and "Traceback" not in ended.stderr

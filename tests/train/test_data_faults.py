@@ -11,7 +11,7 @@ import pytest
 from configs.compose import to_yaml
 from configs.schema import Config, SourceConfig
 from data_pipeline.corpus import MANIFEST_FILE, Corpus
-from data_pipeline.shards import DAMAGE_KINDS
+from data_pipeline.sample_bytes import DAMAGE_KINDS
 from runtime.exits import BAD_INPUT, DONE
 from tests.data_pipeline.faults import plant
 from tests.data_pipeline.synthetic import make_corpus

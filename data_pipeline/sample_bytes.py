@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from dataclasses import fields
 from functools import lru_cache
+from operator import attrgetter
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from data_pipeline.utterance import Utterance, Word
 
 _MEMBER_NAME = re.compile(rb"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)?\.[a-z0-9]+")  # nothing that could be a path
 STORED = [f.name for f in fields(Utterance) if f.name not in ("codes", "features")]
-_TEXTS = [f.name for f in fields(Utterance) if f.type == "str"]
+_texts = attrgetter(*(f.name for f in fields(Utterance) if f.type == "str"))
 BAD_ARCHIVE = (  # what zipfile and numpy raise on flipped bytes; RuntimeError is "encrypted" or "not supported"
     *(OSError, ValueError, TypeError, LookupError, EOFError, RuntimeError, MemoryError, SyntaxError),
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError),
@@ -103,12 +104,10 @@ def utterance_of(
         utterance = Utterance(
             **{k: v for k, v in stored.items() if k in STORED}, words=words, codes=codes, features=features
         )
+        sum_of_times = sum([word.start + word.end for word in words], utterance.duration + utterance.start)
+        usable = set(map(type, _texts(utterance))) == {str} and math.isfinite(sum_of_times + utterance.channel)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedSample("json", where) from error
-    if not all(isinstance(getattr(utterance, name), str) for name in _TEXTS):
-        raise DamagedSample("json", where)
-    numbers = [utterance.duration, utterance.start, utterance.channel]
-    numbers += [time for word in words for time in (word.start, word.end)]
-    if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
+    if not usable:
         raise DamagedSample("json", where)
     return utterance

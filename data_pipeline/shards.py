@@ -15,6 +15,7 @@ import json
 import lzma
 import math
 import os
+import platform
 import re
 import struct
 import tarfile
@@ -33,6 +34,7 @@ import numpy as np
 from data_pipeline.utterance import Utterance, Word
 
 AUDIO = "flac"
+PARTIAL = ".partial"  # how names of unfinished files end
 _FRAMES = "frames."  # prefix of the per-codebook arrays in an index file
 _NAME = re.compile(r"[A-Za-z0-9_\-]+")  # WebDataset ends a key at its first dot; nothing here can be a path
 _MEMBER_NAME = re.compile(rb"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)?\.[a-z0-9]+")  # nothing that could be a path
@@ -61,9 +63,14 @@ class DamagedSample(Exception):
         self.where = where
 
 
+def partial_of(path: Path) -> Path:
+    """Where this process writes what becomes `path`: beside it, under a name that no other process on any host uses."""
+    return path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}{PARTIAL}")
+
+
 def replace_atomically(path: Path, content: bytes) -> None:
     """Write `content` to `path` so that a reader sees the old file or the whole new one."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_of(path)
     try:
         with partial.open("wb") as file:
             file.write(content)
@@ -197,7 +204,7 @@ class ShardWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._partial = path.with_name(f".{path.name}.partial")
+        self._partial = partial_of(path)
         self._rows: list[dict[str, float]] = []
         self._frames: list[dict[str, int]] = []
         self._quality: list[dict[str, float]] = []

@@ -47,7 +47,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--cfg", action="store_true", help="print the resolved config and exit")
 
     data = _group(commands, "data", "build a corpus, look into it, measure and check it")
-    _configured(data, "build", "text, speech and codes into shards; resumes", "data_build")
+    _configured(data, "build", "text, speech and codes into shards, or a task's share of them; resumes", "data_build")
+    _configured(data, "merge", "finish a corpus whose shards many tasks have written", "data_merge")
     _configured(data, "entropy", "unigram entropy of a corpus's audio codes, nats a token", "data_entropy")
 
     inspect = _corpus(data, "inspect", "one sample: text, words, codes, spectrogram, and what the loss covers")
@@ -66,6 +67,18 @@ def _parser() -> argparse.ArgumentParser:
     page = _corpus(data, "report", "one page: statistics, histograms, codebook usage, and samples to listen to")
     page.add_argument("--html", metavar="FILE", help="where to; report.html in the corpus's folder unless set")
     page.add_argument("--read", type=int, default=2000, metavar="N", help="samples of a split that are read (2000)")
+    measure = _corpus(data, "measure", "measure a corpus that exists: columns beside its shards, for filters; resumes")
+    measure.add_argument("--measures", required=True, metavar="NAME,...", help="such as dnsmos,transcript,duplicates")
+    measure.add_argument("--again", action="store_true", help="also where a shard has the columns already")
+    measure.add_argument("--workers", type=int, metavar="N", help="processes; one a core unless set")
+    duplicates = _corpus(
+        data, "duplicates", "find copies by sound and by text: columns duplicate_audio, duplicate_text"
+    )
+    duplicates.add_argument("--workers", type=int, metavar="N", help="processes; one a core unless set")
+    funnel = _corpus(data, "funnel", "what each clause of a filter takes away, over all and by source and language")
+    funnel.add_argument("--filter", required=True, metavar="CONDITION", help="such as 'duration < 30 and wer < 0.2'")
+    funnel.add_argument("--split", default="train", choices=("train", "valid"))
+    funnel.add_argument("--html", metavar="FILE", help="write the table as a fragment of a page too")
     verify = _corpus(data, "verify", "whether manifest, indexes, tars and every sample are as they should be")
     verify.add_argument("--quick", action="store_true", help="checksums and indexes only")
     verify.add_argument("--workers", type=int, metavar="N", help="processes; one a core unless set")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,8 +21,22 @@ STATS_WIDTH = 110  # characters that the widest table of statistics wants
 
 
 def data_build(options: Namespace) -> int:
+    """All of a corpus or, where `corpus.task` or a Slurm array says so, a task's share of it."""
+    from data_pipeline.build import build_share, share_of
+
     config = read_words(options.settings).first()
-    print(build_corpus(config))
+    with stoppable() as stop:
+        folder = build_share(config, share_of(config.corpus, os.environ), stop=stop)
+    if folder is not None:
+        print(folder)
+    return DONE
+
+
+def data_merge(options: Namespace) -> int:
+    from data_pipeline.build import merge_corpus
+
+    with stoppable() as stop:
+        print(merge_corpus(read_words(options.settings).first(), stop=stop))
     return DONE
 
 
@@ -125,6 +140,54 @@ def data_verify(options: Namespace) -> int:
         raise BadInput(f"{folder} has {len(problems)} problems: {tell(problems, print)}")
     checked = "checksums agree" if options.quick else "every shard and sample is as the manifest tells"
     print(f"{folder}: {checked}")
+    return DONE
+
+
+def data_measure(options: Namespace) -> int:
+    """Adds the columns of `--measures`; says what was damaged, and fails where nothing could be read."""
+    from configs.schema import QualityConfig
+    from data_pipeline.corpus import Corpus
+    from data_pipeline.quality.corpus_measures import measure_corpus
+
+    folder, config = _corpus(options.corpus)
+    weights = config.corpus.quality if config else QualityConfig()
+    names = [name for name in options.measures.split(",") if name]
+    with stoppable() as stop:
+        done = measure_corpus(
+            Corpus.open(folder), weights, names, again=options.again, workers=options.workers, stop=stop
+        )
+    for line in done.damaged:
+        print(f"damaged, not measured: {line}")
+    print(f"{done.shards} shards measured, {done.skipped} had all of it before, {len(done.damaged)} samples damaged")
+    return DONE
+
+
+def data_duplicates(options: Namespace) -> int:
+    import os
+
+    from data_pipeline.corpus import Corpus
+    from data_pipeline.quality.duplicates import find_duplicates
+
+    folder, _ = _corpus(options.corpus)
+    with stoppable() as stop:
+        found = find_duplicates(Corpus.open(folder), options.workers or len(os.sched_getaffinity(0)), stop)
+    print(f"sound: {found.audio:,} copies ({found.audio_hours:.2f} hours) of {found.compared_audio:,} utterances")
+    print(f"text:  {found.text:,} copies of {found.compared_text:,} utterances")
+    return DONE
+
+
+def data_funnel(options: Namespace) -> int:
+    from data_pipeline.corpus import Corpus
+    from data_pipeline.quality.filters import parse_filter
+    from data_pipeline.quality.funnel import as_html, as_text, measure_funnel
+    from data_pipeline.shards import replace_atomically
+
+    condition = parse_filter(options.filter)
+    folder, _ = _corpus(options.corpus)
+    report = measure_funnel(Corpus.open(folder).shards(options.split), condition)
+    print(as_text(report))
+    if options.html:
+        replace_atomically(Path(options.html), as_html(report).encode())
     return DONE
 
 

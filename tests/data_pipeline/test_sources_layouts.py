@@ -61,7 +61,7 @@ def test_nemo_manifest(tmp_path: Path) -> None:
     call, other, uncut = opened.recordings()
     assert call.key == "7-1"
     assert call.segments == (
-        Segment(0.5, 1.5, "one", speaker="a", language="de", channel=MIXED),
+        Segment(0.5, 1.5, "one", speaker="a", language="de"),
         Segment(2.0, 3.5, "two", speaker="b", channel=1),
     )
     assert other.segments == (Segment(text="three", channel=MIXED),) and uncut.segments == ()

@@ -38,9 +38,9 @@ def jsonl(
 ) -> Iterator[Recording]:
     """The lines of a `.jsonl` file (or `.jsonl.gz`), in their order. The options name its keys.
 
-    Only `audio` has to be there. Times are seconds; a `duration` without `offset` is that of the file, and
-    `end` counts where `duration` is absent. `channel` counts from 0;
-    without one, all channels are mixed. `id` is what keys are made of, else the file's name and the line's number.
+    Only `audio` has to be there. Times are seconds; a `duration` without `offset` is that of the file, and `end` counts
+    where `duration` is absent. `channel` counts from 0; lines without one are of all channels mixed, or of the first
+    where others of the same file say theirs. `id` is what keys are made of, else the file's name and the line's number.
     Paths are relative to `audio_folder`, else to the manifest. A line without a `text` key is cut by voice activity,
     if it has no times either. `split` keeps the lines whose `split_column` says so.
     """
@@ -85,7 +85,8 @@ def _recordings(
         held = list(lines)
         number, first = held[0]
         key = text_in(first, columns.id) or f"{Path(file).stem}-{number}"
-        segments = tuple(_segment(row, columns, f"{path} line {at}") for at, row in held)
+        unnamed = 0 if any(text_in(row, columns.channel) for _, row in held) else MIXED
+        segments = tuple(_segment(row, columns, unnamed, f"{path} line {at}") for at, row in held)
         if len(held) == 1 and columns.text not in first and segments[0].start == 0 and segments[0].end is None:
             segments = ()
         duration = None
@@ -102,7 +103,7 @@ def _file(line: tuple[int, dict[str, Any]], columns: _Columns, path: str) -> str
     return file
 
 
-def _segment(row: dict[str, Any], columns: _Columns, where: str) -> Segment:
+def _segment(row: dict[str, Any], columns: _Columns, unnamed: int, where: str) -> Segment:
     start = number_in(row, columns.offset, where) or 0.0
     duration, end = number_in(row, columns.duration, where), number_in(row, columns.end, where)
     channel = number_in(row, columns.channel, where)
@@ -114,5 +115,5 @@ def _segment(row: dict[str, Any], columns: _Columns, where: str) -> Segment:
         text=text_in(row, columns.text),
         speaker=text_in(row, columns.speaker),
         language=text_in(row, columns.language),
-        channel=MIXED if channel is None else int(channel),
+        channel=unnamed if channel is None else int(channel),
     )

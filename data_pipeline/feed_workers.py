@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
 import torch
@@ -64,6 +65,7 @@ class WorkerFeed:
 
     def next(self) -> Served:
         if not self._streams:
+            _start_server()
             self._streams = [iter(loader) for loader in self._loaders()]
         worker = self._turn % len(self._numbers) % self._workers
         try:
@@ -106,6 +108,18 @@ class WorkerFeed:
         ]
 
 
+def _start_server() -> None:
+    """Start the server that worker processes are forked from, with stop signals blocked for it and for all it forks:
+    Slurm sends them to every process of a job step, and without its server a rank takes its workers for dead."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        resource_tracker.ensure_running()  # unblocks some of them again
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _as_it_is(served: Any) -> Any:
     return served
 
@@ -114,6 +128,6 @@ def _settle(worker: int) -> None:
     """In a new worker process."""
     torch.set_num_threads(1)
     for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # the rank decides when to stop
+        signal.signal(number, signal.SIG_IGN)  # the rank decides when to stop; an older server may not block them
     threading.Thread(target=leave_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -149,8 +149,10 @@ def _leaves(mixture: Mixture) -> Iterator[tuple[Source, float]]:
 def open_mixture(config: Config, corpus: Corpus, split: str, damage: DamageTally) -> Mixture:
     """`config.mixture` over one split; weights become shares, and a weight of 0 leaves a source out.
 
-    `corpus` serves the sources that name none of their own. No shard is opened. Raises BadInput for a mixture, a layout
-    or a filter that cannot be, and for a corpus that has another vocabulary or no documents for its layout.
+    `corpus` serves the sources that name none of their own. No shard is opened. Sources end after their `epochs` in
+    training only: what validation measures is a fixed number of packs, in the same shares. Raises BadInput for a
+    mixture, a layout or a filter that cannot be, and for a corpus that has another vocabulary or no documents for its
+    layout.
     """
     mixture = _Opening(config, corpus, split, damage).mixture("", 1.0, config.mixture.sources)
     check_same_columns({source.name: source.layout for source in mixture.sources}, corpus.vocabulary)
@@ -198,6 +200,5 @@ class _Opening:
             kind = "documents with speech" if layout.spoken else "documents"
             raise BadInput(f"source {name}: {own.folder} has no {kind} in its {self._split} split")
         order = Order(documents.counts, seed=seed_of(self._seed, name), block=self._block)
-        return Source(
-            name, share, layout, documents, order, own.content_hash, own.vocabulary, self._seed, source.epochs
-        )
+        epochs = source.epochs if self._split == "train" else None
+        return Source(name, share, layout, documents, order, own.content_hash, own.vocabulary, self._seed, epochs)

@@ -10,7 +10,7 @@ import pytest
 from configs.checks import check, data_parallel_size, model_parallel_size
 from configs.compose import compose_stage
 from configs.recipe import load_recipe
-from configs.schema import Config
+from configs.schema import Config, SourceConfig
 from runtime.exits import BadInput
 from tests.configs.recipes import write_recipe
 
@@ -45,6 +45,8 @@ def test_a_possible_config_passes(base: Config) -> None:
         ("train.steps=0", "train.steps=0: has to be above 0"),
         ("train.micro_batch=-1", "train.micro_batch=-1"),
         ("loader.lanes=0", "loader.lanes=0"),
+        ("loader.shuffle_documents=0", "loader.shuffle_documents=0: has to be above 0"),
+        ("loader.workers=-1", "loader.workers=-1: has to be 0 or above"),
         ("parallel.tensor=0", "parallel.tensor=0"),
         ("parallel.data=0", "parallel.data=0: has to be above 0, or null"),
         ("train.validate_every=-1", "has to be 0 or above"),
@@ -92,11 +94,38 @@ def test_impossible_values(base: Config, settings: str, said: str) -> None:
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
 def test_mixture_weights_are_above_zero(base: Config, weight: float) -> None:
     sources = {"asr": replace(base.mixture.sources["asr"], weight=weight)}
     with pytest.raises(BadInput, match=r"mixture\.sources\.asr\.weight"):
         check(replace(base, mixture=replace(base.mixture, sources=sources)))
+
+
+ASR = SourceConfig("asr", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (SourceConfig(weight=1.0), "mixture.sources.a has neither a layout nor sources of its own"),
+        (SourceConfig("asr", 1.0, epochs=0), "mixture.sources.a.epochs=0: has to be above 0"),
+        (SourceConfig("asr", 1.0, sources={"b": ASR}), "mixture.sources.a.layout is of a mixture inside the mixture"),
+        (SourceConfig(weight=1.0, epochs=2, sources={"b": ASR}), "mixture.sources.a.epochs is of a mixture inside"),
+        (SourceConfig(weight=0.0, sources={"b": ASR}), "mixture.sources.a.weight=0.0: has to be above 0"),
+        (
+            SourceConfig(weight=1.0, sources={"b": replace(ASR, weight=-1.0)}),
+            "mixture.sources.a.sources.b.weight=-1.0: has to be above 0",
+        ),
+        (
+            SourceConfig(weight=1.0, sources={"b": SourceConfig(weight=1.0, sources={"c": SourceConfig(weight=1.0)})}),
+            "mixture.sources.a.sources.b.sources.c has neither a layout nor sources",
+        ),
+    ],
+)
+def test_impossible_sources_are_named_at_every_level(base: Config, source: SourceConfig, said: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        check(replace(base, mixture=replace(base.mixture, sources={"a": source})))
+    assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,19 @@ def test_dictionary_entries_come_and_go(recipe: str) -> None:
     assert config.optimizer.lr_multipliers == {"head": 5.0}
 
 
+def test_mixtures_nest(recipe: str) -> None:
+    words = [
+        "mixture=step_audio_3",
+        "~mixture.sources.audio.sources.tts",
+        "mixture.sources.audio.sources.more={weight: 2, sources: {a: {layout: text, weight: 1}}}",
+        "mixture.sources.audio.sources.more.sources.b={layout: asr, weight: 3, epochs: 2, filter: 'wer < 0.1'}",
+    ]
+    audio = compose_stage(recipe, "tiny", "align", words).mixture.sources["audio"]
+    assert (audio.weight, list(audio.sources)) == (4, ["asr", "continuation", "interleaved", "more"])
+    inner = audio.sources["more"].sources["b"]
+    assert (inner.layout, inner.weight, inner.epochs, inner.filter) == ("asr", 3, 2, "wer < 0.1")
+
+
 def shuffled(node: object, rng: random.Random) -> object:
     if not isinstance(node, dict):
         return node
@@ -127,6 +140,12 @@ def test_a_written_config_reads_back_equal(recipe: str, tmp_path: Path) -> None:
         ("run.folder='${nowhere}'", "Interpolation key 'nowhere' not found"),
         ("stage.weights=nowhere", "stage.weights=nowhere: neither backbone, pretrain nor a checkpoint folder"),
         ("mixture.sources.more.layout=asr", "no value for mixture.sources.more.weight"),
+        ("mixture.sources.all={weight: 1, sources: {a: {layout: asr}}}", "no value for mixture.sources.all.sources.a."),
+        (
+            "mixture.sources.all={weight: 1, sources: {a: {layout: asr, wait: 2}}}",
+            "mixture.sources.all.sources.a.wait: no such key; did you mean mixture.sources.all.sources.a.weight?",
+        ),
+        ("mixture=step_audio_3|~mixture.sources.audio.sources.ars", "no such entry; did you mean asr?"),
     ],
 )
 def test_mistakes_on_the_command_line(recipe: str, word: str, said: str) -> None:

@@ -6,8 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
+import zlib
 
 import pytest
 
@@ -86,26 +86,69 @@ def test_workers_leave_stop_signals_to_the_rank(folder, number):
     loader.close()
 
 
-def test_workers_go_with_a_rank_that_is_killed(folder):
-    script = textwrap.dedent(
-        """
-        import sys, time
-        from pathlib import Path
-        from tests.data_pipeline.test_feed_workers import loader_of, processes_of
-        if __name__ == "__main__":
-            loader = loader_of(Path(sys.argv[1]), workers=2)
-            loader.next_step()
-            print(*processes_of(loader), flush=True)
-            time.sleep(60)
-        """
+RANK = """
+import os, signal, sys, time, zlib
+from pathlib import Path
+from data_pipeline.corpus import Corpus
+from data_pipeline.loader import make_loader
+from runtime.signals import StopFlag
+from tests.data_pipeline.synthetic import make_config
+if __name__ == "__main__":
+    stop = StopFlag().install()
+    config = make_config()
+    config.loader.workers = 2
+    loader = make_loader(config, Corpus.open(Path(sys.argv[1])), split="train", rank=0, world=1)
+    keys = [pack.keys for pack in loader.next_step()]
+    print(*loader._feed.processes, flush=True)
+    if sys.argv[2] == "wait":
+        time.sleep(60)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        os.killpg(0, number)
+        time.sleep(0.3)
+    keys += [pack.keys for _ in range(200) for pack in loader.next_step()]
+    print(zlib.crc32(str(keys).encode()), bool(stop), flush=True)
+    loader.close()
+"""
+
+
+def keys_of(loader: Loader, steps: int) -> list[tuple[str, ...]]:
+    return [pack.keys for _ in range(steps) for pack in loader.next_step()]
+
+
+def start_rank(folder, *arguments: str) -> tuple[subprocess.Popen, list[int]]:
+    """A process with a loader of two workers, in a process group of its own; with the workers and their server."""
+    rank = subprocess.Popen(
+        [sys.executable, "-c", RANK, str(folder), *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
-    rank = subprocess.Popen([sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE, text=True)
     assert rank.stdout is not None
     pids = list(map(int, rank.stdout.readline().split()))
     assert len(pids) == 2 and all(map(is_running, pids))
+    return rank, [*pids, parent_of(pids[0])]
+
+
+def parent_of(pid: int) -> int:
+    with open(f"/proc/{pid}/stat") as stat:
+        return int(stat.read().rpartition(")")[2].split()[1])
+
+
+def test_workers_go_with_a_rank_that_is_killed(folder):
+    rank, others = start_rank(folder, "wait")
     rank.kill()
     rank.wait()
-    wait_until(lambda: not any(map(is_running, pids)))
+    wait_until(lambda: not any(map(is_running, others)))
+
+
+def test_stop_signals_to_every_process_stop_only_what_the_rank_stops(folder):
+    """As Slurm sends them to a job step."""
+    rank, others = start_rank(folder, "go on")
+    said, _ = rank.communicate(timeout=120)
+    plain = keys_of(loader_of(folder, workers=0), 201)
+    assert rank.returncode == 0
+    assert said.split() == [str(zlib.crc32(str(plain).encode())), "True"]
+    wait_until(lambda: not any(map(is_running, others)))
 
 
 def test_damage_found_by_workers_is_counted_as_if_found_here(tmp_path):

@@ -255,6 +255,14 @@ def test_validation_packs_are_the_same_for_every_world_and_number_of_lanes(folde
         assert_same([pack for turn in zip(*parts, strict=True) for pack in turn], whole)
 
 
+def test_sources_do_not_end_in_validation(folder):
+    config = make_config({"asr": 1.0, "text": 3.0}, validation_packs=32)
+    endless = validation_packs(config, Corpus.open(folder), rank=0, world=1)
+    config.mixture.sources["text"].epochs = config.mixture.sources["asr"].epochs = 1
+    assert_same(validation_packs(config, Corpus.open(folder), rank=0, world=1), endless)
+    assert len(endless) == 32
+
+
 def test_validation_packs_must_be_dealt_evenly(folder):
     with pytest.raises(BadInput, match=r"train\.validation_packs 6 must be a multiple of the 4"):
         validation_packs(make_config(validation_packs=6), Corpus.open(folder), rank=0, world=4)

@@ -69,13 +69,6 @@ class Corpus:
         return [self.folder / entry["file"] for entry in self.splits[split]]
 
 
-def left_out(folder: Path) -> dict[str, dict[str, Any]]:
-    """What the build of the corpus in `folder` could not use, as its manifest tells: {kind: {"count", "examples"}};
-    empty where it tells nothing."""
-    told = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8")).get("left_out")
-    return told if isinstance(told, dict) else {}
-
-
 def _is_inside(file: str) -> bool:
     """Whether a path of a manifest stays in its folder, wherever that is."""
     return not PurePosixPath(file).is_absolute() and ".." not in PurePosixPath(file).parts and "\\" not in file

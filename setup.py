@@ -42,6 +42,7 @@ EXTRAS = {
     # install.sh takes without their requirements.
     "data": [
         "av>=18",
+        "fsspec>=2026.1",
         "jiwer>=4",
         "kaldi-native-fbank>=1.22",
         "lhotse>=1.33",

@@ -4,6 +4,9 @@ libsndfile reads wav, flac, ogg (Vorbis, Opus) and NIST sphere. FFmpeg reads mp3
 between two reads, and what libsndfile refuses: m4a, aac, webm, g722 and others. A file is a path, an fsspec URL, or
 bytes. What comes out is what the file holds: a stretch is sample for sample the same as that part of the whole (for
 codecs with memory, after a second of run-in).
+
+A file that was cut short is told by its header (wav, flac, sphere, mp4, most mp3). One of ogg, webm, aac or g722 has
+none that says how long it is: only a source that knows the duration tells it from a short one.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from itertools import pairwise
 import numpy as np
 
 from data_pipeline.audio import SAMPLE_RATE
-from data_pipeline.layouts.cuts import word_texts
 from data_pipeline.utterance import Utterance, Word
 
 _STEP = SAMPLE_RATE // 50  # samples of a stretch whose level is compared with others
@@ -39,6 +38,8 @@ def cut_long(wave: np.ndarray, utterance: Utterance, longest: float) -> list[Cut
     if not words or not _are_in_order(words) or max(word.end - word.start for word in words) > longest:
         edges = [0.0, *_quiet_places(wave, longest), duration]
         return [Cut(start, end, "", ()) for start, end in pairwise(edges)]
+    from data_pipeline.layouts.cuts import word_texts  # which loads torch
+
     edges, firsts = _pauses(words, duration, longest)
     lasts = [*firsts[1:], len(words)]
     saying = [first for first, last in zip(firsts, lasts, strict=True) if last > first]

@@ -135,7 +135,7 @@ def _described(parts: Parts, recording: Recording, segment: Segment) -> Utteranc
         source=parts.config.corpus.name,
         licence=parts.speech.licence,
         recording=recording.key,
-        channel=segment.channel,
+        channel=max(segment.channel, 0),  # a mix of all channels counts as the first
         role=_plain(segment.role),
     )
 

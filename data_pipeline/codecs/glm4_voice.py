@@ -41,9 +41,9 @@ class Glm4Voice:
         try:
             layers, size = shape["quantize_position"], shape["quantize_vocab_size"]
             self._pool = shape["pooling_kernel_size"] or 1
-            self._average = shape["pooling_type"] == "avg"
+            self._average = {"avg": True, "max": False}[shape["pooling_type"]]
             self._block = shape.get("quantize_causal_block_size")
-            if shape["pooling_position"] != layers:
+            if self._pool > 1 and shape["pooling_position"] != layers:
                 raise BadInput(f"codec.weights.encoder={spec}: pools at another layer than it quantises")
             self._tower = WhisperTower(shape, layers, causal=bool(shape.get("encoder_causal_convolution")), final=False)
         except (KeyError, TypeError) as error:

@@ -1,6 +1,6 @@
 """Audio-hours a core tokenises in an hour, and where the time goes: decode, resample, mel, encoder, quantise, write.
 
-    python tests/benchmarks/tokenisation.py [--prompts FOLDER] [--seconds 120] [--codecs NAMES] [--json FILE]
+    python tests/benchmarks/tokenisation.py --seconds 240 --operators --json tokenisation.json
 
 The sound is real speech, Debian's Asterisk prompts (or whatever is in --prompts), joined to utterances of 2 to 20 s in
 FLAC at 24 kHz. The pair on Whisper has its real encoder; its centroids are learnt from the same sound. The published
@@ -121,7 +121,7 @@ class Assigning:
 # --- codecs -----------------------------------------------------------------------------------------------------
 
 
-def whisper_pair(folder: Path, waves: list[np.ndarray]) -> Codec:
+def whisper_pair(folder: Path, waves: list[np.ndarray], batch_seconds: float | None) -> Codec:
     """The quickstart's codec, tables of its sizes, from frames of this sound (with noise, where there are too few)."""
     config = CodecConfig(
         name="whisper_dual",
@@ -132,6 +132,7 @@ def whisper_pair(folder: Path, waves: list[np.ndarray]) -> Codec:
             "semantic": CodebookConfig(size=4096, rate=25.0, layer=3),
         },
         group={"linguistic": 2, "semantic": 3},
+        batch_seconds=batch_seconds,
     )
     features = FeatureExtractor(config).features(waves)
     rng = np.random.default_rng(0)
@@ -235,6 +236,19 @@ def measure(codec: Codec, kind: str, flacs: list[bytes], folder: Path) -> dict[s
     }
 
 
+def operators(codec: Codec, flacs: list[bytes]) -> dict[str, float]:
+    """Shares of the time in `encode` that PyTorch's operators take themselves, the largest eight."""
+    import soxr
+    from torch.profiler import ProfilerActivity, profile
+
+    waves = [soxr.resample(decode(flac).samples[0], RATE, codec.sample_rate) for flac in flacs[:BATCH]]
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        codec.encode(waves)
+    spent = {event.key: event.self_cpu_time_total for event in profiled.key_averages()}
+    largest = sorted(spent, key=lambda name: -spent[name])[:8]
+    return {name.removeprefix("aten::"): round(spent[name] / sum(spent.values()), 4) for name in largest}
+
+
 def main() -> None:
     import torch
 
@@ -243,6 +257,8 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path, default=PROMPTS)
     parser.add_argument("--seconds", type=float, default=120.0, help="of sound; the largest models take a quarter")
     parser.add_argument("--codecs", nargs="+", choices=kinds, default=list(kinds))
+    parser.add_argument("--batch-seconds", type=float, default=None, help="codec.batch_seconds of the Whisper pair")
+    parser.add_argument("--operators", action="store_true", help="the Whisper pair by operator of PyTorch besides")
     parser.add_argument("--json", type=Path, default=None)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -255,7 +271,7 @@ def main() -> None:
             folder = Path(name)
             if kind == "whisper_kmeans":
                 waves = [decode(flac).samples[0][::2] for flac in flacs[:8]]  # near enough, for centroids
-                codec, weights, part = whisper_pair(folder, waves), "real", flacs
+                codec, weights, part = whisper_pair(folder, waves, given.batch_seconds), "real", flacs
             else:
                 codec, weights = random_codec(kind, folder / "model"), "random, real size"
                 weights += ", linguistic half" if kind == "step_audio" else ""
@@ -266,6 +282,9 @@ def main() -> None:
                 f"| {kind} | {weights} | {found['audio_seconds']} | {found['hours_per_core_hour']} | {shares} |",
                 flush=True,
             )
+            if kind == "whisper_kmeans" and given.operators:
+                found["operators"] = operators(codec, part)
+                print("  ".join(f"{name} {share:.1%}" for name, share in found["operators"].items()))
             del codec
             gc.collect()
     if given.json:

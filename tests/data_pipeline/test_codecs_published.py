@@ -251,6 +251,8 @@ def test_glm4_voice_encodes_windows_of_30_seconds(opened) -> None:
 def test_glm4_voice_that_pools_elsewhere_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="another layer"):
         open_codec(glm4_voice(tmp_path / "glm", pooling_position=1))
+    with pytest.raises(BadInput, match=r"config\.json is no GLM-4-Voice tokenizer's: 'sum'"):
+        open_codec(glm4_voice(tmp_path / "other", pooling_type="sum"))
 
 
 # --- Baichuan ---------------------------------------------------------------------------------------------------

@@ -227,7 +227,7 @@ def assert_rows(opened, first: int = 0, count: int = 6) -> None:
         assert np.array_equal(opened.sound(recording).samples.T, wave)
         assert np.array_equal(opened.sound(recording, 0.25, 0.5).samples.T, wave[4_000:8_000])
         language = ("de", "zh")[(number - first) % 2]
-        said = Segment(text=f"Satz {number} 你好", speaker=str((number - first) % 3), language=language)
+        said = Segment(text=f"Satz {number} 你好", speaker=str((number - first) % 3), language=language, channel=MIXED)
         assert recording.segments == (said,)
         assert pickle.loads(pickle.dumps(recording)) == recording
 

@@ -90,6 +90,16 @@ def test_a_header_that_lies_about_the_rate_is_found_where_the_source_knows_the_d
             list(opened.blocks(recording))
 
 
+def test_manifests_that_say_how_long_a_file_is_are_held_to_it(tmp_path: Path) -> None:
+    file = write_sound(tmp_path / "a.wav", speechlike(2.0))
+    rows = [json.dumps({"audio_filepath": "a.wav", "duration": seconds, "text": "x"}) for seconds in (2.1, 4.0)]
+    for row, kind in zip(rows, ("sound", "duration"), strict=True):
+        assert set(kinds_of(source("jsonl", lines(tmp_path / "m.jsonl", row))).values()) == {kind}
+    lines(tmp_path / "data/wav.scp", f"r1 {file}", f"r2 {file}")
+    lines(tmp_path / "data/reco2dur", "r1 2.0", "r2 1.0")
+    assert kinds_of(source("kaldi", tmp_path / "data")) == {"r1": "sound", "r2": "duration"}
+
+
 def test_files_of_different_rates_keep_theirs(tmp_path: Path) -> None:
     for rate in (8_000, 16_000, 44_100):
         write_sound(tmp_path / f"{rate}.wav", speechlike(1.0, rate), rate)

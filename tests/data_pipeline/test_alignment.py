@@ -17,7 +17,7 @@ from data_pipeline.alignment.ctc_aligner import CtcAligner, spelled, with_star
 from data_pipeline.alignment.dtw import warp
 from data_pipeline.alignment.pauses import trim
 from data_pipeline.alignment.registry import open_aligner
-from data_pipeline.alignment.whisper import Whisper
+from data_pipeline.alignment.whisper import Whisper, windows
 from data_pipeline.alignment.words import words_of
 from data_pipeline.audio import SAMPLE_RATE
 from data_pipeline.speech import Voice, open_voice, prepare_voice
@@ -274,6 +274,16 @@ def test_greedy_decoding_is_what_transformers_generates(voice: Voice, tmp_path: 
     again = Whisper(str(tmp_path), "s")
     again._loaded[2].update(settings_)
     assert again.transcribe(spoken.wave, "en") == heard
+
+
+def test_long_sound_is_cut_where_it_is_quietest_and_nothing_is_lost() -> None:
+    wave = np.random.default_rng(0).normal(size=70 * SAMPLE_RATE).astype(np.float32)
+    wave[25 * SAMPLE_RATE : 26 * SAMPLE_RATE] *= 0.001
+    parts = windows(wave)
+    assert np.array_equal(np.concatenate(parts), wave)
+    assert 25 <= len(parts[0]) / SAMPLE_RATE <= 26
+    assert all(0 < len(part) <= 30 * SAMPLE_RATE for part in parts)
+    assert [len(part) for part in windows(wave[: 30 * SAMPLE_RATE])] == [30 * SAMPLE_RATE]
 
 
 # --- words -----------------------------------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ EXTRAS = {
     # install.sh takes without their requirements.
     "data": [
         "av>=18",
+        "fsspec>=2026.1",
         "jiwer>=4",
         "kaldi-native-fbank>=1.22",
         "lhotse>=1.33",
@@ -49,6 +50,7 @@ EXTRAS = {
         "py3langid>=0.4",
         "pyarrow>=26",
         "pyzmq>=27",
+        "scipy>=1.17",
     ],
     # Nothing is required beyond torch's CUDA build. TransformerEngine, NVIDIA Apex and flash-attn are found at run time
     # where a cluster's image has them.

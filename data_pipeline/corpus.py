@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,7 +22,8 @@ SPLITS = ("train", "valid")
 @dataclass(frozen=True)
 class Corpus:
     """A folder of shards under one manifest. `splits` maps "train" and "valid" to the manifest's entries:
-    {file, samples, documents, spoken_documents, bytes, xxh3, characters, duration, frames: {codebook: n}}."""
+    {file, samples, documents, spoken_documents, bytes, xxh3, characters, duration, frames: {codebook: n}}. `left_out`
+    says what its build left out, by kind: {count, examples}."""
 
     folder: Path
     name: str
@@ -31,6 +32,7 @@ class Corpus:
     codecs: dict[str, Any]
     splits: dict[str, list[dict[str, Any]]]
     totals: dict[str, Any]
+    left_out: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path) -> Corpus:
@@ -51,6 +53,7 @@ class Corpus:
                 raise BadInput(f"{path}: format {manifest['format']}, but this version reads {MANIFEST_FORMAT}")
             described = manifest.pop("vocabulary")
             parts = {key: manifest[key] for key in ("name", "content_hash", "codecs", "splits", "totals")}
+            parts["left_out"] = manifest.get("left_out", {})
             for entry in (entry for split in SPLITS for entry in parts["splits"][split]):
                 _ = entry["documents"], entry["spoken_documents"]  # what reading relies on
                 if not _is_inside(entry["file"]):
@@ -64,13 +67,6 @@ class Corpus:
 
     def shards(self, split: str) -> list[Path]:
         return [self.folder / entry["file"] for entry in self.splits[split]]
-
-
-def left_out(folder: Path) -> dict[str, dict[str, Any]]:
-    """What the build of the corpus in `folder` could not use, as its manifest tells: {kind: {"count", "examples"}};
-    empty where it tells nothing."""
-    told = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8")).get("left_out")
-    return told if isinstance(told, dict) else {}
 
 
 def _is_inside(file: str) -> bool:
@@ -98,16 +94,30 @@ def describe_shard(shard: Path, folder: Path) -> dict[str, Any]:
     }
 
 
-def write_manifest(folder: Path, *, name: str, vocabulary: Vocabulary, codecs: Mapping[str, Any]) -> Corpus:
-    """Describe every finished shard in `folder`/train and /valid, and so declare the corpus complete.
+def write_manifest(
+    folder: Path,
+    *,
+    name: str,
+    vocabulary: Vocabulary,
+    codecs: Mapping[str, Any],
+    entries: Mapping[str, list[dict[str, Any]]] | None = None,
+    left_out: Mapping[str, Any] | None = None,
+) -> Corpus:
+    """Declare the corpus at `folder` complete.
 
-    `codecs` is kept as it is (JSON-ready): what made the codes, with hashes. The content hash covers the shards, the
-    vocabulary, the tokenizer and the codecs. Returns the corpus, opened.
+    `entries` has what `describe_shard` gave, by split; None: every finished shard in `folder`/train and /valid is
+    described now. `codecs` is kept as it is (JSON-ready): what made the codes, with hashes; `left_out` likewise. The
+    content hash covers the shards, the vocabulary, the tokenizer and the codecs. Returns the corpus, opened.
     """
-    splits = {
-        split: [describe_shard(shard, folder) for shard in sorted((folder / split).glob("*.tar"))] for split in SPLITS
-    }
-    vocabulary.save(folder)
+    if entries is None:
+        splits = {
+            split: [describe_shard(shard, folder) for shard in sorted((folder / split).glob("*.tar"))]
+            for split in SPLITS
+        }
+    else:
+        splits = {split: list(entries.get(split, ())) for split in SPLITS}
+    for file, text in vocabulary.files().items():
+        replace_atomically(folder / file, text.encode())
     manifest = {
         "format": MANIFEST_FORMAT,
         "name": name,
@@ -115,7 +125,8 @@ def write_manifest(folder: Path, *, name: str, vocabulary: Vocabulary, codecs: M
         "vocabulary": vocabulary.describe(),
         "codecs": dict(codecs),
         "splits": splits,
-        "totals": {split: _totals(entries) for split, entries in splits.items()},
+        "totals": {split: _totals(held) for split, held in splits.items()},
+        "left_out": dict(left_out or {}),
     }
     replace_atomically(folder / MANIFEST_FILE, json.dumps(manifest, indent=2).encode())
     return Corpus.open(folder)

@@ -19,6 +19,15 @@ class Damage(NamedTuple):
     kinds: dict[str, int]
     names: list[str]
 
+    def plus(self, other: Damage) -> Damage:
+        """What was counted in both stretches."""
+        kinds = Counter(self.kinds)
+        kinds.update(other.kinds)
+        return Damage(self.read + other.read, dict(kinds), [*self.names, *other.names][:NAMED])
+
+
+NO_DAMAGE = Damage(0, {}, [])
+
 
 class DamageTally:
     """Samples read, damaged ones by kind, and the names of the first of them."""

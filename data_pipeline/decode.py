@@ -4,6 +4,9 @@ libsndfile reads wav, flac, ogg (Vorbis, Opus) and NIST sphere. FFmpeg reads mp3
 between two reads, and what libsndfile refuses: m4a, aac, webm, g722 and others. A file is a path, an fsspec URL, or
 bytes. What comes out is what the file holds: a stretch is sample for sample the same as that part of the whole (for
 codecs with memory, after a second of run-in).
+
+A file that was cut short is told by its header (wav, flac, sphere, mp4, most mp3). One of ogg, webm, aac or g722 has
+none that says how long it is: only a source that knows the duration tells it from a short one.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from runtime.exits import BadInput
 BLOCK_SECONDS = 30.0
 LONGEST_SECONDS = 3600.0  # of a stretch that is held in memory at once
 LOWEST_RATE, HIGHEST_RATE = 4_000, 384_000
+_DURATION_SLACK = 0.5  # seconds by which a file may last more or less than its source says,
+_DURATION_SHARE = 0.02  # or this share of it, if that is more
 _LOUDEST = 16.0  # a sample above is no overshoot of a codec: the file is in another scale
 _RUN_IN_SECONDS = 1.0
 # Only formats that hold sound themselves: FFmpeg's playlists would open other files and addresses.
@@ -33,17 +38,24 @@ _WITHOUT_HEADER = {".g722": "g722"}  # formats that only the name of a file tell
 
 
 def decode_blocks(
-    file: str | Path | bytes, name: str = "", start: float = 0.0, end: float | None = None, block: float = BLOCK_SECONDS
+    file: str | Path | bytes,
+    name: str = "",
+    start: float = 0.0,
+    end: float | None = None,
+    *,
+    lasting: float | None = None,
+    block: float = BLOCK_SECONDS,
 ) -> Iterator[Sound]:
     """The sound of `file` from `start` to `end` seconds (None: its end) in blocks of at most `block` seconds.
 
-    `name` says what the bytes are called, for messages. An `end` after the end of the file is its end. Raises
-    UnreadableAudio, also after some blocks: what came before is then not to be trusted either.
+    `name` says what the bytes are called, for messages. An `end` after the end of the file is its end. `lasting` is
+    how many seconds the whole file should have: one whose header says otherwise was cut short, or lies about its rate.
+    Raises UnreadableAudio, also after some blocks: what came before is then not to be trusted either.
     """
     where = name or (f"{len(file)} bytes" if isinstance(file, bytes) else str(file))
     with _opened(file, where) as stream:
         found = 0
-        for samples, rate in _decoded(stream, where, start, end, block):
+        for samples, rate in _decoded(stream, where, start, end, lasting, block):
             found += samples.shape[1]
             yield Sound(_checked(samples, where), rate)
     if not found:
@@ -87,6 +99,12 @@ def _opened(file: str | Path | bytes, where: str) -> Iterator[BinaryIO]:
         raise
 
 
+def check_duration(seconds: float, lasting: float | None, where: str) -> None:
+    """Raises UnreadableAudio where `seconds` are not about `lasting`."""
+    if lasting is not None and abs(seconds - lasting) > max(_DURATION_SLACK, _DURATION_SHARE * lasting):
+        raise UnreadableAudio("duration", where, f"lasts {seconds:.2f} s where its source says {lasting:.2f} s")
+
+
 def _checked(samples: np.ndarray, where: str) -> np.ndarray:
     if not np.isfinite(samples).all():
         raise UnreadableAudio("not_finite", where)
@@ -96,7 +114,7 @@ def _checked(samples: np.ndarray, where: str) -> np.ndarray:
 
 
 def _decoded(
-    stream: BinaryIO, where: str, start: float, end: float | None, block: float
+    stream: BinaryIO, where: str, start: float, end: float | None, lasting: float | None, block: float
 ) -> Iterator[tuple[np.ndarray, int]]:
     """float32 [channels, samples] and their rate, from the decoder that knows the file."""
     import soundfile
@@ -113,12 +131,13 @@ def _decoded(
         file = None
     if file is None or file.format == "MP3":
         stream.seek(0)
-        yield from _with_ffmpeg(stream, where, start, end, block)
+        yield from _with_ffmpeg(stream, where, start, end, lasting, block)
         return
     with file:
         told = re.search(rb"^sample_count -i (\d+)", head, re.MULTILINE) if file.format == "NIST" else None
         if _is_cut_short(file) or (told is not None and file.frames < int(told[1])):
             raise UnreadableAudio("truncated", where)
+        check_duration(file.frames / _plausible(file.samplerate, where), lasting, where)
         yield from _with_sndfile(file, where, start, end, block)
 
 
@@ -127,7 +146,7 @@ def _with_sndfile(
 ) -> Iterator[tuple[np.ndarray, int]]:
     import soundfile
 
-    rate = _plausible(file.samplerate, where)
+    rate = file.samplerate
     first = min(round(start * rate), file.frames)
     last = file.frames if end is None else min(round(end * rate), file.frames)
     try:
@@ -160,7 +179,7 @@ def _plausible(rate: int, where: str) -> int:
 
 
 def _with_ffmpeg(
-    stream: BinaryIO, where: str, start: float, end: float | None, block: float
+    stream: BinaryIO, where: str, start: float, end: float | None, lasting: float | None, block: float
 ) -> Iterator[tuple[np.ndarray, int]]:
     """Frames of FFmpeg, gathered to blocks. Positions are those that the container states, so that a stretch can
     begin anywhere; a format without positions is decoded from its beginning."""
@@ -171,11 +190,14 @@ def _with_ffmpeg(
     held: list[np.ndarray] = []
     count = 0
     try:
-        with av.open(stream, format=_WITHOUT_HEADER.get(suffix), options=options) as container:
+        opened: Any = av.open(stream, format=_WITHOUT_HEADER.get(suffix), options=options)
+        with opened as container:
             rate = getattr(container.streams.audio[0], "rate", None) if container.streams.audio else None
             if rate is None:  # no sound, or of a kind that a damaged header made up
                 raise UnreadableAudio("decode", where)
             _plausible(rate, where)
+            if container.duration and container.format.name not in _ESTIMATED_DURATION:
+                check_duration(container.duration / av.time_base, lasting, where)
             first, last = round(start * rate), None if end is None else round(end * rate)
             size = round(block * rate)
             for position, samples in _frames(container, where, max(start - _RUN_IN_SECONDS, 0.0)):
@@ -195,6 +217,7 @@ def _with_ffmpeg(
         yield np.concatenate(held, axis=1), rate
 
 
+_ESTIMATED_DURATION = {"aac", "g722"}  # formats that do not say how long they are; FFmpeg guesses from the size
 _EXACT_TIMES = {"mov,mp4,m4a,3gp,3g2,mj2"}  # containers whose clock can name a sample
 
 
@@ -208,7 +231,7 @@ def _frames(container: Any, where: str, start: float) -> Iterator[tuple[int, np.
         container.seek(origin + int(start / stream.time_base), stream=stream, backward=True)
     planar = av.AudioResampler(format="fltp")
     length = None  # of the whole in samples, without what the encoder filled its last frame with
-    if stream.duration and container.format.name != "aac":
+    if stream.duration and container.format.name not in _ESTIMATED_DURATION:
         length = round(float(stream.duration * stream.time_base) * rate)
     position = None
     for frame in container.decode(stream):

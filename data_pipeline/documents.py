@@ -36,7 +36,7 @@ class Documents:
         self._corpus = corpus
         self._shards = corpus.shards(split)
         self._spoken = spoken
-        self._damage = damage
+        self.damage = damage
         key = "spoken_documents" if spoken else "documents"
         self.counts = np.array([entry[key] for entry in corpus.splits[split]], np.int64)
         self._ends = np.cumsum(self.counts)
@@ -62,24 +62,24 @@ class Documents:
                     samples = [sample for sample in samples if kept[sample]]
                 return self._read_all(reader, samples) if samples else []
             reader = DamagedSample("index", f"{reader.path} document {number - first}")
-        self._damage.read += 1
-        self._damage.add(reader)
-        self._damage.judge()
+        self.damage.read += 1
+        self.damage.add(reader)
+        self.damage.judge()
         return []
 
     def _read_all(self, reader: ShardReader, samples: Sequence[int]) -> list[Utterance]:
         whole = []
         for sample in samples:
-            self._damage.read += 1
+            self.damage.read += 1
             try:
                 utterance = reader.read(sample)
                 check_codes(utterance, self._corpus.vocabulary)
                 whole.append(utterance)
             except DamagedSample as damaged:
-                self._damage.add(damaged)
+                self.damage.add(damaged)
             except BadInput:
-                self._damage.add(DamagedSample("codes", f"{reader.path} sample {sample}"))
-        self._damage.judge()
+                self.damage.add(DamagedSample("codes", f"{reader.path} sample {sample}"))
+        self.damage.judge()
         return whole
 
     def _open(self, shard: int) -> ShardReader | DamagedSample:

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from data_pipeline.batch import Pack
-from data_pipeline.damage import Damage, DamageTally
+from data_pipeline.damage import Damage
 from data_pipeline.lanes import Lane
 from data_pipeline.prefetch import Prefetcher
 from runtime.exits import BadInput
 
 
 class Served(NamedTuple):
-    """A lane's next pack (None: it has no more), its state after that pack, and damage met since the reader's last.
+    """A lane's next pack (None: it has no more), its state after that pack, and the damage that came with it.
 
     `refusal`: instead of a pack, the line of a BadInput that reading ended in.
     """
@@ -38,24 +38,23 @@ class Feed(Protocol):
         """Stop reading ahead; `start` comes before the next `next`."""
 
 
-def serve(lanes: Sequence[Lane], damage: DamageTally) -> Iterator[Served]:
+def serve(lanes: Sequence[Lane]) -> Iterator[Served]:
     """Packs of `lanes` in turn. A BadInput is served as a line; then the iterator ends."""
     while True:
         for lane in lanes:
             try:
                 pack = lane.next_pack()
             except BadInput as error:
-                yield Served(lane.number, None, {}, damage.take(), str(error))
+                yield Served(lane.number, None, {}, lane.take_damage(), str(error))
                 return
-            yield Served(lane.number, pack, lane.state(), damage.take())
+            yield Served(lane.number, pack, lane.state(), lane.take_damage())
 
 
 class LocalFeed:
     """Lanes read in this process, by a thread that is at most `ahead` packs ahead, or when asked where `ahead` is 0."""
 
-    def __init__(self, lanes: Sequence[Lane], damage: DamageTally, ahead: int) -> None:
+    def __init__(self, lanes: Sequence[Lane], ahead: int) -> None:
         self._lanes = lanes
-        self._damage = damage
         self._ahead = ahead
         self._prefetcher: Prefetcher[Served] | None = None
 
@@ -63,8 +62,7 @@ class LocalFeed:
         self.close()
         for lane in self._lanes:
             lane.restore(states[lane.number])
-        self._damage.take()
-        self._served = serve([*self._lanes[turn:], *self._lanes[:turn]], self._damage)
+        self._served = serve([*self._lanes[turn:], *self._lanes[:turn]])
 
     def next(self) -> Served:
         if not self._ahead:

@@ -34,12 +34,12 @@ class _Lanes(IterableDataset):
     states: Mapping[int, dict[str, Any]]
 
     def __iter__(self) -> Iterator[Served]:
-        damage = DamageTally(allowed_share=1.0)  # who merges the counts of all workers judges them
-        mixture = open_mixture(self.config, self.corpus, self.split, damage)
+        counted = DamageTally(allowed_share=1.0)  # who merges the counts of all workers judges them
+        mixture = open_mixture(self.config, self.corpus, self.split, counted)
         lanes = [Lane.of(self.config, mixture, number) for number in self.numbers]
         for lane in lanes:
             lane.restore(self.states[lane.number])
-        return serve(lanes, damage)
+        return serve(lanes)
 
 
 class WorkerFeed:

@@ -9,6 +9,7 @@ import numpy as np
 
 from configs.schema import Config
 from data_pipeline.batch import Pack, Sample
+from data_pipeline.damage import NO_DAMAGE, Damage
 from data_pipeline.mixture import Mixture, Source, Taken
 from data_pipeline.packing import best_fit, fill_packs
 from runtime.exits import BadInput
@@ -21,10 +22,12 @@ Place = dict[str, Taken]  # how far a lane has come in every source
 
 
 class _Read(NamedTuple):
-    """What one document became, and how far the lane had come with it."""
+    """What one document became, how far the lane had come with it, and the damage met from the document before it on.
+    Without samples it is the end of all sources."""
 
     samples: list[Sample]
     after: Place
+    damage: Damage
 
 
 class Lane:
@@ -51,6 +54,7 @@ class Lane:
         self._batch = batch
         sources = mixture.sources
         self._first = sources[np.random.default_rng(number).choice(len(sources), p=mixture.shares)]
+        self._damage = sources[0].documents.damage  # where those of all sources count
         self._padding_id = sources[0].vocabulary.special(sources[0].vocabulary.end_of_text)
         start = {source.name: source.begin(number, lanes) for source in sources}
         self.restore({"sources": start, "turn": 0, "packs": 0})
@@ -74,12 +78,17 @@ class Lane:
         self._handed_out = int(state["packs"])
         self._packs: list[Pack] = []
         self._ahead: list[_Read] = []  # documents after `_begin`, before any window has them
+        self._damage.take()
+        self._found = NO_DAMAGE
 
     def next_pack(self) -> Pack | None:
         """The next pack; None, for ever, once every source has ended and all was handed out."""
         if not self._packs:
-            self._packs, self._end = self._next_window()
+            self._packs, self._end, found = self._next_window()
+            if not self._handed_out:  # else the window is read again, and was told of with its first pack
+                self._found = self._found.plus(found)
             if not self._packs:
+                self._begin = self._end
                 return None
         pack = self._packs[self._handed_out]
         self._handed_out += 1
@@ -88,24 +97,30 @@ class Lane:
             self._packs, self._handed_out = [], 0
         return pack
 
-    def _next_window(self) -> tuple[list[Pack], Place]:
+    def take_damage(self) -> Damage:
+        """Damage met in the windows begun since the last call, each document's once, wherever lanes are resumed."""
+        found, self._found = self._found, NO_DAMAGE
+        return found
+
+    def _next_window(self) -> tuple[list[Pack], Place, Damage]:
         ahead = self._ahead
         sizes = [[len(sample) for sample in read.samples] for read in ahead]
         filled = list(accumulate(map(sum, sizes)))  # tokens up to the end of each document
         while not filled or filled[-1] < self._goal:
             read = self._read(ahead[-1].after if ahead else self._begin)
-            if read is None:
-                break
             ahead.append(read)
             sizes.append([len(sample) for sample in read.samples])
             filled.append(sum(sizes[-1]) + (filled[-1] if filled else 0))
-        if not ahead:
-            return [], self._begin
+            if not read.samples:
+                break
         end = self._fullest(sizes, filled) if filled[-1] >= self._goal else len(ahead)
         window, self._ahead = ahead[:end], ahead[end:]
         samples = [sample for read in window for sample in read.samples]
-        packs = fill_packs(samples, self._length, self._padding_id)
-        return self._balanced(packs), window[-1].after
+        packs = self._balanced(fill_packs(samples, self._length, self._padding_id)) if samples else []
+        found = NO_DAMAGE
+        for read in window:
+            found = found.plus(read.damage)
+        return packs, window[-1].after, found
 
     def _fullest(self, sizes: list[list[int]], filled: list[int]) -> int:
         """How many documents fill their packs best, of those that reach the second half of the goal."""
@@ -127,23 +142,25 @@ class Lane:
         order[np.argsort(wanted, kind="stable")] = np.argsort(costs, kind="stable")
         return [packs[turn] for turn in order]
 
-    def _read(self, place: Place) -> _Read | None:
-        """The next document after `place` that gives any samples; those that give none are passed over. None where
-        there is none any more."""
+    def _read(self, place: Place) -> _Read:
+        """The next document after `place` that gives any samples; those that give none are passed over."""
         passed: dict[str, int] = {}
+        found = NO_DAMAGE
         while (source := self._next_source(place)) is not None:
             samples, taken = source.read(place[source.name], self.number, self._lanes, self._length)
+            found = found.plus(self._damage.take())
             place = place | {source.name: taken}
             if samples:
-                return _Read(samples, place)
+                return _Read(samples, place, found)
             passed[source.name] = passed.get(source.name, 0) + 1
             if passed[source.name] >= max(MOST_EMPTY, len(source.documents) if source.documents.filter else 0):
+                self._found = self._found.plus(found)
                 kept = f" that its filter {source.documents.filter!r} keeps" if source.documents.filter else ""
                 raise BadInput(
                     f"source {source.name}: layout {source.layout.name} made no sample of {passed[source.name]} "
                     f"documents in a row; its corpus has nothing for it{kept}"
                 )
-        return None
+        return _Read([], place, found)
 
     def _next_source(self, place: Place) -> Source | None:
         begun = any(taken.tokens for taken in place.values())

@@ -166,8 +166,8 @@ def make_loader(config: Config, corpus: Corpus, *, split: str, rank: int, world:
     for name, number in (("loader.lanes", options.lanes), ("train.global_batch", batch)):
         if number < 1 or number % world:
             raise BadInput(f"{name} {number} must be a multiple of the {world} data-parallel ranks")
-    damage = DamageTally(allowed_share=1.0)  # counts go with the packs, and the loader judges them
-    mixture = open_mixture(config, corpus, split, damage)
+    counted = DamageTally(allowed_share=1.0)  # counts go with the packs, and the loader judges them
+    mixture = open_mixture(config, corpus, split, counted)
     lanes = [Lane.of(config, mixture, number) for number in range(rank, options.lanes, world)]
     begin = {lane.number: lane.state() for lane in lanes}
     ahead = options.prefetch * batch // world
@@ -175,7 +175,7 @@ def make_loader(config: Config, corpus: Corpus, *, split: str, rank: int, world:
     if options.workers:
         feed = WorkerFeed(config, corpus, split, list(begin), workers=options.workers, ahead=ahead)
     else:
-        feed = LocalFeed(lanes, damage, ahead)
+        feed = LocalFeed(lanes, ahead)
     return Loader(config, mixture, feed, begin, rank=rank, world=world)
 
 
@@ -190,8 +190,12 @@ def validation_packs(config: Config, corpus: Corpus, *, rank: int, world: int) -
     count = config.train.validation_packs
     if count < 1 or count % world:
         raise BadInput(f"train.validation_packs {count} must be a multiple of the {world} data-parallel ranks")
-    mixture = open_mixture(config, corpus, "valid", DamageTally(config.loader.damaged_share))
+    mixture = open_mixture(config, corpus, "valid", DamageTally(allowed_share=1.0))
+    damage = DamageTally(config.loader.damaged_share)
     window = min(count, config.loader.packing_window)
     lane = Lane(0, 1, mixture, length=config.train.sequence_length, window=window, batch=count)
-    packs = [pack for _ in range(count) if (pack := lane.next_pack()) is not None]  # never None: no source ends
+    packs: list[Pack] = []
+    while len(packs) < count and (pack := lane.next_pack()) is not None:  # never None: no source ends
+        packs.append(pack)
+        damage.merge(lane.take_damage())
     return packs[rank::world]

@@ -16,10 +16,11 @@ class Progress:
         self._title = title
 
     @contextmanager
-    def phase(self, name: str, total: float) -> Iterator[Callable[[float], None]]:
-        """Shows one phase of work; `show` takes how much of `total` is done so far."""
+    def phase(self, name: str, total: float, *, speech: bool = False) -> Iterator[Callable[[float], None]]:
+        """Shows one phase of work; `show` takes how much of `total` is done so far. With `speech` both are seconds of
+        it, and hours are shown, and how many are done in an hour."""
         begun = time.monotonic()
-        with (_bar if sys.stderr.isatty() else _lines)(f"{self._title}: {name}", total) as show:
+        with (_bar if sys.stderr.isatty() else _lines)(f"{self._title}: {name}", total, speech) as show:
             yield show
         self.say(f"{name} took {time.monotonic() - begun:.0f} s")
 
@@ -28,20 +29,32 @@ class Progress:
 
 
 @contextmanager
-def _bar(title: str, total: float) -> Iterator[Callable[[float], None]]:
+def _bar(title: str, total: float, speech: bool) -> Iterator[Callable[[float], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
 
     text = TextColumn("{task.description}")
-    columns = (text, BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    hours = TextColumn("{task.fields[hours]}")
+    columns = (text, BarColumn(), TaskProgressColumn(), hours, TimeElapsedColumn(), TimeRemainingColumn())
+    begun = time.monotonic()
     with RichProgress(*columns, console=Console(stderr=True), transient=True) as shown:
-        task = shown.add_task(title, total=total)
-        yield lambda done: shown.update(task, completed=min(done, total))
+        task = shown.add_task(title, total=total, hours="")
+
+        def show(done: float) -> None:
+            spoken = hours_line(done, total, time.monotonic() - begun) if speech else ""
+            shown.update(task, completed=min(done, total), hours=spoken)
+
+        yield show
+
+
+def hours_line(done: float, total: float, passed: float) -> str:
+    """How many hours of speech are done, of about how many, and how fast; all given in seconds."""
+    return f"{done / 3600:.2f} of {total / 3600:.2f} h of speech, {done / max(passed, 1e-9):.0f} h an hour"
 
 
 @contextmanager
-def _lines(title: str, total: float) -> Iterator[Callable[[float], None]]:
+def _lines(title: str, total: float, speech: bool) -> Iterator[Callable[[float], None]]:
     """A line every tenth of the work, at most one every ten seconds."""
     begun = said_at = time.monotonic()
     said = 0.0
@@ -51,7 +64,8 @@ def _lines(title: str, total: float) -> Iterator[Callable[[float], None]]:
         now = time.monotonic()
         if done - said >= total / 10 and now - said_at >= 10:
             left = timedelta(seconds=round((now - begun) * max(total - done, 0) / done))
-            print(f"{title} {min(done / total, 1):.0%}, {left} left", file=sys.stderr, flush=True)
+            hours = f", {hours_line(done, total, now - begun)}" if speech else ""
+            print(f"{title} {min(done / total, 1):.0%}{hours}, {left} left", file=sys.stderr, flush=True)
             said, said_at = done, now
 
     yield show

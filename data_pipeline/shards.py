@@ -12,58 +12,41 @@ from __future__ import annotations
 
 import io
 import json
-import lzma
-import math
 import os
+import platform
 import re
-import struct
 import tarfile
-import tokenize
-import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
-from data_pipeline.utterance import Utterance, Word
+from data_pipeline.sample_bytes import BAD_ARCHIVE, STORED, DamagedSample, array_from_npy, members_of, utterance_of
+from data_pipeline.utterance import Utterance
 
 AUDIO = "flac"
+PARTIAL = ".partial"  # how names of unfinished files end
 _FRAMES = "frames."  # prefix of the per-codebook arrays in an index file
 _NAME = re.compile(r"[A-Za-z0-9_\-]+")  # WebDataset ends a key at its first dot; nothing here can be a path
-_MEMBER_NAME = re.compile(rb"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)?\.[a-z0-9]+")  # nothing that could be a path
 _LONGEST_MEMBER_NAME = 100  # of a ustar header
-_STORED = [f.name for f in fields(Utterance) if f.name not in ("codes", "features")]
-_TEXTS = [f.name for f in fields(Utterance) if f.type == "str"]
 _COLUMN = "column."  # prefix of the numbers that filters ask for, in an index file
 _LABEL = "label."  # prefix of the names
-_BAD_ARCHIVE = (  # what zipfile and numpy raise on flipped bytes; RuntimeError is "encrypted" or "not supported"
-    *(OSError, ValueError, TypeError, LookupError, EOFError, RuntimeError, MemoryError, SyntaxError),
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError),
-)
 LABELS = ("language", "speaker", "source", "role")  # fields of an utterance that an index holds
 
 
-DAMAGE_KINDS = ("missing", "index", "truncated", "checksum", "members", "json", "codes", "features")
-
-
-class DamagedSample(Exception):
-    """Bytes that are not the utterance they should be. `kind` is one of DAMAGE_KINDS; `where` names the file and the
-    sample."""
-
-    def __init__(self, kind: str, where: str) -> None:
-        super().__init__(f"{where}: {kind}")
-        self.kind = kind
-        self.where = where
+def partial_of(path: Path) -> Path:
+    """Where this process writes what becomes `path`: beside it, under a name that no other process on any host uses."""
+    return path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}{PARTIAL}")
 
 
 def replace_atomically(path: Path, content: bytes) -> None:
     """Write `content` to `path` so that a reader sees the old file or the whole new one."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_of(path)
     try:
         with partial.open("wb") as file:
             file.write(content)
@@ -159,7 +142,7 @@ def read_index(shard: Path) -> ShardIndex:
             path = columns_path(shard)
             with np.load(path, allow_pickle=False) as arrays:
                 index.columns.update(arrays)
-    except _BAD_ARCHIVE as error:
+    except BAD_ARCHIVE as error:
         raise DamagedSample("index", str(path)) from error
     lengths = {len(getattr(index, name)) for name in _COLUMNS}
     lengths |= {len(held) for held in (*index.frames.values(), *index.columns.values(), *index.labels.values())}
@@ -197,7 +180,7 @@ class ShardWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._partial = path.with_name(f".{path.name}.partial")
+        self._partial = partial_of(path)
         self._rows: list[dict[str, float]] = []
         self._frames: list[dict[str, int]] = []
         self._quality: list[dict[str, float]] = []
@@ -230,7 +213,7 @@ class ShardWriter:
                 raise ValueError(f"{self.path}: utterances of document {utterance.document!r} do not stand together")
             self._document = utterance.document
             self._documents[utterance.document] = len(self._documents)
-        described = {name: getattr(utterance, name) for name in _STORED}
+        described = {name: getattr(utterance, name) for name in STORED}
         described["words"] = [[word.text, word.start, word.end] for word in utterance.words]
         text = json.dumps(described, ensure_ascii=False, separators=(",", ":"))
         span = _member(utterance.key, "json", text.encode())
@@ -339,7 +322,7 @@ class ShardReader:
         index = self.index
         span = self._span(sample, int(index.offset[sample]), int(index.size[sample]), int(index.crc32[sample]))
         where = f"{self.path} sample {sample}"
-        members = _members(span, where)
+        members = members_of(span, where)
         described = next((content for name, content in members.items() if name.endswith(".json")), None)
         if described is None:
             raise DamagedSample("members", where)
@@ -347,9 +330,9 @@ class ShardReader:
         features: dict[str, np.ndarray] = {}
         for name, content in members.items():
             if name.endswith(".npy"):
-                array = _array_from_npy(content, where)
+                array = array_from_npy(content, where)
                 (features if array.dtype.kind == "f" else codes)[name.split(".")[1]] = array
-        return _utterance(described, codes, features, where)
+        return utterance_of(described, codes, features, where)
 
     def read_audio(self, sample: int) -> bytes | None:
         """The flac file of ordinal `sample`, or None where the shard has no audio for it."""
@@ -358,7 +341,7 @@ class ShardReader:
             return None
         offset = int(index.offset[sample] + index.size[sample])
         span = self._span(sample, offset, int(index.audio_size[sample]), int(index.audio_crc32[sample]))
-        contents = list(_members(span, f"{self.path} sample {sample}").values())
+        contents = list(members_of(span, f"{self.path} sample {sample}").values())
         if len(contents) != 1:
             raise DamagedSample("members", f"{self.path} sample {sample}")
         return contents[0]
@@ -373,77 +356,3 @@ class ShardReader:
         if zlib.crc32(span) != crc32:
             raise DamagedSample("checksum", f"{self.path} sample {sample}")
         return span
-
-
-def _members(span: bytes, where: str) -> dict[str, bytes]:
-    """Contents of the regular files in a run of ustar members, by name. Nothing is written anywhere.
-
-    Reads the three header fields it needs by itself: `tarfile` takes ten times as long.
-    """
-    found = {}
-    at = 0
-    while at < len(span):
-        header = span[at : at + tarfile.BLOCKSIZE]
-        at += tarfile.BLOCKSIZE
-        name = header[:100].rstrip(b"\0")
-        try:
-            size = int(header[124:135], 8)
-        except ValueError as error:
-            raise DamagedSample("members", where) from error
-        plain = header[156:157] == tarfile.REGTYPE and not header[345:346].rstrip(b"\0")  # no link, no folder before it
-        if not plain or not _MEMBER_NAME.fullmatch(name) or not 0 <= size <= len(span) - at:
-            raise DamagedSample("members", where)
-        found[name.decode("ascii")] = span[at : at + size]
-        at += size + -size % tarfile.BLOCKSIZE
-    return found
-
-
-def _array_from_npy(content: bytes, where: str) -> np.ndarray:
-    """What an npy file (format 1.0) holds, as a read-only view of `content`: codes, integers [rows, frames], or
-    features, finite float16 [frames, width]."""
-    try:
-        start = 10 + int.from_bytes(content[8:10], "little")
-        dtype, shape = _npy_header(content[:start])
-        array = np.frombuffer(content, dtype, offset=start).reshape(shape)
-    except _BAD_ARCHIVE as error:
-        raise DamagedSample("codes", where) from error
-    if array.ndim != 2 or not (dtype.kind in "iu" or dtype == np.float16):
-        raise DamagedSample("codes", where)
-    if dtype == np.float16 and not np.isfinite(array).all():
-        raise DamagedSample("features", where)
-    return array
-
-
-@lru_cache(4096)
-def _npy_header(header: bytes) -> tuple[np.dtype, tuple[int, ...]]:
-    """dtype and shape that an npy header states; few differ, and parsing one takes longer than the rest of a read."""
-    file = io.BytesIO(header)
-    if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("not npy format 1.0")
-    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-    if fortran_order or dtype.hasobject:
-        raise ValueError("not plain numbers in C order")
-    return dtype, shape
-
-
-def _utterance(
-    described: bytes, codes: dict[str, np.ndarray], features: dict[str, np.ndarray], where: str
-) -> Utterance:
-    try:
-        text = described.decode()  # json.loads would let bytes of half a surrogate pair through
-        stored = json.loads(text)
-        if "\\u" in text:
-            json.dumps(stored, ensure_ascii=False).encode()  # nor may an escape be one: tokenizers fail on it
-        words = tuple(Word(str(text), float(start), float(end)) for text, start, end in stored.pop("words", ()))
-        utterance = Utterance(
-            **{k: v for k, v in stored.items() if k in _STORED}, words=words, codes=codes, features=features
-        )
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise DamagedSample("json", where) from error
-    if not all(isinstance(getattr(utterance, name), str) for name in _TEXTS):
-        raise DamagedSample("json", where)
-    numbers = [utterance.duration, utterance.start, utterance.channel]
-    numbers += [time for word in words for time in (word.start, word.end)]
-    if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
-        raise DamagedSample("json", where)
-    return utterance

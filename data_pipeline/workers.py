@@ -6,12 +6,16 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 from data_pipeline.progress import Progress
-from runtime.exits import StoppedEarly
+from runtime.exits import BadInput, StoppedEarly
 from runtime.signals import STOP_SIGNALS, StopFlag
 
 Task = tuple[Callable[..., Any], tuple]  # a function of a module, and its arguments
@@ -33,11 +37,26 @@ def report_done(amount: float) -> None:
         raise TaskStopped
 
 
-def _start(stopping: Any, done: Any) -> None:
+def visible_gpus(environment: Mapping[str, str], devices: Path = Path("/dev")) -> list[str]:
+    """Names of the NVIDIA GPUs that CUDA would show this process; CUDA is not asked, for that would start it."""
+    named = environment.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip()]
+    found = (device.name.removeprefix("nvidia") for device in devices.glob("nvidia*"))
+    return sorted((number for number in found if number.isdecimal()), key=int)
+
+
+def _start(stopping: Any, done: Any, started: Any, gpus: list[str]) -> None:
     from threadpoolctl import threadpool_limits
 
     global _stopping, _done
     _stopping, _done = stopping, done
+    with started.get_lock():
+        number = started.value
+        started.value += 1
+    os.environ["OMP_NUM_THREADS"] = "1"  # of libraries that are loaded later
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # the parent decides, and says so through the event
     threadpool_limits(1)
@@ -55,12 +74,14 @@ def leave_with_parent() -> None:
 class Workers:
     """A pool of processes: `with Workers(2) as workers: workers.run("speech", tasks, total, progress, stop)`."""
 
-    def __init__(self, processes: int) -> None:
+    def __init__(self, processes: int, *, deal_gpus: bool = False) -> None:
+        """With `deal_gpus` each process sees one of the GPUs that this one sees, in turn, as its `cuda`."""
+        self._processes = processes
         context = multiprocessing.get_context("spawn")
         self._stopping, self._done = context.Event(), context.Value("d", 0.0)
-        self._pool = ProcessPoolExecutor(
-            processes, mp_context=context, initializer=_start, initargs=(self._stopping, self._done)
-        )
+        gpus = visible_gpus(os.environ) if deal_gpus else []
+        shared = (self._stopping, self._done, context.Value("i", 0), gpus)
+        self._pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=shared)
 
     def __enter__(self) -> Workers:
         return self
@@ -72,25 +93,64 @@ class Workers:
     def run(
         self,
         phase: str,
-        tasks: Sequence[Task],
+        tasks: Iterable[Task],
         total: float,
         progress: Progress,
         stop: StopFlag | None,
+        *,
+        speech: bool = False,
     ) -> list[Any]:
-        """Results of `function(*arguments)` for each of `tasks`, in their order, showing how much of `total` is done.
+        """What `each` gives, all of it, in the order of the tasks."""
+        numbered = self._numbered(phase, tasks, total, progress, stop, speech=speech)
+        return [result for _, result in sorted(numbered, key=itemgetter(0))]
 
-        The first error of a task is raised. Raises StoppedEarly within about a second of a stop request; tasks
-        that were under way are left unfinished.
+    def each(
+        self,
+        phase: str,
+        tasks: Iterable[Task],
+        total: float,
+        progress: Progress,
+        stop: StopFlag | None,
+        *,
+        speech: bool = False,
+    ) -> Iterator[Any]:
+        """Results of `function(*arguments)` for each of `tasks`, as they come, showing how much of `total` is done.
+
+        `speech`: that is seconds of speech. Few tasks are held at a time. The first error of a task is raised; BadInput
+        where a process was killed. Raises StoppedEarly within about a second of a stop request; tasks that were under
+        way are left unfinished.
         """
+        numbered = self._numbered(phase, tasks, total, progress, stop, speech=speech)
+        return (result for _, result in numbered)
+
+    def _numbered(
+        self,
+        phase: str,
+        tasks: Iterable[Task],
+        total: float,
+        progress: Progress,
+        stop: StopFlag | None,
+        *,
+        speech: bool = False,
+    ) -> Iterator[tuple[int, Any]]:
         self._done.value = 0.0
-        with progress.phase(phase, total) as show:
-            futures = [self._pool.submit(function, *arguments) for function, arguments in tasks]
-            waiting = set(futures)
-            while waiting:
-                finished, waiting = wait(waiting, timeout=0.2, return_when=FIRST_EXCEPTION)
-                for future in finished:
-                    future.result()
+        ahead = enumerate(tasks)
+        waiting: dict[Future[Any], int] = {}
+        with progress.phase(phase, total, speech=speech) as show:
+            while True:
+                for number, (function, arguments) in islice(ahead, 2 * self._processes - len(waiting)):
+                    waiting[self._pool.submit(function, *arguments)] = number
+                if not waiting:
+                    return
+                finished, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
                 show(self._done.value)
                 if stop:
                     raise StoppedEarly(f"corpus build stopped in phase {phase}; the same command goes on from there")
-        return [future.result() for future in futures]
+                for future in finished:
+                    try:
+                        yield waiting.pop(future), future.result()
+                    except BrokenProcessPool as error:
+                        raise BadInput(
+                            f"a process of the corpus build was killed in phase {phase}, as happens where memory runs "
+                            "out: set corpus.workers lower and run again, what is finished is kept"
+                        ) from error

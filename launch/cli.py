@@ -47,7 +47,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--cfg", action="store_true", help="print the resolved config and exit")
 
     data = _group(commands, "data", "build a corpus, look into it, measure and check it")
-    _configured(data, "build", "text, speech and codes into shards; resumes", "data_build")
+    _configured(data, "build", "text, speech and codes into shards, or a task's share of them; resumes", "data_build")
+    _configured(data, "merge", "finish a corpus whose shards many tasks have written", "data_merge")
     _configured(data, "entropy", "unigram entropy of a corpus's audio codes, nats a token", "data_entropy")
 
     inspect = _corpus(data, "inspect", "one sample: text, words, codes, spectrogram, and what the loss covers")
@@ -61,14 +62,27 @@ def _parser() -> argparse.ArgumentParser:
         data, "stats", "hours, tokens, speakers, licences, distributions and codebook usage, split by split"
     )
     stats.add_argument("--json", metavar="FILE", help="write them to a file too")
-    stats.add_argument("--read", type=int, default=2000, metavar="N", help="samples of a split that are read (2000)")
+    stats.add_argument("--read", type=_count, default=2000, metavar="N", help="samples of a split that are read (2000)")
     stats.add_argument("--read-all", action="store_true", help="read every sample")
     page = _corpus(data, "report", "one page: statistics, histograms, codebook usage, and samples to listen to")
     page.add_argument("--html", metavar="FILE", help="where to; report.html in the corpus's folder unless set")
-    page.add_argument("--read", type=int, default=2000, metavar="N", help="samples of a split that are read (2000)")
+    page.add_argument("--filter", metavar="EXPRESSION", help="show what each clause of it drops; as mixture filters")
+    page.add_argument("--read", type=_count, default=2000, metavar="N", help="samples of a split that are read (2000)")
+    measure = _corpus(data, "measure", "measure a corpus that exists: columns beside its shards, for filters; resumes")
+    measure.add_argument("--measures", required=True, metavar="NAME,...", help="such as dnsmos,transcript,duplicates")
+    measure.add_argument("--again", action="store_true", help="also where a shard has the columns already")
+    measure.add_argument("--workers", type=_count, metavar="N", help="processes; one a core unless set")
+    duplicates = _corpus(
+        data, "duplicates", "find copies by sound and by text: columns duplicate_audio, duplicate_text"
+    )
+    duplicates.add_argument("--workers", type=_count, metavar="N", help="processes; one a core unless set")
+    funnel = _corpus(data, "funnel", "what each clause of a filter takes away, over all and by source and language")
+    funnel.add_argument("--filter", required=True, metavar="CONDITION", help="such as 'duration < 30 and wer < 0.2'")
+    funnel.add_argument("--split", default="train", choices=("train", "valid"))
+    funnel.add_argument("--html", metavar="FILE", help="write the table as a fragment of a page too")
     verify = _corpus(data, "verify", "whether manifest, indexes, tars and every sample are as they should be")
     verify.add_argument("--quick", action="store_true", help="checksums and indexes only")
-    verify.add_argument("--workers", type=int, metavar="N", help="processes; one a core unless set")
+    verify.add_argument("--workers", type=_count, metavar="N", help="processes; one a core unless set")
 
     checkpoint = _group(commands, "checkpoint", "look into, check and convert checkpoints")
     for name, help_text in (("inspect", "what a checkpoint holds"), ("verify", "whether its files are all there")):
@@ -102,6 +116,13 @@ def _configured(
     parser = _command(commands, name, help_text, function or name)
     parser.add_argument("settings", nargs="*", metavar="key=value", help=OVERRIDES)
     return parser
+
+
+def _count(word: str) -> int:
+    """A whole number above 0."""
+    if not word.isdecimal() or not int(word):
+        raise argparse.ArgumentTypeError(f"{word} is not a number above 0")
+    return int(word)
 
 
 def _corpus(commands: argparse._SubParsersAction, name: str, help_text: str) -> argparse.ArgumentParser:

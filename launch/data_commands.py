@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +21,22 @@ STATS_WIDTH = 110  # characters that the widest table of statistics wants
 
 
 def data_build(options: Namespace) -> int:
+    """All of a corpus or, where `corpus.task` or a Slurm array says so, a task's share of it."""
+    from data_pipeline.build import build_share, share_of
+
     config = read_words(options.settings).first()
-    print(build_corpus(config))
+    with stoppable() as stop:
+        folder = build_share(config, share_of(config.corpus, os.environ), stop=stop)
+    if folder is not None:
+        print(folder)
+    return DONE
+
+
+def data_merge(options: Namespace) -> int:
+    from data_pipeline.build import merge_corpus
+
+    with stoppable() as stop:
+        print(merge_corpus(read_words(options.settings).first(), stop=stop))
     return DONE
 
 
@@ -49,6 +64,7 @@ def data_inspect(options: Namespace) -> int:
     from data_pipeline.looking.spectrogram import spectrogram_png
     from data_pipeline.shards import replace_atomically
 
+    picture, page = _file(options.spectrogram), _file(options.html)
     folder, config = _corpus(options.corpus)
     layout = _layout(options.layout, config) if options.layout else None
     corpus = Corpus.open(folder)
@@ -58,12 +74,12 @@ def data_inspect(options: Namespace) -> int:
     laid = [] if layout is None else lay(layout, found.document, corpus.vocabulary, options.seed)
     laid = [sample for sample in laid if sample.key.endswith(f"/{found.utterance.key}")] or laid  # its own, or all
     print_sample(found, corpus, laid, Console(soft_wrap=True, highlight=False))
-    if options.spectrogram:
+    if picture:
         if found.audio is None:
             raise BadInput(f"{found.utterance.key} has no sound in the corpus, so it has no spectrogram")
-        replace_atomically(Path(options.spectrogram), spectrogram_png(*read_sound(found.audio, found.utterance.key)))
-    if options.html:
-        write_sample_page(Path(options.html), found, corpus, options.layout or "", laid)
+        replace_atomically(picture, spectrogram_png(*read_sound(found.audio, found.utterance.key)))
+    if page:
+        write_sample_page(page, found, corpus, options.layout or "", laid)
     return DONE
 
 
@@ -91,27 +107,43 @@ def data_stats(options: Namespace) -> int:
     from data_pipeline.looking.stats import as_json, gather, print_tables
     from data_pipeline.shards import replace_atomically
 
+    file = _file(options.json)
     corpus = Corpus.open(_corpus(options.corpus)[0])
     with stoppable() as stop:
         found = gather(corpus, read=None if options.read_all else options.read, stop=stop)
     print_tables(corpus, found, Console(width=max(Console().width, STATS_WIDTH)))
-    if options.json:
-        replace_atomically(Path(options.json), json.dumps(as_json(corpus, found), indent=2, allow_nan=False).encode())
+    if file:
+        replace_atomically(file, json.dumps(as_json(corpus, found), indent=2, allow_nan=False).encode())
     return DONE
 
 
 def data_report(options: Namespace) -> int:
-    """The corpus as one page; says where it is."""
+    """The corpus as one page, with the funnels of `--filter` or of a recipe's mixture; says where it is."""
     from data_pipeline.corpus import Corpus
     from data_pipeline.looking.report import REPORT_FILE, write_corpus_report
     from data_pipeline.looking.stats import gather
+    from data_pipeline.quality.filters import parse_filter
+    from data_pipeline.quality.funnel import measure_funnel
 
-    corpus = Corpus.open(_corpus(options.corpus)[0])
-    path = Path(options.html) if options.html else corpus.folder / REPORT_FILE
+    folder, config = _corpus(options.corpus)
+    corpus = Corpus.open(folder)
+    path = _file(options.html) or corpus.folder / REPORT_FILE
+    wanted = [options.filter] if options.filter else sorted(set(_filters(config.mixture.sources)) if config else ())
+    conditions = [parse_filter(expression) for expression in wanted]
     with stoppable() as stop:
-        write_corpus_report(path, corpus, gather(corpus, read=options.read, stop=stop))
+        found = gather(corpus, read=options.read, stop=stop)
+        funnels = [measure_funnel(corpus.shards("train"), condition) for condition in conditions]
+        write_corpus_report(path, corpus, found, funnels)
     print(path)
     return DONE
+
+
+def _filters(sources: Mapping[str, SourceConfig]) -> Iterator[str]:
+    """Filters of the sources that read the run's corpus, at all levels of a mixture."""
+    for source in sources.values():
+        if source.filter is not None and source.corpus is None:
+            yield source.filter
+        yield from _filters(source.sources)
 
 
 def data_verify(options: Namespace) -> int:
@@ -126,6 +158,65 @@ def data_verify(options: Namespace) -> int:
     checked = "checksums agree" if options.quick else "every shard and sample is as the manifest tells"
     print(f"{folder}: {checked}")
     return DONE
+
+
+def data_measure(options: Namespace) -> int:
+    """Adds the columns of `--measures`; says what was damaged, and fails where nothing could be read."""
+    from configs.schema import QualityConfig
+    from data_pipeline.corpus import Corpus
+    from data_pipeline.quality.corpus_measures import measure_corpus
+
+    folder, config = _corpus(options.corpus)
+    weights = config.corpus.quality if config else QualityConfig()
+    names = [name for name in options.measures.split(",") if name]
+    with stoppable() as stop:
+        done = measure_corpus(
+            Corpus.open(folder), weights, names, again=options.again, workers=options.workers, stop=stop
+        )
+    for line in done.damaged:
+        print(f"damaged, not measured: {line}")
+    print(f"{done.shards} shards measured, {done.skipped} had all of it before, {len(done.damaged)} samples damaged")
+    return DONE
+
+
+def data_duplicates(options: Namespace) -> int:
+    import os
+
+    from data_pipeline.corpus import Corpus
+    from data_pipeline.quality.duplicates import find_duplicates
+
+    folder, _ = _corpus(options.corpus)
+    with stoppable() as stop:
+        found = find_duplicates(Corpus.open(folder), options.workers or len(os.sched_getaffinity(0)), stop)
+    print(f"sound: {found.audio:,} copies ({found.audio_hours:.2f} hours) of {found.compared_audio:,} utterances")
+    print(f"text:  {found.text:,} copies of {found.compared_text:,} utterances")
+    return DONE
+
+
+def data_funnel(options: Namespace) -> int:
+    from data_pipeline.corpus import Corpus
+    from data_pipeline.quality.filters import parse_filter
+    from data_pipeline.quality.funnel import as_html, as_text, measure_funnel
+    from data_pipeline.shards import replace_atomically
+
+    file = _file(options.html)
+    condition = parse_filter(options.filter)
+    folder, _ = _corpus(options.corpus)
+    report = measure_funnel(Corpus.open(folder).shards(options.split), condition)
+    print(as_text(report))
+    if file:
+        replace_atomically(file, as_html(report).encode())
+    return DONE
+
+
+def _file(word: str | None) -> Path | None:
+    """A file to write, None where none is wanted. Raises BadInput where its folder is not there."""
+    if word is None:
+        return None
+    path = Path(word)
+    if not path.parent.is_dir():
+        raise BadInput(f"cannot write {path}: there is no folder {path.parent}")
+    return path
 
 
 def _corpus(words: list[str]) -> tuple[Path, Config | None]:

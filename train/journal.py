@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from configs.schema import Config
-from data_pipeline.corpus import Corpus, left_out
+from data_pipeline.corpus import Corpus
 from data_pipeline.entropy import unigram_entropy
 from train.console import Console
 from train.engines.megatron_optimizer import GROUPS
@@ -109,7 +109,7 @@ class Journal:
             "corpus": str(self._corpus.folder),
             "corpus_hash": self._corpus.content_hash,
             "damaged": progress.damaged,
-            "left_out": left_out(self._corpus.folder),
+            "left_out": self._corpus.left_out,
             "wall_seconds": time.monotonic() - self._began,
         }
         partial = self._folder / f"{RESULTS_FILE}.partial"

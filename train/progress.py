@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.batch import Pack
-from data_pipeline.shards import DAMAGE_KINDS
+from data_pipeline.sample_bytes import DAMAGE_KINDS
 from data_pipeline.vocabulary import Vocabulary
 
 _KINDS = (*DAMAGE_KINDS, "other")

@@ -18,6 +18,7 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 TOKENIZER_FILE = "tokenizer.json"
+VOCABULARY_FILE = "vocabulary.json"  # named ranges of ids; Megaphone's own, ignored by transformers
 ONE_FILE = 5 * 10**9  # bytes; above it weights are written as several files with an index
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -103,7 +104,7 @@ def write_weights(
         "metadata": {"total_size": total},
         "weight_map": {name: final[part] for name, part in sorted(weight_map.items())},
     }
-    _write_json(folder / INDEX_FILE, index)
+    write_json(folder / INDEX_FILE, index)
 
 
 def _save_file(tensors: dict[str, torch.Tensor], path: Path) -> None:
@@ -164,14 +165,14 @@ def write_model_files(
     """Write config.json and generation_config.json; the document separator begins, ends and pads."""
     ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end_of_text)
     name = str(dtype).removeprefix("torch.")
-    _write_json(folder / CONFIG_FILE, {**architecture, "vocab_size": vocabulary_rows, "dtype": name, **ids})
-    _write_json(folder / "generation_config.json", ids)
+    write_json(folder / CONFIG_FILE, {**architecture, "vocab_size": vocabulary_rows, "dtype": name, **ids})
+    write_json(folder / "generation_config.json", ids)
 
 
 def write_tokenizer(folder: Path, tokenizer_json: str, end_of_text: str, longest: int) -> None:
     """Write a tokenizer that AutoTokenizer loads; `longest` is the model's context in tokens."""
     (folder / TOKENIZER_FILE).write_text(tokenizer_json, encoding="utf-8")
-    _write_json(
+    write_json(
         folder / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -182,5 +183,6 @@ def write_tokenizer(folder: Path, tokenizer_json: str, end_of_text: str, longest
     )
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an object as indented JSON."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -15,7 +15,7 @@ from torch.nn.functional import silu
 
 from configs.schema import CodecConfig
 from data_pipeline.audio import SAMPLE_RATE
-from data_pipeline.codecs.batching import attention_mask, batches, padded, pick_device, windows
+from data_pipeline.codecs.batching import attention_mask, batch_samples, batches, padded, pick_device, windows
 from data_pipeline.codecs.log_mel import HOP, LogMel
 from data_pipeline.codecs.nearest import nearest
 from data_pipeline.codecs.registry import codebooks_of, codec_identity
@@ -86,7 +86,7 @@ class Baichuan:
         self._tower, self._bridge = tower.to(self._device).eval(), bridge.to(self._device).eval()
         self._tables = [table.float().to(self._device) for table in tables[: len(self.codebooks)]]
         self._mel = LogMel(shape["num_mel_bins"], self._device)
-        self._budget = config.batch_seconds * SAMPLE_RATE
+        self._budget = batch_samples(config.batch_seconds, self._device, SAMPLE_RATE)
         self._identity = codec_identity(config)
 
     def encode(self, waves: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:

@@ -25,6 +25,13 @@ def batches(lengths: Sequence[int], budget: float) -> Iterator[list[int]]:
         yield batch
 
 
+def batch_samples(batch_seconds: float | None, device: str, rate: int) -> float:
+    """The budget in samples. A GPU wants work; a CPU core is fastest while a layer's activations fit its cache."""
+    if batch_seconds is None:
+        batch_seconds = 10.0 if device == "cpu" else 120.0
+    return batch_seconds * rate
+
+
 def windows(waves: Sequence[np.ndarray], longest: int) -> tuple[list[np.ndarray], list[int]]:
     """Waves cut into pieces of `longest` samples, the last of each shorter, and which wave each piece is of."""
     pieces, owners = [], []
@@ -55,7 +62,14 @@ def attention_mask(lengths: Sequence[int], device: str) -> torch.Tensor | None:
 
 
 def pick_device(wanted: str | None) -> str:
-    """`wanted`, or cuda where there is one, else cpu."""
+    """`wanted`, or cuda where there is one, else cpu.
+
+    On a GPU, PyTorch would round the inputs of convolutions to ten bits (TF32), and with them codes away from those
+    of a CPU; the process then stops doing so.
+    """
     import torch
 
-    return wanted or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = wanted or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device != "cpu":
+        torch.backends.cudnn.allow_tf32 = False
+    return device

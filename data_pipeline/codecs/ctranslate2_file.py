@@ -18,9 +18,10 @@ _TYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
 _VERSIONS = range(5, 7)
 
 
-def read_variables(file: Path) -> dict[str, np.ndarray]:
-    """Every variable of a model by its name, as stored. Raises BadInput for a file that is not whole."""
-    data = file.read_bytes()
+def read_variables(file: Path, *rest: Path) -> dict[str, np.ndarray]:
+    """Every variable of a model by its name, as stored; `rest` follows where the file comes in parts. Raises BadInput
+    for a file that is not whole."""
+    data = b"".join(part.read_bytes() for part in (file, *rest))
     at = 0
 
     def number(code: str) -> int:

@@ -15,7 +15,7 @@ import torch
 
 from configs.schema import CodecConfig
 from data_pipeline.audio import SAMPLE_RATE
-from data_pipeline.codecs.batching import batches, padded, pick_device, windows
+from data_pipeline.codecs.batching import batch_samples, batches, padded, pick_device, windows
 from data_pipeline.codecs.log_mel import HOP, LogMel
 from data_pipeline.codecs.nearest import nearest
 from data_pipeline.codecs.registry import codebooks_of, codec_identity
@@ -41,9 +41,9 @@ class Glm4Voice:
         try:
             layers, size = shape["quantize_position"], shape["quantize_vocab_size"]
             self._pool = shape["pooling_kernel_size"] or 1
-            self._average = shape["pooling_type"] == "avg"
+            self._average = {"avg": True, "max": False}[shape["pooling_type"]]
             self._block = shape.get("quantize_causal_block_size")
-            if shape["pooling_position"] != layers:
+            if self._pool > 1 and shape["pooling_position"] != layers:
                 raise BadInput(f"codec.weights.encoder={spec}: pools at another layer than it quantises")
             self._tower = WhisperTower(shape, layers, causal=bool(shape.get("encoder_causal_convolution")), final=False)
         except (KeyError, TypeError) as error:
@@ -61,7 +61,7 @@ class Glm4Voice:
         self._tower = self._tower.to(self._device).eval()
         self._codebook = codebook.float().to(self._device)
         self._mel = LogMel(shape["num_mel_bins"], self._device)
-        self._budget = config.batch_seconds * SAMPLE_RATE
+        self._budget = batch_samples(config.batch_seconds, self._device, SAMPLE_RATE)
         self._identity = codec_identity(config)
 
     def encode(self, waves: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from configs.schema import CodecConfig
 from data_pipeline.audio import SAMPLE_RATE
-from data_pipeline.codecs.batching import batches, pick_device, windows
+from data_pipeline.codecs.batching import batch_samples, batches, pick_device, windows
 from data_pipeline.codecs.nearest import nearest
 from data_pipeline.codecs.registry import codebooks_of, codec_identity
 from data_pipeline.codecs.weights import find_file, from_pretrained, read_centroids
@@ -56,7 +56,7 @@ class HubertKMeans:
             model.encoder.layer_norm = nn.Identity()  # it stands behind the last layer, no unit has passed it
         self._model = model.to(self._device)
         self._centroids = torch.from_numpy(centroids).to(self._device)
-        self._budget = config.batch_seconds * SAMPLE_RATE
+        self._budget = batch_samples(config.batch_seconds, self._device, SAMPLE_RATE)
         self._identity = codec_identity(config)
 
     def encode(self, waves: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 
 from configs.schema import CodecConfig
-from data_pipeline.codecs.batching import batches, padded, pick_device
+from data_pipeline.codecs.batching import batch_samples, batches, padded, pick_device
 from data_pipeline.codecs.registry import codebooks_of, codec_identity
 from data_pipeline.codecs.weights import from_pretrained
 from runtime.exits import BadInput
+
+LONG = 60  # seconds above which a wave is encoded piece by piece
 
 
 class Mimi:
@@ -45,7 +47,7 @@ class Mimi:
         self.frame = round(shape.sampling_rate / shape.frame_rate)
         self.model = model.to(self._device)
         self._book = book
-        self._budget = config.batch_seconds * self.sample_rate
+        self._budget = batch_samples(config.batch_seconds, self._device, self.sample_rate)
         self._identity = codec_identity(config)
 
     def encode(self, waves: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
@@ -53,6 +55,9 @@ class Mimi:
         found = [np.zeros((self._book.rows, 0), np.int32) for _ in waves]
         counts = [-(-len(wave) // self.frame) for wave in waves]
         sounding = [index for index, count in enumerate(counts) if count]
+        for index in (index for index in sounding if len(waves[index]) > LONG * self.sample_rate):
+            found[index] = self._long(waves[index])
+        sounding = [index for index in sounding if len(waves[index]) <= LONG * self.sample_rate]
         for batch in batches([counts[index] * self.frame for index in sounding], self._budget):
             group = [sounding[place] for place in batch]
             sound = padded([self._tensor(waves[index], counts[index]) for index in group])
@@ -61,6 +66,13 @@ class Mimi:
             for index, of in zip(group, codes.cpu().numpy(), strict=True):
                 found[index] = of[:, : counts[index]].astype(np.int32)
         return [{self._book.name: of} for of in found]
+
+    def _long(self, wave: np.ndarray) -> np.ndarray:
+        """int32 [rows, frames] of a wave whose activations would not fit the memory: the same, piece by piece."""
+        stream, piece = self.stream(), LONG * self.sample_rate
+        starts = range(0, len(wave), piece)
+        parts = [stream.encode(wave[at : at + piece], last=at + piece >= len(wave)) for at in starts]
+        return np.concatenate([part[self._book.name] for part in parts], axis=1)
 
     def _tensor(self, wave: np.ndarray, frames: int) -> torch.Tensor:
         whole = np.pad(wave.astype(np.float32), (0, frames * self.frame - len(wave)))

@@ -44,9 +44,15 @@ def codec_identity(config: CodecConfig) -> str:
 
     Not where weights lie or how they are run. Raises BadInput for weights that are missing.
     """
+    weights = {part: weights_identity(spec, part) for part, spec in sorted(config.weights.items())}
+    if config.kind == "whisper_kmeans" and "centroids" in weights:  # of a corpus nothing but its codebooks
+        from data_pipeline.codecs.whisper_kmeans import centroid_files
+
+        files = centroid_files(config, None).values()
+        weights["centroids"] = "; ".join(weights_identity(str(file), "centroids") for file in files)
     settings: dict[str, Any] = {
         "kind": config.kind,
-        "weights": {part: weights_identity(spec, part) for part, spec in sorted(config.weights.items())},
+        "weights": weights,
         "codebooks": [[name, asdict(book)] for name, book in config.codebooks.items()],  # in the order of id ranges
         "group": dict(config.group),
         "options": dict(config.options),

@@ -13,7 +13,7 @@ import torch
 
 from configs.schema import CodecConfig
 from data_pipeline.audio import SAMPLE_RATE
-from data_pipeline.codecs.batching import batches, pick_device
+from data_pipeline.codecs.batching import batch_samples, batches, pick_device
 from data_pipeline.codecs.cosyvoice import SpeechTokenizer
 from data_pipeline.codecs.nearest import nearest
 from data_pipeline.codecs.paraformer import (
@@ -34,6 +34,7 @@ from runtime.exits import BadInput
 
 _PUBLISHED = "dengcunqin/speech_paraformer-large_asr_nat-zh-cantonese-en-16k-vocab8501-online"  # folder in the hub's
 _PEAK, _QUIETEST = 0.999, 0.01
+LONG = 600  # seconds above which a wave is encoded chunk by chunk
 
 
 def peak_normalised(wave: np.ndarray) -> np.ndarray:
@@ -53,7 +54,11 @@ class Linguistic:
         """int32 [codes] of each wave, float32 [samples] at 16 kHz; `features_in` says how many. `budget`: samples
         encoded together."""
         found: list[np.ndarray] = [np.zeros(0, np.int32) for _ in waves]
-        for batch in batches([len(wave) for wave in waves], budget):
+        for index in (index for index, wave in enumerate(waves) if len(wave) > LONG * SAMPLE_RATE):
+            found[index] = self._long(waves[index])
+        short = [index for index, wave in enumerate(waves) if len(wave) <= LONG * SAMPLE_RATE]
+        for places in batches([len(waves[index]) for index in short], budget):
+            batch = [short[place] for place in places]
             features = [self._features(waves[index]) for index in batch]
             with torch.inference_mode():
                 codes = nearest(self.encoder.encode(features), self._centroids).cpu().numpy().astype(np.int32)
@@ -61,6 +66,13 @@ class Linguistic:
             for index, of in zip(batch, np.split(codes, ends), strict=True):
                 found[index] = of
         return found
+
+    def _long(self, wave: np.ndarray) -> np.ndarray:
+        """int32 [codes] of a wave whose activations would not fit the memory: the same, chunk by chunk."""
+        stream, piece = self.stream(), LONG * SAMPLE_RATE
+        starts = range(0, len(wave), piece)
+        parts = [stream.encode(wave[at : at + piece], last=at + piece >= len(wave)) for at in starts]
+        return np.concatenate([part["linguistic"][0] for part in parts])
 
     def stream(self) -> LinguisticStream:
         return LinguisticStream(self)
@@ -136,7 +148,7 @@ class StepAudio:
         file = find_file(config.weights["semantic"], "semantic", "speech_tokenizer_v1.onnx")
         self._semantic = SpeechTokenizer(file, "semantic", semantic.size, semantic.rate, device)
         self._normalise = config.options.get("normalise", True)
-        self._budget = config.batch_seconds * SAMPLE_RATE
+        self._budget = batch_samples(config.batch_seconds, device, SAMPLE_RATE)
         self._identity = codec_identity(config)
 
     def encode(self, waves: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:

@@ -43,7 +43,7 @@ def weights_identity(spec: str, part: str) -> str:
     if path.is_file():
         return _file_identity(path)
     if path.is_dir():
-        files = sorted({file for pattern in _WEIGHTS for file in path.glob(pattern)})
+        files = sorted({file for pattern in _WEIGHTS for file in path.rglob(pattern)})
         return "; ".join(_file_identity(file) for file in files)
     hub_name(spec, part)
     return spec
@@ -126,16 +126,19 @@ def find_file(spec: str, part: str, *names: str) -> Path:
 
 def _download(repository: str, revision: str | None, part: str, names: tuple[str, ...]) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
+    problem = f"the repository has no {' or '.join(names)}"
     for name in names:
         try:
             return Path(hf_hub_download(repository, name, revision=revision))
+        except LocalEntryNotFoundError as error:  # without the hub: another name may be in the cache
+            problem = f"{name} is not in the cache, and the hub cannot be reached: {one_line(error)}"
         except EntryNotFoundError:
             continue
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HfHubHTTPError) as error:
             raise BadInput(f"codec.weights.{part}={repository}: cannot be fetched: {one_line(error)}") from error
-    raise BadInput(f"codec.weights.{part}={repository}: the repository has no {' or '.join(names)}")
+    raise BadInput(f"codec.weights.{part}={repository}: {problem}")
 
 
 def read_config(spec: str, part: str) -> dict[str, Any]:

@@ -6,14 +6,13 @@ start of such a window; encoding only the sound there is costs a fraction. Paddi
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data_pipeline.audio import SAMPLE_RATE
-from data_pipeline.codecs.batching import attention_mask, batches, padded, windows
+from data_pipeline.codecs.batching import attention_mask, batch_samples, batches, padded, windows
 from data_pipeline.codecs.ctranslate2_file import read_variables
 from data_pipeline.codecs.log_mel import LogMel
 from data_pipeline.codecs.weights import from_pretrained
@@ -34,16 +33,17 @@ def load_encoder(spec: str, part: str = "encoder") -> WhisperEncoder:
     from transformers import WhisperModel
 
     if spec.startswith(PACKAGE):
-        return _from_ctranslate2(only_file(package_folder(spec.removeprefix(PACKAGE)), "model.bin"))
+        return encoder_of(read_variables(only_file(package_folder(spec.removeprefix(PACKAGE)), "model.bin")))
     return from_pretrained(WhisperModel, spec, part).encoder
 
 
-def _from_ctranslate2(file: Path) -> WhisperEncoder:
+def encoder_of(variables: Mapping[str, np.ndarray]) -> WhisperEncoder:
+    """The encoder among the variables of a CTranslate2 Whisper."""
     import torch
     from transformers import WhisperConfig
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-    stored = {k.removeprefix("encoder/"): v for k, v in read_variables(file).items() if k.startswith("encoder/")}
+    stored = {k.removeprefix("encoder/"): v for k, v in variables.items() if k.startswith("encoder/")}
     layers = sum(name.endswith("/ffn/linear_0/weight") for name in stored)
     width = len(stored["conv1/bias"])
     config = WhisperConfig(
@@ -88,11 +88,11 @@ def _from_ctranslate2(file: Path) -> WhisperEncoder:
 class WhisperFeatures:
     """Hidden states of chosen encoder layers, of many waves at once."""
 
-    def __init__(self, spec: str, device: str = "cpu", batch_seconds: float = 120.0) -> None:
+    def __init__(self, spec: str, device: str = "cpu", batch_seconds: float | None = None) -> None:
         self._encoder = load_encoder(spec).to(device)
         self._mel = LogMel(self._encoder.config.num_mel_bins, device)
         self._device = device
-        self._budget = batch_seconds * SAMPLE_RATE
+        self._budget = batch_samples(batch_seconds, device, SAMPLE_RATE)
         self.layers = len(self._encoder.layers)
 
     def hidden_states(self, waves: Sequence[np.ndarray], layers: Collection[int]) -> list[dict[int, np.ndarray]]:

@@ -38,7 +38,9 @@ class Histogram:
         while np.floor(self.most / self.width) - np.floor(self.least / self.width) >= BINS:
             self._widen()
         bins = np.floor(finite / self.width).astype(np.int64)
-        low = min(int(bins.min()), self.first) if len(self.counts) else int(bins.min())
+        if not len(self.counts):
+            self.first = int(bins.min())
+        low = min(int(bins.min()), self.first)
         high = max(int(bins.max()), self.first + len(self.counts) - 1)
         counts = np.bincount(bins - low, minlength=high - low + 1)
         counts[self.first - low : self.first - low + len(self.counts)] += self.counts

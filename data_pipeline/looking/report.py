@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.corpus import Corpus, left_out
+from data_pipeline.corpus import Corpus
 from data_pipeline.looking.charts import Bars, Curve, histogram_chart, usage_chart
 from data_pipeline.looking.pages import Tile, colours_of, environment, in_bytes, left_out_kinds, short
 from data_pipeline.looking.samples import gallery
@@ -21,6 +21,7 @@ from data_pipeline.looking.stats import (
     total_rows,
 )
 from data_pipeline.looking.survey import Tallied
+from data_pipeline.quality.funnel import FunnelReport
 from data_pipeline.shards import replace_atomically
 
 REPORT_FILE = "report.html"
@@ -45,17 +46,20 @@ class Label:
 
 @dataclass(frozen=True)
 class Stage:
-    """What a filter left: hours and samples after it, and what it dropped."""
+    """What a clause of a filter left: hours and utterances, what it dropped, and how long its bar is, from 0 to 100."""
 
     name: str
-    samples: int
+    utterances: int
     hours: float
     dropped: str
     length: float
 
 
-def write_corpus_report(path: Path, corpus: Corpus, found: dict[str, Statistics], funnel: Sequence[Stage] = ()) -> None:
-    """Write the page about `corpus`, whose statistics are `found`, to `path`."""
+def write_corpus_report(
+    path: Path, corpus: Corpus, found: dict[str, Statistics], funnels: Sequence[FunnelReport] = ()
+) -> None:
+    """Write the page about `corpus`, whose statistics are `found`, to `path`. `funnels`: of filters over its train
+    split."""
     shown = {split: statistics for split, statistics in found.items() if statistics.survey.samples}
     main = next(iter(shown), "train")
     charts = _histograms(found[main])
@@ -74,8 +78,8 @@ def write_corpus_report(path: Path, corpus: Corpus, found: dict[str, Statistics]
             curves=_curves(corpus, found[main]),
             read=found[main].readings.read,
             labels=_labels(found[main]),
-            funnel=funnel,
-            left_out=left_out_kinds(left_out(corpus.folder)),
+            funnels=[(report.expression, stages_of(report)) for report in funnels],
+            left_out=left_out_kinds(corpus.left_out),
             unreadable=[name for statistics in found.values() for name in statistics.survey.unreadable],
             damaged=_damaged(found),
             listening=listening,
@@ -158,6 +162,22 @@ def _shares(names: Tallied) -> list[Share]:
         Share(name or "(none)", names.samples[name], names.seconds[name] / 3600, 100 * float(sizes[name]) / longest)
         for name in common
     ]
+
+
+def stages_of(report: FunnelReport) -> list[Stage]:
+    """All utterances, then what each clause left of them. Bars are shares of the hours, or of the utterances where
+    nothing was spoken."""
+    rows = report.funnels[0].rows
+    whole = rows[0].entered
+    stages = [Stage("all", whole.utterances, whole.hours, "", 100.0)]
+    for row in rows:
+        share = row.left.hours / whole.hours if whole.hours else row.left.utterances / max(1, whole.utterances)
+        dropped = f"dropped {row.dropped.utterances:,}"
+        if row.missing.utterances:
+            dropped += f", of which {row.missing.utterances:,} have no value"
+        dropped += f"; alone it would drop {row.alone.utterances:,}"
+        stages.append(Stage(row.clause, row.left.utterances, row.left.hours, dropped, 100 * share))
+    return stages
 
 
 def _damaged(found: dict[str, Statistics]) -> list[list[str]]:

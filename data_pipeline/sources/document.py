@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Document:
-    """`pieces` are sentence-like and in reading order; joined by spaces they are the document."""
+    """`pieces` are sentence-like and in reading order; joined by spaces, or by nothing in East Asian text, they are
+    the document."""
 
     key: str
     pieces: tuple[str, ...]

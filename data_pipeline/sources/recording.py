@@ -22,7 +22,8 @@ class Segment:
     """A stretch of a recording in which one speaker says `text`, from `start` to `end` seconds (None: to its end).
 
     `words` have times from the start of the segment, where the source knows them. An empty `text` is speech without
-    transcript. `channel` counts from 0, or is MIXED. `quality` holds what the source itself says of it, as numbers.
+    transcript. `channel` counts from 0, or is MIXED where a text is of the whole sound, however many channels that has.
+    `quality` holds what the source itself says of it, as numbers.
     """
 
     start: float = 0.0

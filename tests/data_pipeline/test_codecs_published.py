@@ -2,6 +2,9 @@
 an independent computation."""
 
 import json
+import os
+import subprocess
+import sys
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from safetensors.torch import load_file
 
 from configs.schema import CodecConfig
 from data_pipeline.codecs import Codec, codebooks_of, codec_identity, learns, open_codec
+from data_pipeline.codecs.batching import batches
 from data_pipeline.codecs.log_mel import LogMel
 from data_pipeline.codecs.nearest import nearest
 from data_pipeline.packages import package_folder
@@ -111,6 +115,17 @@ def test_wrong_weights_are_one_line(kind: str, tmp_path: Path) -> None:
         refused(rf"codec\.weights\.{part}=.*no such file or folder")
         config.weights[part] = right
     open_codec(config)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.integers(0, 1000), max_size=30), st.floats(1, 5000))
+def test_batches_hold_everything_once_and_keep_to_the_budget(lengths: list[int], budget: float) -> None:
+    made = list(batches(lengths, budget))
+    assert sorted(index for batch in made for index in batch) == list(range(len(lengths)))
+    for batch in made:
+        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= budget
+    longest = [max(lengths[index] for index in batch) for batch in made]
+    assert longest == sorted(longest, reverse=True)
 
 
 @settings(deadline=None, max_examples=30)
@@ -236,6 +251,8 @@ def test_glm4_voice_encodes_windows_of_30_seconds(opened) -> None:
 def test_glm4_voice_that_pools_elsewhere_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="another layer"):
         open_codec(glm4_voice(tmp_path / "glm", pooling_position=1))
+    with pytest.raises(BadInput, match=r"config\.json is no GLM-4-Voice tokenizer's: 'sum'"):
+        open_codec(glm4_voice(tmp_path / "other", pooling_type="sum"))
 
 
 # --- Baichuan ---------------------------------------------------------------------------------------------------
@@ -328,6 +345,19 @@ def test_mimi_streams_to_the_same_codes(opened, cuts: list[int]) -> None:
         stream.encode(wave)
 
 
+def test_a_long_wave_has_the_same_codes_piece_by_piece(opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    wave = sound(70_000)
+    for kind in ("mimi", "step_audio"):
+        _, codec = opened(kind)
+        waves = [wave, wave[:9_000], wave[::-1].copy()]
+        whole = codec.encode(waves)
+        with monkeypatch.context() as patched:
+            patched.setattr(f"data_pipeline.codecs.{kind}.LONG", 1)
+            pieces = codec.encode(waves)
+        for of, same in zip(whole, pieces, strict=True):
+            assert all(np.array_equal(of[book], same[book]) for book in of), kind
+
+
 def test_more_rows_than_the_model_has_are_refused(tmp_path: Path) -> None:
     config = mimi(tmp_path / "mimi")
     config.codebooks["mimi"].rows = 9
@@ -335,7 +365,61 @@ def test_more_rows_than_the_model_has_are_refused(tmp_path: Path) -> None:
         open_codec(config)
 
 
-# --- whatever a hub or package is named -------------------------------------------------------------------------
+# --- hub names and packages -------------------------------------------------------------------------------------
+
+HUB = """
+import sys
+import numpy as np
+from pathlib import Path
+from data_pipeline.codecs import codec_identity, open_codec
+from runtime.exits import BadInput
+from tests.data_pipeline.codec_material import PUBLISHED, sound
+
+for kind, name in zip(sys.argv[2::2], sys.argv[3::2]):
+    config = PUBLISHED[kind](Path(sys.argv[1]) / kind)
+    here = open_codec(config).encode([sound(30_000)])[0]
+    config.weights = dict.fromkeys(config.weights, name)
+    assert name in codec_identity(config)
+    from_hub = open_codec(config).encode([sound(30_000)])[0]
+    assert all(np.array_equal(here[book], from_hub[book]) for book in here), kind
+    config.weights = dict.fromkeys(config.weights, "somebody/nothing")
+    try:
+        open_codec(config)
+    except BadInput as refused:
+        print(refused)
+"""
+
+
+def test_hub_names_are_found_in_the_hubs_cache(tmp_path: Path) -> None:
+    """Without the network, as on most clusters' nodes: a revision, a branch, and Step-Audio's nested folder."""
+    commit, nested = (
+        "0123456789abcdef0123456789abcdef01234567",
+        "dengcunqin/" + ("speech_paraformer-large_asr_nat-zh-cantonese-en-16k-vocab8501-online"),
+    )
+    kinds = {"glm4_voice": f"a/glm@{commit}", "mimi": "a/mimi", "baichuan": "a/baichuan", "step_audio": "a/step"}
+    for kind, spec in kinds.items():
+        repository = tmp_path / "hub" / f"models--{spec.partition('@')[0].replace('/', '--')}"
+        snapshot = repository / "snapshots" / commit
+        PUBLISHED[kind](snapshot)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(commit)
+        if kind == "step_audio":
+            (snapshot / nested).mkdir(parents=True)
+            for name in ("model.safetensors", "am.mvn"):
+                (snapshot / name).rename(snapshot / nested / name)
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub")}
+    words = [word for kind, spec in kinds.items() for word in (kind, spec)]
+    done = subprocess.run(
+        [sys.executable, "-c", HUB, str(tmp_path), *words],
+        env=environment | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(kinds)
+    assert all(line.startswith("codec.weights.") and "somebody/nothing" in line for line in lines), lines
 
 
 def test_a_package_that_carries_weights_is_found(tmp_path: Path) -> None:

@@ -119,5 +119,5 @@ def test_ranks_of_a_step_have_like_attention_cost_and_steps_like_contents(corpus
 
 def test_balancing_hands_out_every_pack_once(corpus):
     lane = Lane(1, 4, mixture_of(corpus), length=128, window=9, batch=4)
-    packs, _ = lane._next_window()
+    packs, *_ = lane._next_window()
     assert sorted(pack.keys for pack in packs) == sorted(pack.keys for pack in lane._balanced(packs))

@@ -4,6 +4,7 @@ import json
 import os
 import threading
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from data_pipeline.mixture import open_mixture
 from data_pipeline.prefetch import Prefetcher
 from data_pipeline.shards import DamagedSample, index_path, read_index
 from runtime.exits import BadInput
+from tests.data_pipeline import faults
 from tests.data_pipeline.synthetic import make_config, make_corpus
 
 LAYOUTS = ["asr", "continuation", "interleaved", "text", "tts"]
@@ -306,3 +308,30 @@ def test_closing_leaves_no_thread(folder):
     assert threading.active_count() == before + 1
     loader.close()
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(("before", "after", "stop"), [(1, 2, 1), (2, 4, 3), (4, 1, 6)])
+def test_damage_is_counted_once_wherever_the_stream_is_resumed(tmp_path, before, after, stop):
+    """Counts of k steps at one world and the rest at another are those of a run that never stopped, whatever window
+    the stop falls in; and each damaged sample of one pass counts once."""
+    folder = make_corpus(tmp_path / "c", train_documents=60, documents_per_shard=2)
+    planted = faults.plant(Corpus.open(folder).shards("train"))
+    config = make_config({"text": 1.0}, sequence_length=48)
+    config.loader.damaged_share = 0.9
+    config.mixture.sources["text"].epochs = 1
+    counts: Counter[str] = Counter()
+    first = loaders(config, folder, before)
+    for _ in range(stop):
+        for rank in first:
+            rank.next_step()
+    state = json.loads(json.dumps(merge_states([rank.state_dict() for rank in first])))
+    second = loaders(config, folder, after)
+    for rank in second:
+        rank.load_state_dict(state)
+    while any(rank.has_next() for rank in second):
+        for rank in second:
+            rank.next_step()
+    for rank in (*first, *second):
+        counts.update(rank.damaged)
+        rank.close()
+    assert counts == planted

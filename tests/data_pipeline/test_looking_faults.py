@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.corpus import MANIFEST_FILE, Corpus
+from data_pipeline.sample_bytes import DAMAGE_KINDS
 from data_pipeline.shards import (
-    DAMAGE_KINDS,
     DamagedSample,
     ShardReader,
     ShardWriter,

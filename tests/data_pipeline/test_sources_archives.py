@@ -227,7 +227,7 @@ def assert_rows(opened, first: int = 0, count: int = 6) -> None:
         assert np.array_equal(opened.sound(recording).samples.T, wave)
         assert np.array_equal(opened.sound(recording, 0.25, 0.5).samples.T, wave[4_000:8_000])
         language = ("de", "zh")[(number - first) % 2]
-        said = Segment(text=f"Satz {number} 你好", speaker=str((number - first) % 3), language=language)
+        said = Segment(text=f"Satz {number} 你好", speaker=str((number - first) % 3), language=language, channel=MIXED)
         assert recording.segments == (said,)
         assert pickle.loads(pickle.dumps(recording)) == recording
 
@@ -315,7 +315,7 @@ def test_damaged_tables(tmp_path: Path) -> None:
         read("huggingface", tmp_path / "y.parquet")
     gone = Cell(str(tmp_path / "gone.parquet"), "audio", 0, 0, 0, str(tmp_path), False)
     with pytest.raises(UnreadableAudio) as caught:
-        list(gone.blocks(0.0, None))
+        list(gone.blocks(0.0, None, None))
     assert caught.value.kind == "missing"
     assert len(recordings) == 6
     made.save_to_disk(tmp_path / "saved")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs.schema import SpeechSourceConfig
-from data_pipeline.sources.recording import Recording, Segment, SpeechSource
+from data_pipeline.sources.recording import MIXED, Recording, Segment, SpeechSource
 from data_pipeline.sources.speech import KINDS, open_speech_source
 from runtime.exits import BadInput
 from tests.data_pipeline.sounds import speechlike, write_sound
@@ -40,8 +40,8 @@ def test_a_folder_of_audio(tmp_path: Path) -> None:
     (tmp_path / "b/up").symlink_to(tmp_path)  # a loop
     found = read("audio_folder", tmp_path, speakers=True)
     assert [Path(recording.audio.file).name for recording in found] == ["one.wav", "three.m4a", "two.flac", "two.wav"]
-    assert found[0].segments == (Segment(text="first line second line", speaker="a"),)
-    assert found[1].segments == (Segment(speaker="a"),)  # an empty transcript: speech without text
+    assert found[0].segments == (Segment(text="first line second line", speaker="a", channel=MIXED),)
+    assert found[1].segments == (Segment(speaker="a", channel=MIXED),)  # an empty transcript: speech without text
     assert found[2].segments == found[3].segments == ()  # to be cut
     assert [r.key for r in read("audio_folder", tmp_path, "a")] == ["one", "three"]
     assert len({recording.key for recording in found}) == 4
@@ -64,7 +64,8 @@ def test_nemo_manifest(tmp_path: Path) -> None:
         Segment(0.5, 1.5, "one", speaker="a", language="de"),
         Segment(2.0, 3.5, "two", speaker="b", channel=1),
     )
-    assert other.segments == (Segment(text="three"),) and uncut.segments == ()
+    assert other.segments == (Segment(text="three", channel=MIXED),) and uncut.segments == ()
+    assert (call.duration, other.duration, uncut.duration) == (None, 1.0, None)
     assert opened.sound(call, 2.0, 3.5).samples.shape == (2, 24_000)
     assert opened.sound(other).duration == 1.0
 
@@ -75,7 +76,7 @@ def test_tables_with_columns_of_their_own(tmp_path: Path) -> None:
     table = lines(tmp_path / "t.tsv", "file\tname\twords\tfrom\tto\tsplit", row, row.replace("dev", "test"))
     names = {"audio": "file", "id": "name", "text": "words", "offset": "from", "end": "to"}
     (found,) = read("tsv", table, "dev", audio_folder=str(tmp_path / "wavs"), **names)
-    assert (found.key, found.segments) == ("s1", (Segment(0.25, 0.75, 'she said "no'),))
+    assert (found.key, found.segments) == ("s1", (Segment(0.25, 0.75, 'she said "no', channel=MIXED),))
     comma = lines(tmp_path / "t.csv", "path,text", 'wavs/a.wav,"well, yes"')
     assert read("tsv", comma, delimiter=",")[0].segments[0].text == "well, yes"
 
@@ -88,13 +89,16 @@ def test_kaldi_folder(tmp_path: Path) -> None:
     lines(data / "utt2spk", "u1 anna", "u2 bo")
     lines(data / "segments", "u2 r1 3.0 -1", "u1 r1 0.5 2.25")
     first, second = read("kaldi", tmp_path / "data", "train")
-    assert first.segments == (Segment(0.5, 2.25, "hello there", speaker="anna"), Segment(3.0, None, speaker="bo"))
+    assert first.segments == (
+        Segment(0.5, 2.25, "hello there", speaker="anna", channel=MIXED),
+        Segment(3.0, None, speaker="bo", channel=MIXED),
+    )
     assert (second.key, second.segments) == ("r2", ())
     (data / "segments").unlink()
     lines(data / "text", "r1 all of it")
     lines(data / "utt2lang", "r1 fr")
     first, second = read("kaldi", data)
-    assert first.segments == (Segment(text="all of it", language="fr"),) and second.segments == ()
+    assert first.segments == (Segment(text="all of it", language="fr", channel=MIXED),) and second.segments == ()
 
 
 @pytest.mark.parametrize("line", ["r1 touch ran |", "r1 sph2pipe -f wav a.sph|", "r1 | cat"])
@@ -106,16 +110,20 @@ def test_kaldi_commands_are_not_run(tmp_path: Path, line: str, monkeypatch: pyte
     assert [file.name for file in tmp_path.iterdir()] == ["wav.scp"]
 
 
-def test_librispeech(tmp_path: Path) -> None:
+def librispeech(folder: Path) -> Path:
     for chapter, words in (("84/121123", ("GO", "DO YOU HEAR")), ("84/9", ("YES",))):
         reader, number = chapter.split("/")
-        folder = tmp_path / "LibriSpeech/dev-clean" / chapter
+        place = folder / "LibriSpeech/dev-clean" / chapter
         names = [f"{reader}-{number}-{utterance:04d}" for utterance in range(len(words))]
         for name in names:
-            write_sound(folder / f"{name}.flac", speechlike(0.5))
+            write_sound(place / f"{name}.flac", speechlike(0.5))
         said = [f"{name} {text}" for name, text in zip(names, words, strict=True)]
-        lines(folder / f"{reader}-{number}.trans.txt", *said)
-    opened = source("librispeech", tmp_path, "dev-clean")
+        lines(place / f"{reader}-{number}.trans.txt", *said)
+    return folder
+
+
+def test_librispeech(tmp_path: Path) -> None:
+    opened = source("librispeech", librispeech(tmp_path), "dev-clean")
     found = list(opened.recordings())
     assert [recording.key for recording in found] == ["84-121123-0000", "84-121123-0001", "84-9-0000"]
     assert [recording.document for recording in found] == ["84-121123", "84-121123", "84-9"]
@@ -126,8 +134,8 @@ def test_librispeech(tmp_path: Path) -> None:
         read("librispeech", tmp_path, "train-clean-100")
 
 
-def test_aishell(tmp_path: Path) -> None:
-    root = tmp_path / "data_aishell"
+def aishell(folder: Path) -> Path:
+    root = folder / "data_aishell"
     said = ("BAC009S0002W0122 而 对 楼市 成交 抑制", "BAC009S0724W0121 广州 市")
     lines(root / "transcript/aishell_transcript_v0.8.txt", *said)
     for part, speaker, name in (
@@ -136,6 +144,11 @@ def test_aishell(tmp_path: Path) -> None:
         ("dev", "S0724", "BAC009S0724W0121"),
     ):
         write_sound(root / "wav" / part / speaker / f"{name}.wav", speechlike(0.5))
+    return root
+
+
+def test_aishell(tmp_path: Path) -> None:
+    root = aishell(tmp_path)
     (found,) = read("aishell", tmp_path, "train")
     assert found.segments == (Segment(text="而对楼市成交抑制", speaker="S0002", language="zh"),)
     assert [recording.key for recording in read("aishell", root)] == ["BAC009S0002W0122", "BAC009S0724W0121"]
@@ -181,7 +194,7 @@ def test_wenetspeech(tmp_path: Path) -> None:
         read("wenetspeech", root, "XL")
 
 
-def test_gigaspeech(tmp_path: Path) -> None:
+def gigaspeech(folder: Path) -> None:
     def segment(number: int, text: str, speaker: str = "N/A", subsets: tuple[str, ...] = ("{XL}", "{XS}")) -> dict:
         times = {"begin_time": number * 2.0, "end_time": number * 2.0 + 1.5}
         return {"sid": f"POD1_S{number:07d}", "speaker": speaker, "subsets": subsets, "text_tn": text, **times}
@@ -201,8 +214,12 @@ def test_gigaspeech(tmp_path: Path) -> None:
             segment(2, "REALLY <QUESTIONMARK> YES <EXCLAMATIONPOINT>", subsets=("{XL}",)),
         ],
     }
-    lines(tmp_path / "GigaSpeech.json", json.dumps({"dataset": "GigaSpeech", "audios": [audio]}))
-    write_sound(tmp_path / audio["path"], speechlike(8.0))
+    lines(folder / "GigaSpeech.json", json.dumps({"dataset": "GigaSpeech", "audios": [audio]}))
+    write_sound(folder / audio["path"], speechlike(8.0))
+
+
+def test_gigaspeech(tmp_path: Path) -> None:
+    gigaspeech(tmp_path)
     (found,) = read("gigaspeech", tmp_path)
     assert found.segments == (
         Segment(0.0, 1.5, "douglas mcgray is going to be our guide, you see.", speaker="Douglas", language="en"),
@@ -226,18 +243,24 @@ def test_large_json_is_read_an_entry_at_a_time(tmp_path: Path, chunk: int) -> No
         list(read_audios(lines(file, '{"x": []}'), chunk))
 
 
-def test_common_voice(tmp_path: Path) -> None:
-    folder = tmp_path / "cv-corpus-17.0/ga-IE"
-    head = "client_id\tpath\tsentence_id\tsentence\tup_votes\tdown_votes\tage\tgender\taccents\tlocale\tsegment"
+def common_voice(folder: Path) -> Path:
+    folder = folder / "cv-corpus-17.0/ga-IE"
+    columns = "client_id path sentence_id sentence sentence_domain up_votes down_votes age gender accents variant"
+    head = f"{columns} locale segment".replace(" ", "\t")
     rows = [
-        'c1\tcommon_voice_1.mp3\tx\tTá "sé\t2\t1\t\t\t\tga-IE\t',
-        "c2\tcommon_voice_2.mp3\ty\tDia duit\t3\t0\t\t\t\t\t",
+        'c1\tcommon_voice_1.mp3\tx\tTá "sé\t\t2\t1\t\t\t\t\tga-IE\t',
+        "c2\tcommon_voice_2.mp3\ty\tDia duit\t\t3\t0\t\t\t\t\t\t",
     ]
     lines(folder / "validated.tsv", head, *rows)
     lines(folder / "dev.tsv", head, rows[1])
     lines(folder / "clip_durations.tsv", "clip\tduration[ms]", "common_voice_1.mp3\t1008")
     for number in (1, 2):
         write_sound(folder / f"clips/common_voice_{number}.mp3", speechlike(1.0, 32_000), 32_000)
+    return folder
+
+
+def test_common_voice(tmp_path: Path) -> None:
+    folder = common_voice(tmp_path)
     opened = source("common_voice", folder)
     first, second = opened.recordings()
     votes = (("up_votes", 2.0), ("down_votes", 1.0))
@@ -249,11 +272,11 @@ def test_common_voice(tmp_path: Path) -> None:
         read("common_voice", folder, "train")
 
 
-def test_fisher_dialogue(tmp_path: Path) -> None:
+def fisher(folder: Path) -> np.ndarray:
     wave = speechlike(6.0, 8_000, channels=2)
-    write_sound(tmp_path / "LDC2004S13/001/audio/000/fe_03_00001.sph", wave, 8_000)
+    write_sound(folder / "LDC2004S13/001/audio/000/fe_03_00001.sph", wave, 8_000)
     lines(
-        tmp_path / "LDC2004T19/data/trans/000/fe_03_00001.txt",
+        folder / "LDC2004T19/data/trans/000/fe_03_00001.txt",
         "# fe_03_00001.sph",
         "# Transcribed at the LDC",
         "",
@@ -264,10 +287,15 @@ def test_fisher_dialogue(tmp_path: Path) -> None:
         "4.00 5.25 A: (( ))",
     )
     lines(
-        tmp_path / "LDC2004T19/doc/fe_03_p1_calldata.tbl",
+        folder / "LDC2004T19/doc/fe_03_p1_calldata.tbl",
         "CALL_ID,DATE_TIME,TOPICID,SIG_GRADE,CNV_GRADE,APIN,ASX.ADL,APHNUM,APHSET,APHTYP,BPIN,BSX.ADL",
         "00001,20021212_18:39:14,ENG01,3.0,3.0,2602,f.a,x,1,2,1790,f.a",
     )
+    return wave
+
+
+def test_fisher_dialogue(tmp_path: Path) -> None:
+    wave = fisher(tmp_path)
     opened = source("fisher", tmp_path)
     (call,) = opened.recordings()
     assert call.segments == (
@@ -278,6 +306,13 @@ def test_fisher_dialogue(tmp_path: Path) -> None:
     sound = opened.sound(call, said.start, said.end)
     assert np.array_equal(sound.channel(said.channel), wave[4_000:15_200, 1])
     assert len(read("fisher", tmp_path, keep_marks=True)[0].segments) == 4
+    stretches = read("fisher", tmp_path, window=1.5)
+    assert [recording.key for recording in stretches] == ["fe_03_00001-0000", "fe_03_00001-0001"]
+    assert stretches[1].segments == (
+        Segment(speaker="2602", language="en"),
+        Segment(speaker="1790", language="en", channel=1),
+    )
+    assert np.array_equal(opened.sound(stretches[1]).samples, wave[12_000:24_000].T)
 
 
 def test_prompts_of_asterisk_as_debian_has_them(tmp_path: Path) -> None:

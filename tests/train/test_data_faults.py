@@ -11,12 +11,12 @@ import pytest
 from configs.compose import to_yaml
 from configs.schema import Config, SourceConfig
 from data_pipeline.corpus import MANIFEST_FILE, Corpus
-from data_pipeline.shards import DAMAGE_KINDS
-from runtime.exits import BAD_INPUT
+from data_pipeline.sample_bytes import DAMAGE_KINDS
+from runtime.exits import BAD_INPUT, DONE
 from tests.data_pipeline.faults import plant
 from tests.data_pipeline.synthetic import make_corpus
 from tests.ranks import run_ranks
-from tests.train.runs import run_config, stage, tiny_config
+from tests.train.runs import metrics, stage, tiny_config
 from train.report import write_report
 
 LEFT_OUT = {"empty text": {"count": 3, "examples": ["a.wav", "b.wav"]}}
@@ -42,22 +42,39 @@ def config_of(folder: Path, corpus: Path, **changes: object) -> Config:
     return config
 
 
+def train(config: Config, world: int) -> tuple[list[int], str]:
+    """Train on `world` ranks; their exit codes, and all that they printed."""
+    folder = Path(config.run.folder)
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text(to_yaml(config))
+    codes = run_ranks(printing_stage, world, str(folder / "config.yaml"), str(folder / "printed"))
+    return codes, (folder / "printed").read_text()
+
+
+def printing_stage(config_file: str, printed: str) -> int:
+    with open(printed, "ab") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    return stage(config_file)
+
+
 def files_around(corpus: Path) -> list[Path]:
     """All files in and two folders above the corpus: where `../../` would lead."""
     return sorted(corpus.parent.parent.rglob("*"))
 
 
 def test_training_goes_on_and_every_fault_is_counted_as_it_was_planted(
-    planted: tuple[Path, dict[str, int]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    planted: tuple[Path, dict[str, int]], tmp_path: Path
 ) -> None:
     corpus, counts = planted
     assert set(counts) == set(DAMAGE_KINDS)
     before = files_around(corpus)
     run = tmp_path / "run"
-    run_config(config_of(run, corpus, train__steps=3, train__checkpoint_every=3))  # and goes on, on two ranks
-    lines = run_config(config_of(run, corpus, loader__workers=1), world=2)
-    said = capfd.readouterr().out
+    assert train(config_of(run, corpus, train__steps=3), 1)[0] == [DONE]
+    codes, said = train(config_of(run, corpus), 2)  # goes on, on two ranks
+    assert codes == [DONE, DONE]
 
+    lines = metrics(run)
     told = [{key: value for key, value in line.items() if key.startswith("damaged/")} for line in lines]
     assert told[-1] == {f"damaged/{kind}": count for kind, count in counts.items()}
     for kind in counts:
@@ -79,15 +96,13 @@ def test_training_goes_on_and_every_fault_is_counted_as_it_was_planted(
 
 
 def test_the_share_limit_stops_the_run_with_one_clear_line(
-    planted: tuple[Path, dict[str, int]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    planted: tuple[Path, dict[str, int]], tmp_path: Path
 ) -> None:
     corpus, _ = planted
-    config = config_of(tmp_path / "run", corpus, loader__damaged_share=0.02)
-    Path(config.run.folder).mkdir()
-    file = tmp_path / "run" / "config.yaml"
-    file.write_text(to_yaml(config))
-    assert run_ranks(stage, 1, str(file)) == [BAD_INPUT]
-    (line,) = [line for line in capfd.readouterr().err.splitlines() if "damaged" in line]
+    codes, said = train(config_of(tmp_path / "run", corpus, loader__damaged_share=0.02), 1)
+    assert codes == [BAD_INPUT]
+    (line,) = [line for line in said.splitlines() if "error" in line]
+    assert line.startswith("megaphone: error: ")
     assert "samples read are damaged, more than loader.damaged_share 0.02; the first is " in line
     damaged, read = (int(word) for word in line.split(": error: ")[1].split() if word.isdecimal())
     assert read >= 100 and damaged > 0.02 * read

@@ -300,3 +300,9 @@ def test_a_code_keeps_its_colour() -> None:
     assert strip.shape == (1, 4, 3)
     assert (strip[0, 0] == strip[0, 2]).all()
     assert len({tuple(colour) for colour in strip[0].tolist()}) == 3
+
+
+def test_damage_by_kind_is_a_curve_that_begins_at_nothing() -> None:
+    records = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 1.0, "damaged/checksum": 3}]
+    (_, chart) = charts_of(records, [], {})
+    assert chart.key == "damaged" and [(line.name, line.y) for line in chart.lines] == [("checksum", [0.0, 3.0])]

@@ -122,6 +122,7 @@ def charts_of(metrics: Sequence[Record], validation: Sequence[Record], entropy: 
         chart("mfu", "MFU", "of the device's dense peak", {"all": "mfu"}, number="share"),
         chart("mix", "Token mix", "share of tokens by modality", _mix(metrics), style="stack", number="share"),
         chart("padding", "Padding", "share of tokens", {"all": "padding"}, number="share"),
+        chart("damaged", "Damaged samples", "left out so far, by kind", _damaged(metrics)),
         chart("data_wait", "Waiting for data", "share of a step's time", {"all": "data_wait"}, number="share"),
     ]
     return [chart for chart in found if chart.lines or chart.dots]
@@ -171,6 +172,15 @@ def _mix(metrics: Sequence[Record]) -> dict[str, str | _Column]:
         return column
 
     return {key.removeprefix("modality/"): share(key) for key in keys}
+
+
+def _damaged(metrics: Sequence[Record]) -> dict[str, str | _Column]:
+    """A kind's count before the first of it was met is 0."""
+
+    def count(key: str) -> _Column:
+        return lambda record: record.get(key, 0)
+
+    return {key.removeprefix("damaged/"): count(key) for key in _keys(metrics, "damaged/")}
 
 
 def _keys(records: Sequence[Record], prefix: str) -> list[str]:

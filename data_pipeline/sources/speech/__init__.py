@@ -17,7 +17,7 @@ from typing import Any
 import xxhash
 
 from configs.schema import SpeechSourceConfig
-from data_pipeline.decode import LONGEST_SECONDS
+from data_pipeline.decode import LONGEST_SECONDS, check_duration
 from data_pipeline.sources.address import is_url
 from data_pipeline.sources.options import check_options
 from data_pipeline.sources.recording import Recording, Sound, SpeechSource, UnreadableAudio
@@ -66,9 +66,6 @@ KINDS = {
     "wenetspeech": Kind(wenetspeech, licence="WenetSpeech terms (non-commercial research)", language="zh"),
 }
 
-_DURATION_SLACK = 0.5  # seconds by which a recording may differ from what its source says,
-_DURATION_SHARE = 0.02  # or this share of it, if that is more
-
 
 def open_speech_source(config: SpeechSourceConfig) -> SpeechSource:
     """The source that `config` describes. Raises BadInput for an unknown kind or option, or a path not there."""
@@ -113,22 +110,22 @@ class _Source:
         place: Place = recording.audio
         parts: list[Sound] = []
         seconds = 0.0
-        for block in place.blocks(start, end):
+        for block in place.blocks(start, end, recording.duration):
             parts.append(block)
             seconds += block.duration
             if seconds > LONGEST_SECONDS:
                 raise UnreadableAudio("too_long", place.name)
         if end is None:
-            _check_duration(recording, place, start + seconds)
+            check_duration(start + seconds, recording.duration, place.name)
         return joined(parts)
 
     def blocks(self, recording: Recording) -> Iterator[Sound]:
         place: Place = recording.audio
         seconds = 0.0
-        for block in place.blocks(0.0, None):
+        for block in place.blocks(0.0, None, recording.duration):
             seconds += block.duration
             yield block
-        _check_duration(recording, place, seconds)
+        check_duration(seconds, recording.duration, place.name)
 
     def identity(self) -> str:
         digest = xxhash.xxh3_128(f"{self.config.split} {sorted(self.options.items())}".encode())
@@ -155,13 +152,6 @@ def _with_language(recording: Recording, language: str) -> Recording:
         return recording
     filled = tuple(replace(s, language=s.language or language) for s in recording.segments)
     return replace(recording, segments=filled)
-
-
-def _check_duration(recording: Recording, place: Place, seconds: float) -> None:
-    """A file that was cut short, or whose header lies about its rate, lasts another time than its source says."""
-    said = recording.duration
-    if said is not None and abs(seconds - said) > max(_DURATION_SLACK, _DURATION_SHARE * said):
-        raise UnreadableAudio("duration", place.name, f"lasts {seconds:.2f} s where its source says {said:.2f} s")
 
 
 def _size(file: str) -> int:

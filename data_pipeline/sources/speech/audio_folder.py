@@ -14,7 +14,7 @@ from pathlib import Path
 
 from data_pipeline.sources.keys import safe_key
 from data_pipeline.sources.lines import read_lines
-from data_pipeline.sources.recording import Recording, Segment
+from data_pipeline.sources.recording import MIXED, Recording, Segment
 from data_pipeline.sources.speech.places import FileStretch
 from runtime.exits import BadInput
 
@@ -43,7 +43,7 @@ def audio_folder(
             segments: tuple[Segment, ...] = ()
             if stem + transcript in held:
                 text = " ".join(line.strip() for _, line in read_lines(os.path.join(folder, stem + transcript)))
-                segments = (Segment(text=text, speaker=os.path.basename(folder) if speakers else ""),)
+                segments = (Segment(text=text, speaker=os.path.basename(folder) if speakers else "", channel=MIXED),)
             file = os.path.join(folder, name)
             called = os.path.relpath(os.path.join(folder, stem if stems[stem] == 1 else name), root)
             yield Recording(safe_key(called), FileStretch(file), segments)

@@ -21,12 +21,13 @@ _TURN = re.compile(r"(\d+(?:\.\d+)?)\s+(\d+(?:\.\d+)?)\s+([AB])\S*:\s*(.*)")
 _AUDIO = (".sph", ".wav", ".flac")
 
 
-def fisher(path: str, split: str | None, *, keep_marks: bool = False) -> Iterator[Recording]:
+def fisher(path: str, split: str | None, *, keep_marks: bool = False, window: float = 0.0) -> Iterator[Recording]:
     """Calls anywhere under `path` (of its subfolder `split`) that have a transcript, A on channel 0 and B on 1.
 
     Turns are in the order of their starts and may overlap. Speakers are the PINs of `*_calldata.tbl` where that is
     there, else the call's name and A or B. Without `keep_marks`, marks of doubt and of noises are taken out of the
-    text; a turn of nothing but noises is then speech without transcript and left out.
+    text, and a turn of nothing but noises is left out. With a `window` of seconds, a call is instead stretches of that
+    length, each a document with both channels whole, without text: what dialogue models without text learn from.
     """
     root = Path(path) / (split or "")
     files = sorted(file for file in root.rglob("*") if file.suffix.lower() in (*_AUDIO, ".txt"))
@@ -49,6 +50,12 @@ def fisher(path: str, split: str | None, *, keep_marks: bool = False) -> Iterato
                 channel = "AB".index(turn[3])
                 turns.append(Segment(float(turn[1]), float(turn[2]), text, speakers[channel], channel=channel))
         turns.sort(key=lambda turn: (turn.start, turn.channel))
+        if window > 0:
+            both = tuple(Segment(speaker=speaker, channel=channel) for channel, speaker in enumerate(speakers))
+            for number in range(int(max((turn.end or 0.0 for turn in turns), default=0.0) / window)):
+                place = FileStretch(os.fspath(call), number * window, (number + 1) * window)
+                yield Recording(safe_key(f"{call.stem}-{number:04d}"), place, both, duration=window)
+            continue
         yield Recording(safe_key(call.stem), FileStretch(os.fspath(call)), tuple(turns))
 
 

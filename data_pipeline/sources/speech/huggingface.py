@@ -17,7 +17,7 @@ from data_pipeline.decode import decode_blocks
 from data_pipeline.sources.address import is_url
 from data_pipeline.sources.keys import safe_key
 from data_pipeline.sources.lines import number_in, text_in
-from data_pipeline.sources.recording import Recording, Segment, Sound, UnreadableAudio
+from data_pipeline.sources.recording import MIXED, Recording, Segment, Sound, UnreadableAudio
 from data_pipeline.sources.speech.places import inside
 from runtime.exits import BadInput
 
@@ -72,7 +72,7 @@ def huggingface(
             said: tuple[Segment, ...] = ()
             if "text" in columns:
                 said = (Segment(text=text_in(cells, "text"), speaker=text_in(cells, "speaker"),
-                                language=text_in(cells, "language")),)  # fmt: skip
+                                language=text_in(cells, "language"), channel=MIXED),)  # fmt: skip
             key = safe_key(text_in(cells, "id") or f"{stem}-{number}")
             cell = Cell(file, column, group, row, number, folder, follow_paths)
             yield Recording(key, cell, said, duration=number_in(cells, "duration", where))
@@ -94,7 +94,7 @@ class Cell:
     def name(self) -> str:
         return f"{self.file} row {self.number}"
 
-    def blocks(self, start: float, end: float | None) -> Iterator[Sound]:
+    def blocks(self, start: float, end: float | None, lasting: float | None) -> Iterator[Sound]:
         import pyarrow
 
         try:
@@ -108,13 +108,13 @@ class Cell:
         if isinstance(content, str):
             content, path = None, content
         if content is not None:
-            yield from decode_blocks(content, f"{self.name}: {path or ''}", start, end)
+            yield from decode_blocks(content, f"{self.name}: {path or ''}", start, end, lasting=lasting)
         elif not path:
             raise UnreadableAudio("empty", self.name)
         elif self.follow_paths:
-            yield from decode_blocks(os.path.join(self.folder, path), "", start, end)
+            yield from decode_blocks(os.path.join(self.folder, path), "", start, end, lasting=lasting)
         else:
-            yield from inside(self.folder, path).blocks(start, end)
+            yield from inside(self.folder, path).blocks(start, end, lasting)
 
 
 class _Table:

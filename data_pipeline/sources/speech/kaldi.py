@@ -1,4 +1,4 @@
-"""Kaldi's `data/<name>` folders: wav.scp, and segments, text, utt2spk, utt2lang and reco2file_and_channel if there."""
+"""Kaldi's `data/<name>` folders: wav.scp, and segments, text, utt2spk, utt2lang and reco2dur if they are there."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipeline.sources.keys import safe_key
-from data_pipeline.sources.lines import read_keyed, read_lines
-from data_pipeline.sources.recording import Recording, Segment
+from data_pipeline.sources.lines import number_in, read_keyed, read_lines
+from data_pipeline.sources.recording import MIXED, Recording, Segment
 from data_pipeline.sources.speech.places import FileStretch, beside
 from runtime.exits import BadInput
 
@@ -24,16 +24,20 @@ def kaldi(path: str, split: str | None, *, audio_folder: str = "") -> Iterator[R
     folder = Path(path) / (split or "")
     scp = folder / "wav.scp"
     texts, speakers, languages = (_table(folder / name) for name in ("text", "utt2spk", "utt2lang"))
+    durations = _table(folder / "reco2dur")
     segments = _segments(folder / "segments", texts, speakers, languages)
     for number, key, file in read_keyed(scp):
         place = _place(file, audio_folder, f"{scp} line {number}")
         if segments is not None:
             said = tuple(sorted(segments.get(key, ()), key=lambda segment: (segment.start, segment.channel)))
         elif key in texts:
-            said = (Segment(text=texts[key], speaker=speakers.get(key, ""), language=languages.get(key, "")),)
+            said = (
+                Segment(text=texts[key], speaker=speakers.get(key, ""), language=languages.get(key, ""), channel=MIXED),
+            )
         else:
             said = ()
-        yield Recording(safe_key(key), place, said)
+        duration = number_in(durations, key, str(folder / "reco2dur"))
+        yield Recording(safe_key(key), place, said, duration=duration)
 
 
 def _place(file: str, folder: str, where: str) -> FileStretch:
@@ -76,6 +80,7 @@ def _segments(
                 text=texts.get(utterance, ""),
                 speaker=speakers.get(utterance, ""),
                 language=languages.get(utterance, ""),
+                channel=MIXED,
             )
         )
     return found

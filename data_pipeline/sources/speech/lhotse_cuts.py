@@ -132,7 +132,7 @@ class LhotseCut:
     def name(self) -> str:
         return f"cut {self.id}"
 
-    def blocks(self, start: float, end: float | None) -> Iterator[Sound]:
+    def blocks(self, start: float, end: float | None, lasting: float | None) -> Iterator[Sound]:
         from lhotse.audio.utils import AudioLoadingError, DurationMismatchError
 
         cut = read_cut(json.loads(self.manifest), self.name)

@@ -15,7 +15,7 @@ from typing import Any
 from data_pipeline.sources.address import is_url
 from data_pipeline.sources.keys import safe_key
 from data_pipeline.sources.lines import number_in, read_json_lines, read_table, text_in
-from data_pipeline.sources.recording import Recording, Segment
+from data_pipeline.sources.recording import MIXED, Recording, Segment
 from data_pipeline.sources.speech.places import beside
 from runtime.exits import BadInput
 
@@ -38,10 +38,11 @@ def jsonl(
 ) -> Iterator[Recording]:
     """The lines of a `.jsonl` file (or `.jsonl.gz`), in their order. The options name its keys.
 
-    Only `audio` has to be there. Times are seconds; `end` counts where `duration` is absent. `id` is what keys are
-    made of, else the file's name and the line's number. Paths are relative to `audio_folder`, else to the manifest.
-    A line without a `text` key is cut by voice activity, if it has no times either. `split` keeps the lines whose
-    `split_column` says so.
+    Only `audio` has to be there. Times are seconds; a `duration` without `offset` is that of the file, and `end` counts
+    where `duration` is absent. `channel` counts from 0; lines without one are of all channels mixed, or of the first
+    where others of the same file say theirs. `id` is what keys are made of, else the file's name and the line's number.
+    Paths are relative to `audio_folder`, else to the manifest. A line without a `text` key is cut by voice activity,
+    if it has no times either. `split` keeps the lines whose `split_column` says so.
     """
     columns = _Columns(audio, text, offset, duration, end, speaker, language, channel, id, split_column)
     return _recordings(path, read_json_lines(path), columns, split, audio_folder)
@@ -84,10 +85,14 @@ def _recordings(
         held = list(lines)
         number, first = held[0]
         key = text_in(first, columns.id) or f"{Path(file).stem}-{number}"
-        segments = tuple(_segment(row, columns, f"{path} line {at}") for at, row in held)
+        unnamed = 0 if any(text_in(row, columns.channel) for _, row in held) else MIXED
+        segments = tuple(_segment(row, columns, unnamed, f"{path} line {at}") for at, row in held)
         if len(held) == 1 and columns.text not in first and segments[0].start == 0 and segments[0].end is None:
             segments = ()
-        yield Recording(safe_key(key), beside(base, file), segments)
+        duration = None
+        if len(held) == 1 and columns.offset not in first and segments and segments[0].end is None:
+            duration = number_in(first, columns.duration, f"{path} line {number}")
+        yield Recording(safe_key(key), beside(base, file), segments, duration=duration)
 
 
 def _file(line: tuple[int, dict[str, Any]], columns: _Columns, path: str) -> str:
@@ -98,9 +103,10 @@ def _file(line: tuple[int, dict[str, Any]], columns: _Columns, path: str) -> str
     return file
 
 
-def _segment(row: dict[str, Any], columns: _Columns, where: str) -> Segment:
+def _segment(row: dict[str, Any], columns: _Columns, unnamed: int, where: str) -> Segment:
     start = number_in(row, columns.offset, where) or 0.0
     duration, end = number_in(row, columns.duration, where), number_in(row, columns.end, where)
+    channel = number_in(row, columns.channel, where)
     if columns.offset not in row and end is None:
         duration = None  # it is that of the file
     return Segment(
@@ -109,5 +115,5 @@ def _segment(row: dict[str, Any], columns: _Columns, where: str) -> Segment:
         text=text_in(row, columns.text),
         speaker=text_in(row, columns.speaker),
         language=text_in(row, columns.language),
-        channel=int(number_in(row, columns.channel, where) or 0),
+        channel=unnamed if channel is None else int(channel),
     )

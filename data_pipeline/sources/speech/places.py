@@ -22,8 +22,9 @@ class Place(Protocol):
     @property
     def name(self) -> str: ...
 
-    def blocks(self, start: float, end: float | None) -> Iterator[Sound]:
-        """The sound from `start` to `end` seconds of the recording, in blocks. Raises UnreadableAudio."""
+    def blocks(self, start: float, end: float | None, lasting: float | None) -> Iterator[Sound]:
+        """The sound from `start` to `end` seconds of the recording, in blocks. `lasting` is how many seconds its source
+        says that it has in all. Raises UnreadableAudio."""
         ...
 
 
@@ -39,11 +40,12 @@ class FileStretch:
     def name(self) -> str:
         return self.file
 
-    def blocks(self, start: float, end: float | None) -> Iterator[Sound]:
+    def blocks(self, start: float, end: float | None, lasting: float | None) -> Iterator[Sound]:
         last = self.end if end is None else self.start + end
         if self.end is not None and last is not None:
             last = min(last, self.end)
-        return decode_blocks(self.file, self.file, self.start + start, last)
+        whole = self.start == 0 and self.end is None
+        return decode_blocks(self.file, self.file, self.start + start, last, lasting=lasting if whole else None)
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class FilePart:
     def name(self) -> str:
         return f"{self.file}: {self.member}"
 
-    def blocks(self, start: float, end: float | None) -> Iterator[Sound]:
+    def blocks(self, start: float, end: float | None, lasting: float | None) -> Iterator[Sound]:
         try:
             if is_url(self.file):
                 import fsspec
@@ -74,7 +76,7 @@ class FilePart:
             raise UnreadableAudio("missing", self.name) from error
         if len(content) < self.size:
             raise UnreadableAudio("truncated", self.name)
-        yield from decode_blocks(content, self.name, start, end)
+        yield from decode_blocks(content, self.name, start, end, lasting=lasting)
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Nowhere:
     def name(self) -> str:
         return self.file
 
-    def blocks(self, start: float, end: float | None) -> Iterator[Sound]:
+    def blocks(self, start: float, end: float | None, lasting: float | None) -> Iterator[Sound]:
         raise UnreadableAudio(self.kind, self.file)
 
 

@@ -1,15 +1,16 @@
 """Where text comes from. A source is a function that yields documents, registered here by name.
 
-A named source is whole in itself; a kind reads what the user has, and is written `<kind>:<path>`, such as
-`jsonl:/data/books.jsonl.gz`.
+A named source is whole in itself; a kind reads what the user has, and is written `<kind>:<path>?<options>`, such as
+`jsonl:/data/books/*.jsonl.gz?field=body&language=de`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from urllib.parse import parse_qsl
 
 import xxhash
 
@@ -42,18 +43,16 @@ KINDS: dict[str, Callable[..., list[Document]]] = {"jsonl": jsonl, "parquet": pa
 _OF_ALL = {"language": "en", "licence": "not stated"}  # options that every kind has
 
 
-def find_source(name: str, options: Mapping[str, Any] | None = None) -> Source:
-    """The source called `name`, or of the kind `<kind>:<path>`, with `options` (language, licence, and those of the
-    kind). Raises BadInput naming the ones there are."""
-    given = dict(options or {})
+def find_source(name: str) -> Source:
+    """The source called `name`, or of the kind `<kind>:<path>?<options>` (language, licence, and those of the kind).
+    Raises BadInput naming the ones there are."""
     if name in SOURCES:
-        if given:
-            raise BadInput(f"corpus.text={name}: it has no options, got {', '.join(given)}")
         return SOURCES[name]
-    kind, colon, path = name.partition(":")
+    kind, colon, rest = name.partition(":")
     if not colon or kind not in KINDS:
         choices = [*SOURCES, *(f"{known}:<path>" for known in KINDS)]
         raise BadInput(f"corpus.text={name}: no such text source; there are {', '.join(choices)}")
+    path, given = _options(rest)
     of_all = {option: given.pop(option, default) for option, default in _OF_ALL.items()}
     checked = check_options(f"corpus.text={kind}", KINDS[kind], given)
     return Source(
@@ -62,6 +61,15 @@ def find_source(name: str, options: Mapping[str, Any] | None = None) -> Source:
         licence=str(of_all["licence"]),
         language=str(of_all["language"]),
     )
+
+
+def _options(rest: str) -> tuple[str, dict[str, Any]]:
+    """Path and options of `<path>?<option>=<value>&...`; a `?` that no option follows is part of a pattern."""
+    path, mark, written = rest.rpartition("?")
+    if not mark or "=" not in written:
+        return rest, {}
+    words: dict[str, Any] = {"true": True, "false": False}
+    return path, {option: words.get(value, value) for option, value in parse_qsl(written, keep_blank_values=True)}
 
 
 def _identity(kind: str, path: str, options: dict[str, Any]) -> str:

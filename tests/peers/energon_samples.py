@@ -5,29 +5,9 @@ from __future__ import annotations
 import json
 import sys
 
-from megatron.energon import (
-    Cooker,
-    Sample,
-    TaskEncoder,
-    WorkerConfig,
-    basic_sample_keys,
-    edataclass,
-    get_loader,
-    get_train_dataset,
-    stateless,
-)
+from megatron.energon import Cooker, TaskEncoder, WorkerConfig, get_loader, get_train_dataset
 
-
-@edataclass
-class Spoken(Sample):
-    described: dict
-    codes: dict
-
-
-@stateless
-def cook(crude: dict) -> Spoken:
-    codes = {name.removesuffix(".npy"): value for name, value in crude.items() if name.endswith(".npy")}
-    return Spoken(**basic_sample_keys(crude), described=crude["json"], codes=codes)
+from tests.peers.energon import cook
 
 
 class Whole(TaskEncoder):

@@ -195,7 +195,7 @@ class LoaderConfig:
     packing_window: int = 16  # packs that a lane fills together, best fit; also what a resumed lane reads again
     shuffle_documents: int = 4096  # documents that a lane shuffles together; more are from more shards at a time
     workers: int = 0  # processes a rank that read ahead, no more than its lanes; 0: a thread
-    prefetch: int = 4  # steps read ahead; 0: none, or with processes one pack each
+    prefetch: int = 4  # steps read ahead, best a lane's window with processes; 0: none, or one pack each
     damaged_share: float = 0.01  # of samples read; above it the run stops
 
 

@@ -21,7 +21,7 @@ from tests.peers.job import LENGTH, ROWS, SHUFFLE, run
 def config(workers: int) -> Config:
     return Config(
         mixture=MixtureConfig("tts", {"tts": SourceConfig(layout="tts", weight=1.0)}),
-        loader=LoaderConfig(lanes=8, shuffle_documents=SHUFFLE // 8, workers=workers, prefetch=2 if workers else 0),
+        loader=LoaderConfig(lanes=8, shuffle_documents=SHUFFLE // 8, workers=workers, prefetch=16 if workers else 0),
         train=TrainConfig(sequence_length=LENGTH, global_batch=ROWS),
     )
 

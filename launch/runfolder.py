@@ -35,8 +35,8 @@ FREE_KEYS = (
     "train.micro_batch",
     "train.log_samples",
     "train.validate_every",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
+    "checkpoint.every",
+    "checkpoint.keep",
 )
 
 

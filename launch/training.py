@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
-from configs.checks import check, data_parallel_size, model_parallel_size
+from configs.checks import check
+from configs.checks.topology import data_parallel_size, model_parallel_size
 from configs.schema import Config
 from launch.environment import gpus
 from launch.local import run_ranks

@@ -27,7 +27,7 @@ SMALL = (
     "train.sequence_length=128",
     "train.validation_packs=16",
     "train.validate_every=2",
-    "train.checkpoint_every=2",
+    "checkpoint.every=2",
     "run.folder=run",
 )
 PRODUCTS = ("config.yaml", "metrics.jsonl", "report.html", "checkpoints", "export/hf/model.safetensors", "wandb")

@@ -257,7 +257,7 @@ class Stage:
             raise StoppedEarly(f"stopped by {self.stop.name or 'a signal to another rank'}")
 
     def _checkpoint_is_due(self) -> bool:
-        every = self.config.train.checkpoint_every
+        every = self.config.checkpoint.every
         return self.progress.step == self.config.train.steps or (every > 0 and self.progress.step % every == 0)
 
     def _save(self) -> None:
@@ -276,7 +276,7 @@ class Stage:
             texts={**vocabulary.files(), CONFIG_FILE: to_yaml(self.config)},
         )
         if dist.get_rank() == 0:
-            store.prune(self.checkpoints, self.config.train.keep_checkpoints)
+            store.prune(self.checkpoints, self.config.checkpoint.keep)
 
     def _finish(self, status: str) -> None:
         if self.journal:

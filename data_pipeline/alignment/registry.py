@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from configs.quality_checks import check_alignment
+from configs.checks.quality import check_alignment
 from configs.schema import AlignmentConfig, QualityConfig
 from data_pipeline.alignment.aligner import Aligner
 from data_pipeline.alignment.attention import AttentionAligner

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
-from configs.codec_checks import check_codec
+from configs.checks.codec import check_codec
 from configs.schema import CodecConfig
 from data_pipeline.codecs.codec import Codec
 from data_pipeline.codecs.weights import weights_identity

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.quality_checks import CORPUS_MEASURES, MEASURES
+from configs.checks.quality import CORPUS_MEASURES, MEASURES
 from configs.schema import QualityConfig
 from data_pipeline.audio import decode_flac
 from data_pipeline.corpus import SPLITS, Corpus

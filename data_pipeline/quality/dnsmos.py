@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from configs.quality_checks import MEASURES
+from configs.checks.quality import MEASURES
 from data_pipeline.audio import SAMPLE_RATE
 from data_pipeline.codecs.weights import weights_identity
 from data_pipeline.packages import PACKAGE, package_folder

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from configs.quality_checks import MEASURES
+from configs.checks.quality import MEASURES
 from data_pipeline.packages import package_version
 from data_pipeline.utterance import Utterance
 

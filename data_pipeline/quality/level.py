@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from configs.quality_checks import MEASURES
+from configs.checks.quality import MEASURES
 from data_pipeline.audio import SAMPLE_RATE, level_db
 from data_pipeline.utterance import Utterance
 

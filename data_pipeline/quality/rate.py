@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from configs.quality_checks import MEASURES
+from configs.checks.quality import MEASURES
 from data_pipeline.audio import SAMPLE_RATE
 from data_pipeline.utterance import Utterance
 

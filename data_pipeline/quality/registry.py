@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from configs.quality_checks import check_quality
+from configs.checks.quality import check_quality
 from configs.schema import QualityConfig
 from data_pipeline.quality.clipping import Clipping
 from data_pipeline.quality.dnsmos import Dnsmos

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from configs.quality_checks import MEASURES
+from configs.checks.quality import MEASURES
 from data_pipeline.audio import SAMPLE_RATE, level_db
 from data_pipeline.codecs.weights import weights_identity
 from data_pipeline.packages import PACKAGE, only_file, package_folder

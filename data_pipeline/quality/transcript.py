@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from configs.quality_checks import MEASURES
+from configs.checks.quality import MEASURES
 from data_pipeline.alignment.whisper import open_whisper, whisper_identity
 from data_pipeline.packages import package_version
 from data_pipeline.quality.language import base_language

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from configs.checks import check, data_parallel_size, model_parallel_size
+from configs.checks import check
+from configs.checks.topology import data_parallel_size, model_parallel_size
 from configs.compose import compose_stage
 from configs.recipe import load_recipe
 from configs.schema import Config, SourceConfig

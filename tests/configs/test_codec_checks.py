@@ -7,7 +7,7 @@ from copy import deepcopy
 import pytest
 
 from configs.checks import check
-from configs.codec_checks import CODEC_KINDS, check_codec
+from configs.checks.codec import CODEC_KINDS, check_codec
 from configs.compose import compose_stage, groups
 from configs.schema import CodebookConfig, CodecConfig
 from data_pipeline.codecs import codebooks_of

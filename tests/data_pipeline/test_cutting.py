@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.checks import check_cut
+from configs.checks.data import check_cut
 from configs.schema import CutConfig, SpeechSourceConfig
 from data_pipeline.audio import SAMPLE_RATE
 from data_pipeline.cutting import (

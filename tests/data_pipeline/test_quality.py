@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.quality_checks import CORPUS_MEASURES, MEASURES
+from configs.checks.quality import CORPUS_MEASURES, MEASURES
 from configs.schema import QualityConfig
 from data_pipeline.audio import SAMPLE_RATE
 from data_pipeline.quality.clipping import clipped_share

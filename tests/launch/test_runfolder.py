@@ -55,7 +55,8 @@ def test_without_progress_a_config_may_still_change(config: Config) -> None:
 def test_where_and_how_a_run_runs_may_change(config: Config, section: str) -> None:
     changes = {
         "parallel": {"tensor": 2, "data": 2},
-        "train": {"micro_batch": 2, "validate_every": 7, "checkpoint_every": 3, "keep_checkpoints": 0},
+        "train": {"micro_batch": 2, "validate_every": 7},
+        "checkpoint": {"every": 3, "keep": 0},
         "tracker": {"wandb": "disabled"},
         "export": {"huggingface": False},
     }

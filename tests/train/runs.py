@@ -37,7 +37,7 @@ def tiny_config(folder: Path, corpus: Path, **changes: Any) -> Config:
     config.train.global_batch = 4
     config.train.sequence_length = 96
     config.train.validate_every = 0
-    config.train.checkpoint_every = 0
+    config.checkpoint.every = 0
     config.train.validation_packs = 4
     # At 5e-3 Adam blows the rounding of near-zero gradients, which it divides by themselves, up to 1e-3 in 20 steps.
     config.optimizer.lr = 1e-3

@@ -22,7 +22,7 @@ STEPS = 12
 
 
 def config_of(folder: Path, corpus: Path, **changes: Any) -> Config:
-    settings = {"train__steps": STEPS, "train__checkpoint_every": 4, "train__log_samples": True, **changes}
+    settings = {"train__steps": STEPS, "checkpoint__every": 4, "train__log_samples": True, **changes}
     return tiny_config(folder, corpus, **settings)
 
 

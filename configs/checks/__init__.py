@@ -1,0 +1,109 @@
+"""Impossible and not-yet-built configurations, refused in one line before any process starts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from configs.checks.codec import check_codec
+from configs.checks.data import check_making, check_mixture
+from configs.checks.quality import check_alignment, check_quality
+from configs.checks.topology import check_data_parallel, check_not_yet, check_topology, data_parallel_size
+from configs.checks.training import check_backbone, check_training
+from configs.schema import Config
+from runtime.exits import BadInput
+
+ENGINES = ("megatron",)
+LATER_ENGINES = ("deepspeed",)
+OBJECTIVES = ("pretrain",)
+OPTIMIZERS = ("adamw",)
+TRACKER_MODES = ("offline", "online", "disabled")
+PARAMETER_GROUPS = ("embedding", "head", "trunk")
+
+
+def check(config: Config, processes: int | None = None) -> None:
+    """Raise BadInput for the first value of `config` that cannot work.
+
+    `processes` is their number, where it is known: then the topology has to fill it, and batches and lanes
+    have to divide over the data-parallel ranks that follow from it.
+    """
+    _check_signs(config)
+    check_corpus(config)
+    _check_names(config)
+    check_not_yet(config)
+    check_backbone(config)
+    check_topology(config)
+    check_training(config)
+    check_mixture(config)
+    check_data_parallel(config, data_parallel_size(config, processes))
+
+
+def check_corpus(config: Config) -> None:
+    """Raise BadInput for the first value that cannot work in what a corpus is built from: `corpus` and `codec`."""
+    _check_signs(config, ("corpus",))
+    check_making(config.corpus)
+    check_codec(config.codec)
+    check_quality(config.corpus.quality)
+    check_alignment(config.corpus.alignment)
+
+
+# --- one kind of check each -----------------------------------------------------------------------------------------
+
+_POSITIVE = {
+    "backbone": ("layers", "hidden", "ffn", "heads", "kv_heads", "norm_eps", "rope_base", "init_std", "max_positions"),
+    "corpus": ("speech_minutes", "shard_minutes", "longest_seconds"),
+    "loader": ("lanes", "packing_window", "shuffle_documents"),
+    "train": ("steps", "global_batch", "micro_batch", "sequence_length"),
+    "optimizer": ("lr", "eps"),
+    "parallel": ("tensor", "pipeline", "context", "expert"),
+    "tracker": ("console_every",),
+}
+_NOT_NEGATIVE = {
+    "corpus": ("text_characters",),
+    "loader": ("workers", "prefetch"),
+    "train": ("seed", "validate_every", "validation_packs"),
+    "checkpoint": ("every", "keep"),
+    "optimizer": ("weight_decay", "clip_grad", "warmup_steps"),
+}
+_SHARE = {
+    "corpus": ("validation_share", "damaged_share"),
+    "loader": ("damaged_share",),
+    "optimizer": ("beta1", "beta2", "floor"),
+}
+_POSITIVE_IF_GIVEN = {
+    "backbone": ("head_dim",),
+    "corpus": ("workers", "tasks"),
+    "parallel": ("virtual_pipeline", "data"),
+}
+
+
+def _check_signs(config: Config, sections: Collection[str] | None = None) -> None:
+    """Of the values in `sections`; None: in all of them."""
+    for rules, holds, wanted in (
+        (_POSITIVE, lambda value: value > 0, "above 0"),
+        (_NOT_NEGATIVE, lambda value: value >= 0, "0 or above"),
+        (_SHARE, lambda value: 0 <= value <= 1, "from 0 to 1"),
+        (_POSITIVE_IF_GIVEN, lambda value: value is None or value > 0, "above 0, or null"),
+    ):
+        for section, keys in rules.items():
+            for key in keys if sections is None or section in sections else ():
+                value = getattr(getattr(config, section), key)
+                if not holds(value):
+                    raise BadInput(f"{section}.{key}={value}: has to be {wanted}")
+
+
+def _check_names(config: Config) -> None:
+    if config.engine.name in LATER_ENGINES:
+        raise BadInput(f"engine={config.engine.name} is not there yet; engine=megatron is")
+    for key, value, known in (
+        ("engine.name", config.engine.name, ENGINES),
+        ("stage.objective", config.stage.objective, OBJECTIVES),
+        ("optimizer.name", config.optimizer.name, OPTIMIZERS),
+        ("tracker.wandb", config.tracker.wandb, TRACKER_MODES),
+    ):
+        if value not in known:
+            raise BadInput(f"{key}={value}: not one of {', '.join(known)}")
+    for group, factor in config.optimizer.lr_multipliers.items():
+        if group not in PARAMETER_GROUPS:
+            raise BadInput(f"optimizer.lr_multipliers.{group}: no such group; there are {', '.join(PARAMETER_GROUPS)}")
+        if factor < 0:
+            raise BadInput(f"optimizer.lr_multipliers.{group}={factor}: has to be 0 or above")

@@ -1,0 +1,89 @@
+"""Every option of Megaphone, typed and documented. Hydra composes YAML groups into these and refuses other keys.
+
+Units are in the comments; a `None` default says "derived" or "not used", and the comment says which.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from configs.schema.data import (
+    AlignmentConfig,
+    CodebookConfig,
+    CodecConfig,
+    CorpusConfig,
+    CutConfig,
+    LoaderConfig,
+    MixtureConfig,
+    QualityConfig,
+    SourceConfig,
+    SpeechSourceConfig,
+    SynthesisConfig,
+)
+from configs.schema.model import (
+    AudioRows,
+    BackboneConfig,
+    ExportConfig,
+    StageConfig,
+)
+from configs.schema.training import (
+    CheckpointConfig,
+    EngineConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    Precision,
+    RunConfig,
+    Schedule,
+    TrackerConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "AlignmentConfig",
+    "AudioRows",
+    "BackboneConfig",
+    "CheckpointConfig",
+    "CodebookConfig",
+    "CodecConfig",
+    "Config",
+    "CorpusConfig",
+    "CutConfig",
+    "EngineConfig",
+    "ExportConfig",
+    "LoaderConfig",
+    "MixtureConfig",
+    "OptimizerConfig",
+    "ParallelConfig",
+    "Precision",
+    "QualityConfig",
+    "RunConfig",
+    "Schedule",
+    "SourceConfig",
+    "SpeechSourceConfig",
+    "StageConfig",
+    "SynthesisConfig",
+    "TrackerConfig",
+    "TrainConfig",
+]
+
+
+@dataclass
+class Config:
+    """All that a stage is; `config.yaml` of a run folder holds one of these, resolved."""
+
+    recipe: str | None = None
+    scale: str | None = None
+    run: RunConfig = field(default_factory=RunConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    codec: CodecConfig = field(default_factory=CodecConfig)
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    stage: StageConfig = field(default_factory=StageConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)

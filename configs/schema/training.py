@@ -1,0 +1,87 @@
+"""How it is trained: steps, optimiser, topology, engine, and where a run writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from omegaconf import MISSING
+
+
+class Precision(Enum):
+    fp32 = "fp32"
+    bf16 = "bf16"  # parameters and activations; main parameters and gradient sums stay fp32
+
+
+class Schedule(Enum):
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+
+
+@dataclass
+class RunConfig:
+    name: str = MISSING
+    folder: str = "runs/${run.name}"
+    cache: str | None = None  # corpora and converted weights; None: $MEGAPHONE_CACHE or ~/.cache/megaphone
+
+
+@dataclass
+class ParallelConfig:
+    tensor: int = 1
+    pipeline: int = 1
+    virtual_pipeline: int | None = None  # model chunks a pipeline stage; None: one, plain 1F1B
+    context: int = 1
+    expert: int = 1
+    sequence: bool = False  # sequence parallelism beside tensor parallelism
+    data: int | None = None  # derived from the number of processes; if given, must agree with it
+    distributed_optimizer: bool = False  # shard optimiser state over data-parallel ranks
+
+
+@dataclass
+class OptimizerConfig:
+    name: str = "adamw"
+    lr: float = 2e-5
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1  # matrices only; never norms and biases
+    clip_grad: float = 1.0  # global norm; 0: no clipping
+    schedule: Schedule = Schedule.cosine
+    warmup_steps: int = 0
+    floor: float = 0.1  # last learning rate over the highest (linear, cosine)
+    lr_multipliers: dict[str, float] = field(default_factory=dict)  # by group: embedding, head, trunk
+
+
+@dataclass
+class TrainConfig:
+    steps: int = 100
+    global_batch: int = 8  # packs a step, over all ranks
+    micro_batch: int = 1  # packs a forward pass
+    sequence_length: int = 1024  # tokens a pack
+    seed: int = 1234
+    precision: Precision = Precision.fp32
+    deterministic: bool = True
+    log_samples: bool = False  # global sample ids of every step in metrics.jsonl
+    validate_every: int = 100  # steps; validation also runs before the first step and after the last; 0: never
+    validation_packs: int = 32
+
+
+@dataclass
+class CheckpointConfig:
+    """When a run saves its state, and which of what it saved it keeps."""
+
+    every: int = 100  # steps; the last step is always saved; 0: that one alone
+    keep: int = 2  # newest ones kept; 0: all
+
+
+@dataclass
+class TrackerConfig:
+    wandb: str = "offline"  # offline, online or disabled
+    project: str = "megaphone"
+    console_every: int = 10  # steps between printed lines
+
+
+@dataclass
+class EngineConfig:
+    name: str = "megatron"

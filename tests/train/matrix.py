@@ -1,0 +1,70 @@
+"""The topology matrix: rows from `topologies.yaml`, each run and compared with a single process."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.data_pipeline.synthetic import make_corpus
+from tests.train.runs import run_config, tiny_config
+
+STEPS = 12
+Curve = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One topology: `both` are settings of it and of its single-process reference, `row` its own."""
+
+    name: str
+    processes: int
+    row: dict[str, Any]
+    both: dict[str, Any] = field(default_factory=dict)
+
+
+def rows() -> list[Row]:
+    return [Row(**entry) for entry in yaml.safe_load(Path(__file__).with_name("topologies.yaml").read_text())]
+
+
+class Matrix:
+    """Runs rows under `folder`; start checkpoints and single-process references are made once for all rows."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._corpus = make_corpus(folder / "corpus")
+        self._references: dict[str, tuple[Path, Curve]] = {}
+
+    def run(self, row: Row) -> tuple[Curve, Curve]:
+        """Curves of a row and of its reference, `STEPS` steps from one native checkpoint on the same data."""
+        start, expected = self._reference(row.both)
+        return self._train(row.name.replace(" ", "_"), {**row.both, **row.row}, row.processes, start), expected
+
+    def _reference(self, both: dict[str, Any]) -> tuple[Path, Curve]:
+        key = json.dumps(both, sort_keys=True)
+        if key not in self._references:
+            name = f"reference-{len(self._references)}"
+            self._train(f"{name}-start", {**both, "train.steps": 2, "optimizer.lr": 1e-6}, 1, None)
+            start = self._folder / f"{name}-start/checkpoints/step-00000002"
+            self._references[key] = start, self._train(name, both, 1, start)
+        return self._references[key]
+
+    def _train(self, name: str, settings: dict[str, Any], processes: int, start: Path | None) -> Curve:
+        given = {"train.steps": STEPS, **({"stage.weights": str(start)} if start else {}), **settings}
+        changes = {key.replace(".", "__"): value for key, value in given.items()}
+        return run_config(tiny_config(self._folder / name, self._corpus, **changes), processes)
+
+
+def differences(curve: Curve, expected: Curve) -> tuple[float, float]:
+    """Largest relative differences of any loss term and of the gradient norm, over all steps."""
+    losses = [
+        abs(ours[key] / theirs[key] - 1)
+        for ours, theirs in zip(curve, expected, strict=True)
+        for key in theirs
+        if key.startswith("loss")
+    ]
+    norms = [abs(ours["grad_norm"] / theirs["grad_norm"] - 1) for ours, theirs in zip(curve, expected, strict=True)]
+    return max(losses), max(norms)

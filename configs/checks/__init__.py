@@ -49,6 +49,7 @@ def check_corpus(config: Config) -> None:
 # --- one kind of check each -----------------------------------------------------------------------------------------
 
 _POSITIVE = {
+    "run": ("remote_shards_gb",),
     "backbone": ("layers", "hidden", "ffn", "heads", "kv_heads", "norm_eps", "rope_base", "init_std", "max_positions"),
     "corpus": ("speech_minutes", "shard_minutes", "longest_seconds"),
     "loader": ("lanes", "packing_window", "shuffle_documents"),

@@ -24,6 +24,7 @@ class RunConfig:
     name: str = MISSING
     folder: str = "runs/${run.name}"
     cache: str | None = None  # corpora and converted weights; None: $MEGAPHONE_CACHE or ~/.cache/megaphone
+    remote_shards_gb: float = 64.0  # of the cache, for shards of corpora behind URLs; those used last stay
 
 
 @dataclass

@@ -16,15 +16,18 @@ from megatron.core.distributed import (
     finalize_model_grads,
 )
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import Float16Module
 
 from checkpoints.manifest import MODEL_PREFIX
+from configs.pipeline import settled
 from configs.schema import Config, Precision
 from data_pipeline.batch import Batch
 from train.engines import megatron_optimizer as optimizers
 from train.engines.protocol import Objective, Outcome
 from train.models.initialise import initialise, place_rows
 from train.models.speech_lm import SpeechLM, run
+from train.models.trunk import transformer_config
 
 
 class MegatronEngine:
@@ -46,22 +49,20 @@ class MegatronEngine:
         tensor_parallel.model_parallel_cuda_manual_seed(config.train.seed)
 
         precision = config.train.precision
-        self.model = SpeechLM(config.backbone, config.parallel, precision, padded_vocabulary)
-        initialise(self.model, config.train.seed, config.backbone.init_std)
-        self.model.to(device)
-        megatron_config = self.model.config
-        chunk = Float16Module(megatron_config, self.model) if precision is Precision.bf16 else self.model
-        self.chunk = DistributedDataParallel(
-            megatron_config,
-            DistributedDataParallelConfig(
-                use_distributed_optimizer=config.parallel.distributed_optimizer, grad_reduce_in_fp32=True
-            ),
-            chunk,
-        )
-        self.chunk.broadcast_params()
+        parallel = settled(config.backbone, config.parallel, padded_vocabulary)
+        megatron_config = transformer_config(config.backbone, parallel, precision)
+        # One model a virtual pipeline stage of this rank, in order; without interleaving that is one.
+        self.models = [
+            SpeechLM(config.backbone, megatron_config, padded_vocabulary, stage)
+            for stage in range(config.parallel.virtual_pipeline or 1)
+        ]
+        for model in self.models:
+            initialise(model, config.train.seed, config.backbone.init_std)
+            model.to(device)
+        self.chunks = [self._parallel(model, number) for number, model in enumerate(self.models)]
         optimizers.keep_steps_on_load()
         self.optimizer = optimizers.build_optimizer(
-            config.optimizer, config.parallel, precision, self.chunk, config.backbone.tied_embeddings
+            config.optimizer, config.parallel, precision, self.chunks, config.backbone.tied_embeddings
         )
         optimizers.prime(self.optimizer)
         # Counts are global already: finalising reduces gradients and must not divide by Megatron's own token count.
@@ -69,12 +70,56 @@ class MegatronEngine:
             chunks, None, **{key: value for key, value in groups.items() if key == "pg_collection"}
         )
         megatron_config.grad_scale_func = self.optimizer.scale_loss
+        self._overlap(megatron_config)
+
+    def _parallel(self, model: SpeechLM, number: int) -> DistributedDataParallel:
+        """Chunk `number` of this rank, its gradients reduced over the data-parallel ranks; parameters made equal."""
+        parallel = self.config.parallel
+        chunk = DistributedDataParallel(
+            model.config,
+            DistributedDataParallelConfig(
+                use_distributed_optimizer=parallel.distributed_optimizer,
+                grad_reduce_in_fp32=True,
+                overlap_grad_reduce=parallel.overlap_gradients,
+                overlap_param_gather=parallel.overlap_parameters,
+                align_param_gather=parallel.overlap_parameters and parallel.virtual_pipeline is not None,
+                bucket_size=parallel.bucket_size,
+            ),
+            Float16Module(model.config, model) if self.config.train.precision is Precision.bf16 else model,
+            disable_bucketing=number > 0,  # the later chunks' reductions are hidden behind the first ones' backward
+        )
+        chunk.broadcast_params()
+        return chunk
+
+    def _overlap(self, megatron_config: TransformerConfig) -> None:
+        """Tell the schedule how to hold gradient reductions back until the last micro-batch, and when to start them.
+
+        All pipeline stages start theirs at the same time: a stage that starts alone slows down its neighbours, which
+        then wait for it. The interleaved schedule, which knows the chunk that comes next, starts gathers likewise.
+        """
+        if not self.config.parallel.overlap_gradients:
+            return
+        hold_back = [chunk.no_sync for chunk in self.chunks]
+        reduce = [chunk.start_grad_sync for chunk in self.chunks]
+        alone = len(self.chunks) == 1
+        megatron_config.no_sync_func = hold_back[0] if alone else hold_back
+        if self.config.parallel.pipeline > 1:
+            megatron_config.grad_sync_func = reduce[0] if alone else reduce
+        if self.config.parallel.overlap_parameters and not alone:
+            megatron_config.param_sync_func = [chunk.start_param_sync for chunk in self.chunks]
+
+    def _gathered(self) -> None:
+        """Have every rank hold the parameters of the last step, where their gathering waits for a forward pass."""
+        if self.config.parallel.overlap_parameters:
+            for chunk in self.chunks:
+                chunk.start_param_sync(force_sync=True)
 
     # --- steps ----------------------------------------------------------------------------------------------
 
     def train_step(self, batches: list[Batch], learning_rate: float, extra: list[float]) -> Outcome:
-        self.chunk.train()
-        self.chunk.zero_grad_buffer()
+        for chunk in self.chunks:
+            chunk.train()
+            chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         sums, totals = self._run(batches, extra, forward_only=False)
         optimizers.set_rates(self.optimizer, learning_rate, self.config.optimizer.weight_decay)
@@ -82,14 +127,14 @@ class MegatronEngine:
         return self._outcome(sums, totals, float(gradient_norm))
 
     def evaluate(self, batches: list[Batch], extra: list[float]) -> Outcome:
-        self.chunk.eval()
+        self._look()
         with torch.no_grad():
             sums, totals = self._run(batches, extra, forward_only=True)
         return self._outcome(sums, totals, None)
 
     def logits(self, batch: Batch) -> torch.Tensor | None:
         """Logits over all rows of the vocabulary, fp32 [1, N, V], on the last pipeline stage; None elsewhere."""
-        self.chunk.eval()
+        self._look()
         seen: list[torch.Tensor] = []
 
         def forward(batches: Iterator[Batch], chunk: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
@@ -99,14 +144,22 @@ class MegatronEngine:
             seen.append(tensor_parallel.gather_from_tensor_model_parallel_region(output).float())
             return output.sum(), torch.ones((), dtype=torch.int, device=output.device), {}
 
+        # The interleaved schedule takes no fewer micro-batches than there are stages; one is wanted.
+        copies = self.config.parallel.pipeline if len(self.chunks) > 1 else 1
         with torch.no_grad():
-            self._schedule(forward, [batch.to(self.device)], forward_only=True)
+            self._schedule(forward, [batch.to(self.device)] * copies, forward_only=True)
         return seen[0] if seen else None
 
     def any(self, flag: bool) -> bool:
         raised = torch.tensor([float(flag)], device=self.device)
         dist.all_reduce(raised, op=dist.ReduceOp.MAX)
         return bool(raised.item())
+
+    def _look(self) -> None:
+        """Ready for forward passes without learning."""
+        self._gathered()
+        for chunk in self.chunks:
+            chunk.eval()
 
     def _run(
         self, batches: list[Batch], extra: list[float], *, forward_only: bool
@@ -138,8 +191,8 @@ class MegatronEngine:
     def _schedule(self, forward: Callable[..., Any], batches: list[Batch], *, forward_only: bool) -> None:
         get_forward_backward_func()(
             forward_step_func=forward,
-            data_iterator=iter(batches),
-            model=[self.chunk],
+            data_iterator=[iter(batches) for _ in self.chunks],
+            model=self.chunks,
             num_microbatches=len(batches),
             seq_length=batches[0].tokens.shape[1],
             micro_batch_size=1,
@@ -155,12 +208,15 @@ class MegatronEngine:
     # --- state ----------------------------------------------------------------------------------------------
 
     def place_rows(self, first: int, points: torch.Tensor, text_rows: int) -> None:
-        place_rows(self.model, first, points, text_rows)
+        self._gathered()
+        for model in self.models:
+            place_rows(model, first, points, text_rows)
         self.optimizer.reload_model_params()
 
     def sharded_state(self, *, optimizer: bool, loading: bool) -> dict[str, Any]:
+        self._gathered()
         metadata = {"distrib_optim_sharding_type": "fully_reshardable"}
-        model = self.model.sharded_state_dict(metadata=metadata)
+        model = {str(number): part.sharded_state_dict(metadata=metadata) for number, part in enumerate(self.models)}
         add_prefix_for_sharding(model, MODEL_PREFIX)
         state: dict[str, Any] = {"model": model}
         if optimizer:
@@ -168,7 +224,8 @@ class MegatronEngine:
         return state
 
     def load_state(self, state: dict[str, Any], *, optimizer: bool) -> None:
-        self.model.load_state_dict(state["model"], strict=True)
+        for number, model in enumerate(self.models):
+            model.load_state_dict(state["model"][str(number)], strict=True)
         if optimizer:
             with torch.no_grad():
                 self.optimizer.load_state_dict(state["optimizer"])

@@ -73,7 +73,8 @@ def plan(config: Config, elements: Mapping[str, int]) -> Trained:
     train, and where nothing at all is trained.
     """
     names = trained_names(config.stage, elements)
-    group_of, claimed = {}, config.optimizer.groups
+    group_of: dict[str, str] = {}
+    claimed = config.optimizer.groups
     for group, wanted in claimed.items():
         for name in sorted(_found(wanted.match, elements, f"optimizer.groups.{group}.match") & names):
             if name in group_of:
@@ -81,7 +82,7 @@ def plan(config: Config, elements: Mapping[str, int]) -> Trained:
             group_of[name] = group
         if group not in group_of.values():
             raise BadInput(f"optimizer.groups.{group}: all that it matches is frozen")
-    group_of = {name: group_of.get(name) or default_group(name) for name in sorted(names)}
+    group_of = {name: group_of.get(name) or default_group(name) for name in elements if name in names}
     common = config.optimizer.weight_decay
     groups = {group: Group(config.optimizer.lr_multipliers.get(group, 1.0), common) for group in DEFAULT_GROUPS}
     for group, wanted in claimed.items():

@@ -24,6 +24,7 @@ from configs.schema.model import (
     AudioRows,
     BackboneConfig,
     ExportConfig,
+    LoraConfig,
     StageConfig,
 )
 from configs.schema.training import (
@@ -31,6 +32,7 @@ from configs.schema.training import (
     EngineConfig,
     OptimizerConfig,
     ParallelConfig,
+    ParameterGroupConfig,
     Precision,
     Recompute,
     RecomputeMethod,
@@ -53,9 +55,11 @@ __all__ = [
     "EngineConfig",
     "ExportConfig",
     "LoaderConfig",
+    "LoraConfig",
     "MixtureConfig",
     "OptimizerConfig",
     "ParallelConfig",
+    "ParameterGroupConfig",
     "Precision",
     "QualityConfig",
     "Recompute",

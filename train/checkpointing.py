@@ -10,6 +10,7 @@ from typing import Any
 import torch.distributed as dist
 
 from checkpoints import store
+from checkpoints.retention import prune
 from configs.compose import to_yaml
 from configs.schema import Config
 from data_pipeline.loader import Loader, merge_states
@@ -59,7 +60,7 @@ class Checkpoints:
             texts={**self._vocabulary.files(), CONFIG_FILE: to_yaml(self._config)},
         )
         if dist.get_rank() == 0:
-            store.prune(self.folder, self._config.checkpoint.keep)
+            prune(self.folder, self._config.checkpoint.keep)
 
     # --- going on -------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from checkpoints import store
 from checkpoints.inspect import describe, verify
 from checkpoints.manifest import MANIFEST_FILE, FileRecord, is_inside, problems, read_manifest, write_manifest
 from checkpoints.metadata import METADATA_FILE, read_metadata
+from checkpoints.retention import prune
 from runtime.exits import BadInput
 from tests.checkpoints.disks import small_disk
 from tests.ranks import run_ranks
@@ -151,8 +152,8 @@ def test_prune_keeps_the_newest_and_clears_what_was_left(tmp_path: Path) -> None
     for step in (1, 2, 3):
         save(tmp_path, step)
     (tmp_path / "step-00000004.partial").mkdir()
-    assert [path.name for path in store.prune(tmp_path, 0)] == []
-    store.prune(tmp_path, 2)
+    assert [path.name for path in prune(tmp_path, 0)] == []
+    prune(tmp_path, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
 
 

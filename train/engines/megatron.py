@@ -21,6 +21,7 @@ from megatron.core.transformer.module import Float16Module
 from checkpoints.manifest import MODEL_PREFIX
 from configs.schema import Config, Precision
 from data_pipeline.batch import Batch
+from train.engines import distributed_state
 from train.engines import megatron_optimizer as optimizers
 from train.engines.protocol import Objective, Outcome
 from train.models.initialise import initialise, place_rows
@@ -60,6 +61,7 @@ class MegatronEngine:
         )
         self.chunk.broadcast_params()
         optimizers.keep_steps_on_load()
+        distributed_state.save_without_gathering()
         self.optimizer = optimizers.build_optimizer(
             config.optimizer, config.parallel, precision, self.chunk, config.backbone.tied_embeddings
         )

@@ -70,6 +70,11 @@ class Saver:
         """Whether a save is under way; the same on all ranks."""
         return self._save is not None
 
+    def prepare(self, sharded_state: dict[str, Any]) -> None:
+        """Take the host memory that saves in the background need, by a copy of a state like those to come."""
+        pieces, _ = together(lambda: pieces_of(without_extra_state(sharded_state)), "cannot prepare saving")
+        together(lambda: self._staging.stage(pieces), "cannot prepare saving")
+
     def save(self, step: int, sharded_state: dict[str, Any], contents: Contents) -> Path:
         """Save a checkpoint and wait until it is there; returns its folder.
 
@@ -108,6 +113,12 @@ class Saver:
             checkpoint = self.poll()
         return checkpoint
 
+    def abandon(self) -> None:
+        """Have this rank's worker end, without asking the others; what is written is not finished."""
+        if self._save is not None:
+            self._save.abandon.set()
+            self._save.work.join()
+
     # --- one save -------------------------------------------------------------------------------------------
 
     def _begin(self, step: int, sharded_state: dict[str, Any], contents: Contents, *, background: bool) -> Path:
@@ -121,7 +132,7 @@ class Saver:
             pieces, common = together(lambda: pieces_of(without_extra_state(sharded_state)), save.doing)
             clock.lap("pieces")
             save.index = self._plan.agree(pieces, save.doing)
-            common_bytes = together(lambda: _plain_bytes(common), save.doing)
+            small = together(lambda: save.small_files(_plain_bytes(common)), save.doing)
             clock.lap("plan")
             if background:
                 pieces = together(lambda: self._staging.stage(pieces), save.doing)
@@ -129,7 +140,8 @@ class Saver:
 
             def write() -> Written:
                 if dist.get_rank() == 0:
-                    save.write_small(common_bytes)
+                    for name, content in small.items():
+                        (save.partial / name).write_bytes(content)
                 return write_pieces(save.partial / TENSORS, dist.get_rank(), pieces, save.abandon)
 
             self.seconds = clock.laps
@@ -191,12 +203,14 @@ class _Save:
         shutil.rmtree(self.partial, ignore_errors=True)
         (self.partial / TENSORS).mkdir(parents=True)
 
-    def write_small(self, common: bytes) -> None:
-        (self.partial / STATE_FILE).write_text(json.dumps(self.contents.state, indent=1), encoding="utf-8")
-        for name, text in self.contents.texts.items():
-            (self.partial / name).write_text(text, encoding="utf-8")
-        (self.partial / TENSORS / COMMON_FILE).write_bytes(common)
-        (self.partial / TENSORS / FORMAT_FILE).write_text(json.dumps(TORCH_DIST), encoding="utf-8")
+    def small_files(self, common: bytes) -> dict[str, bytes]:
+        """All files but tensors, index and manifest, as they are now: what the contents refer to may change."""
+        texts = {
+            STATE_FILE: json.dumps(self.contents.state, indent=1),
+            f"{TENSORS}/{FORMAT_FILE}": json.dumps(TORCH_DIST),
+            **self.contents.texts,
+        }
+        return {f"{TENSORS}/{COMMON_FILE}": common, **{name: text.encode() for name, text in texts.items()}}
 
     def commit(self, written: list[Written]) -> None:
         """Write the index and the manifest, and give the folder its name."""

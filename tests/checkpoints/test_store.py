@@ -234,23 +234,23 @@ def test_a_full_disk_is_one_line_and_spoils_nothing(tmp_path: Path) -> None:
         assert problems(save(folder, 3)) == []  # the room is free again
 
 
-@pytest.mark.parametrize("file", [1, 2])
-def test_a_save_that_fails_late_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: int) -> None:
-    """The small files come first and last; each of their writes may be the one that finds the disk full."""
-    written: list[Path] = []
-    name = "write_text" if file == 1 else "write_bytes"
-    original = getattr(Path, name)
+@pytest.mark.parametrize("turn", [1, 2, 3, 4])
+def test_a_save_that_fails_late_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turn: int) -> None:
+    """The small files come first; each of their writes, and that of the index, may find the disk full."""
+    original, turns = Path.open, iter(range(1, 100))
 
-    def fail(self: Path, *arguments: Any, **options: Any) -> int:
-        written.append(self)
-        original(self, *arguments, **options)
-        raise OSError(28, "No space left on device")
+    def fail(self: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        stream = original(self, mode, *arguments, **options)
+        if "w" in mode and next(turns) == turn:
+            stream.close()
+            raise OSError(28, "No space left on device")
+        return stream
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, name, fail)
+        patched.setattr(Path, "open", fail)
         with pytest.raises(BadInput, match="No space left on device"):
-            save(tmp_path, 1)
-    assert written and list(tmp_path.iterdir()) == []
+            save(tmp_path, 1, texts={"config.yaml": ""})
+    assert next(turns) > turn and list(tmp_path.iterdir()) == []
 
 
 # --- several ranks --------------------------------------------------------------------------------------------------

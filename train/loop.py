@@ -87,8 +87,8 @@ class Stage:
         ranks = {"rank": engine.data_rank, "world": engine.data_size}
         self.loader = make_loader(config, corpus, split="train", **ranks)
         self.validation = validation_packs(config, corpus, **ranks)
-        self.checkpoints = Checkpoints(config, engine, self.loader, corpus.vocabulary, self._say)
         self.journal = Journal(config, corpus, dist.get_world_size(), engine.trained) if dist.get_rank() == 0 else None
+        self.checkpoints = Checkpoints(config, engine, self.loader, corpus.vocabulary, self.journal, self._say)
 
     def run(self) -> None:
         try:
@@ -100,16 +100,17 @@ class Stage:
                     self._end_early()
                     return
                 self._validate_if_due()
-                if self.checkpoints.is_due(self.progress.step):
-                    self._save()
+                self.checkpoints.poll()
+                self.checkpoints.save_if_due(self.progress)
             self._finish("finished")
         except StoppedEarly as stopped:
-            self._save()
+            self.checkpoints.save(self.progress)
             self._finish("stopped")
             raise StoppedEarly(
                 f"{stopped}: checkpoint of step {self.progress.step} saved; the same command goes on from there"
             ) from None
         finally:
+            self.checkpoints.close()
             self.loader.close()
             if self.journal:
                 self.journal.close()
@@ -138,6 +139,7 @@ class Stage:
                 self._say(f"rows of {len(points)} {name} codes start from the codec's centroids")
         if self.journal:
             self.journal.start(self.progress)
+        self.checkpoints.prepare()
 
     # --- steps ----------------------------------------------------------------------------------------------
 
@@ -173,7 +175,7 @@ class Stage:
         )
         if self.config.train.validate_every and step != self.progress.validated:
             self._validate()
-        self._save()
+        self.checkpoints.save(self.progress)
         self._finish("exhausted")
 
     def _new_damage(self) -> dict[str, int]:
@@ -227,9 +229,6 @@ class Stage:
         """Leave together: a signal to any one rank stops all of them at the same place."""
         if self.engine.any(bool(self.stop)):
             raise StoppedEarly(f"stopped by {self.stop.name or 'a signal to another rank'}")
-
-    def _save(self) -> None:
-        self.checkpoints.save(self.progress, self.journal)
 
     def _finish(self, status: str) -> None:
         if self.journal:

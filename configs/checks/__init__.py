@@ -66,7 +66,7 @@ _NOT_NEGATIVE = {
     "corpus": ("text_characters",),
     "loader": ("workers", "prefetch"),
     "train": ("seed", "validate_every", "validation_packs"),
-    "checkpoint": ("every", "keep"),
+    "checkpoint": ("every", "keep", "keep_every", "failures"),
     "optimizer": ("weight_decay", "clip_grad", "warmup_steps"),
 }
 _SHARE = {

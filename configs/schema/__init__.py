@@ -26,6 +26,7 @@ from configs.schema.model import (
     ExportConfig,
     StageConfig,
 )
+from configs.schema.resilience import OnIncident, ResilienceConfig
 from configs.schema.training import (
     CheckpointConfig,
     EngineConfig,
@@ -52,10 +53,12 @@ __all__ = [
     "ExportConfig",
     "LoaderConfig",
     "MixtureConfig",
+    "OnIncident",
     "OptimizerConfig",
     "ParallelConfig",
     "Precision",
     "QualityConfig",
+    "ResilienceConfig",
     "RunConfig",
     "Schedule",
     "SourceConfig",
@@ -85,5 +88,6 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    resilience: ResilienceConfig = field(default_factory=ResilienceConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     export: ExportConfig = field(default_factory=ExportConfig)

@@ -7,8 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from checkpoints import store
 from checkpoints.agreement import gather
+from checkpoints.atomic import remove
+from checkpoints.manifest import problems
 from checkpoints.retention import prune
 from checkpoints.saving import Contents, Saver
 from configs.compose import to_yaml
@@ -158,6 +162,24 @@ class Checkpoints:
         self._saved = progress.state()
         self._say(f"resuming from {checkpoint} at step {progress.step}")
         return progress
+
+    def rewind(self, position: int) -> Progress | None:
+        """As `resume`, from a checkpoint before which no more than `position` steps of data were read; None, and
+        nothing done, where there is none. Newer checkpoints, of a past that is no more, are removed."""
+        self.finish()
+        found = [self._forget_after(position) if dist.get_rank() == 0 else False]
+        dist.broadcast_object_list(found)
+        return self.resume() if found[0] else None
+
+    def _forget_after(self, position: int) -> bool:
+        """Remove checkpoints that read more data than that, if there is one that did not. For one rank."""
+        checkpoints = [path for path in store.complete_checkpoints(self.folder) if not problems(path, contents=False)]
+        newer = [path for path in checkpoints if store.read_state(path)["loader"]["step"] > position]
+        if len(newer) == len(checkpoints):
+            return False
+        for path in newer:
+            remove(path)
+        return True
 
     def load_newest(self) -> Path:
         """Parameters of the newest usable checkpoint, to look at them. Raises BadInput where there is none."""

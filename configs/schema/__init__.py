@@ -27,6 +27,7 @@ from configs.schema.model import (
     LoraConfig,
     StageConfig,
 )
+from configs.schema.resilience import OnIncident, ResilienceConfig
 from configs.schema.training import (
     CheckpointConfig,
     EngineConfig,
@@ -58,6 +59,7 @@ __all__ = [
     "LoaderConfig",
     "LoraConfig",
     "MixtureConfig",
+    "OnIncident",
     "OptimizerConfig",
     "ParallelConfig",
     "ParameterGroupConfig",
@@ -65,6 +67,7 @@ __all__ = [
     "QualityConfig",
     "Recompute",
     "RecomputeMethod",
+    "ResilienceConfig",
     "RunConfig",
     "Schedule",
     "SourceConfig",
@@ -95,5 +98,6 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    resilience: ResilienceConfig = field(default_factory=ResilienceConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     export: ExportConfig = field(default_factory=ExportConfig)

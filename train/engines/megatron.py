@@ -25,7 +25,7 @@ from configs.schema import Config, Precision
 from data_pipeline.batch import Batch
 from train.engines import distributed_state
 from train.engines import megatron_optimizer as optimizers
-from train.engines.protocol import Objective, Outcome
+from train.engines.protocol import Evidence, Objective, Outcome
 from train.engines.trained_set import freeze, groups_of
 from train.models.initialise import initialise, place_rows
 from train.models.speech_lm import SpeechLM, run
@@ -50,6 +50,9 @@ class MegatronEngine:
         )  # one rank of each model replica speaks for it in global sums
         tensor_parallel.model_parallel_cuda_manual_seed(config.train.seed)
 
+        self._losses: list[tuple[torch.Tensor, torch.Tensor]] = []  # of the last step: sum and count by micro-batch
+        self._gradients: torch.Tensor | None = None  # finite where this rank's own gradients were, before reduction
+
         precision = config.train.precision
         parallel = settled(config.backbone, config.parallel, padded_vocabulary)
         megatron_config = transformer_config(config.backbone, parallel, precision)
@@ -69,10 +72,7 @@ class MegatronEngine:
             config.optimizer, config.parallel, precision, self.chunks, groups_of(self.models, self.trained)
         )
         optimizers.prime(self.optimizer)
-        # Counts are global already: finalising reduces gradients and must not divide by Megatron's own token count.
-        megatron_config.finalize_model_grads_func = lambda chunks, *_, **groups: finalize_model_grads(
-            chunks, None, **{key: value for key, value in groups.items() if key == "pg_collection"}
-        )
+        megatron_config.finalize_model_grads_func = self._finalise
         megatron_config.grad_scale_func = self.optimizer.scale_loss
         self._overlap(megatron_config)
 
@@ -120,15 +120,28 @@ class MegatronEngine:
 
     # --- steps ----------------------------------------------------------------------------------------------
 
-    def train_step(self, batches: list[Batch], learning_rate: float, extra: list[float]) -> Outcome:
+    def train_step(
+        self,
+        batches: list[Batch],
+        learning_rate: float,
+        extra: list[float],
+        accept: Callable[[Outcome], bool],
+    ) -> Outcome:
         for chunk in self.chunks:
             chunk.train()
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         sums, totals = self._run(batches, extra, forward_only=False)
-        optimizers.set_rates(self.optimizer, learning_rate, self.config.optimizer)
-        _, gradient_norm, _ = self.optimizer.step()
-        return self._outcome(sums, totals, float(gradient_norm))
+        norm = optimizers.gradient_norm(self.optimizer)
+        outcome = self._outcome(sums, totals, float(norm))
+        if accept(outcome):
+            optimizers.set_rates(self.optimizer, learning_rate, self.config.optimizer)
+            optimizers.apply(self.optimizer, norm)
+        return outcome
+
+    def evidence(self) -> Evidence:
+        losses = [float(total) / max(float(count), 1e-9) for total, count in self._losses]
+        return Evidence(losses, None if self._gradients is None else bool(self._gradients.isfinite().all()))
 
     def evaluate(self, batches: list[Batch], extra: list[float]) -> Outcome:
         self._look()
@@ -179,10 +192,14 @@ class MegatronEngine:
         count = totals[: self.objective.terms].sum().clamp(min=1e-9).float()
         sums = torch.zeros(self.objective.terms, dtype=torch.float64, device=self.device)
 
+        self._losses.clear()
+
         def loss(batch: Batch, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
             if self._reports:
                 sums.add_(self.objective.sums(losses, batch))
-            scalar = self.objective.total(losses, batch) / count
+            total = self.objective.total(losses, batch)
+            self._losses.append((total.detach(), self.objective.counts(batch).sum()))
+            scalar = total / count
             return scalar, torch.ones((), dtype=torch.int, device=losses.device), {}
 
         def forward(source: Iterator[Batch], chunk: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
@@ -191,6 +208,18 @@ class MegatronEngine:
 
         self._schedule(forward, batches, forward_only=forward_only)
         return sums, totals
+
+    def _finalise(self, chunks: list[DistributedDataParallel], *_: Any, **groups: Any) -> None:
+        """Sum gradients over ranks. They must not be divided by Megatron's own token count: counts are global already.
+
+        A last look at this rank's own: a buffer's sum is finite if all of it is, and costs no memory.
+        """
+        if not any(chunk.ddp_config.overlap_grad_reduce for chunk in chunks):
+            buffers = [buffer for chunk in chunks for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers)]
+            sums = [buffer.grad_data.sum().float() for buffer in buffers]
+            self._gradients = torch.stack(sums) if sums else torch.zeros(1)
+        known = {key: value for key, value in groups.items() if key == "pg_collection"}
+        finalize_model_grads(chunks, None, **known)
 
     def _schedule(self, forward: Callable[..., Any], batches: list[Batch], *, forward_only: bool) -> None:
         get_forward_backward_func()(

@@ -319,7 +319,7 @@ class Stage:
     def _save(self) -> None:
         self._at("saving")
         self.progress.guard = self.guard.state()
-        self._save()
+        self.checkpoints.save(self.progress)
 
     def _save_if_due(self) -> None:
         """The periodic save, and at every step a look at how the one before is doing."""

@@ -24,9 +24,13 @@ from configs.schema.model import (
     AudioRows,
     BackboneConfig,
     ExportConfig,
+    Positions,
+    RopeScaling,
+    RopeScalingKind,
     StageConfig,
 )
 from configs.schema.training import (
+    AttentionKernel,
     CheckpointConfig,
     EngineConfig,
     OptimizerConfig,
@@ -40,6 +44,7 @@ from configs.schema.training import (
 
 __all__ = [
     "AlignmentConfig",
+    "AttentionKernel",
     "AudioRows",
     "BackboneConfig",
     "CheckpointConfig",
@@ -54,8 +59,11 @@ __all__ = [
     "MixtureConfig",
     "OptimizerConfig",
     "ParallelConfig",
+    "Positions",
     "Precision",
     "QualityConfig",
+    "RopeScaling",
+    "RopeScalingKind",
     "RunConfig",
     "Schedule",
     "SourceConfig",

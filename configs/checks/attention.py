@@ -43,8 +43,8 @@ def _check_scaling(backbone: BackboneConfig) -> None:
         return
     if scaling.original_positions is None or scaling.original_positions < 1:
         raise BadInput(
-            f"backbone.rope_scaling.original_positions={scaling.original_positions}: kind {scaling.kind.value} needs the "
-            "positions that the model was trained on first"
+            f"backbone.rope_scaling.original_positions={scaling.original_positions}: kind {scaling.kind.value} "
+            "needs the positions that the model was trained on first"
         )
     for low, high in (("low_frequency_factor", "high_frequency_factor"), ("beta_slow", "beta_fast")):
         if not 0 < getattr(scaling, low) < getattr(scaling, high):

@@ -40,7 +40,7 @@ def check_not_yet(config: Config) -> None:
 
 
 def check_topology(config: Config) -> None:
-    tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
+    tensor = config.parallel.tensor
     for key, count in (
         ("backbone.heads", config.backbone.heads),
         ("backbone.kv_heads", config.backbone.kv_heads),
@@ -51,8 +51,6 @@ def check_topology(config: Config) -> None:
             raise BadInput(f"parallel.tensor={tensor} does not divide {key}={count}")
     if VOCABULARY_MULTIPLE % tensor:
         raise BadInput(f"parallel.tensor={tensor} does not divide the vocabulary's padding of {VOCABULARY_MULTIPLE}")
-    if config.backbone.layers % pipeline:
-        raise BadInput(f"parallel.pipeline={pipeline} does not divide backbone.layers={config.backbone.layers}")
     context, tokens = config.parallel.context, config.train.sequence_length * config.train.micro_batch
     if context > 1 and tokens % (2 * context):
         raise BadInput(

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
-from megatron.core.transformer import TransformerConfig
 
 from configs.schema import BackboneConfig
 from data_pipeline.batch import Batch
@@ -15,6 +14,7 @@ from data_pipeline.layouts import Layout
 from runtime.exits import BadInput
 from train.models.attention.row import packed_row
 from train.models.trunk import trunk_spec
+from train.models.trunk_config import TrunkConfig
 
 
 class SpeechLM(GPTModel):
@@ -25,7 +25,7 @@ class SpeechLM(GPTModel):
     """
 
     def __init__(
-        self, backbone: BackboneConfig, config: TransformerConfig, padded_vocabulary: int, virtual_stage: int = 0
+        self, backbone: BackboneConfig, config: TrunkConfig, padded_vocabulary: int, virtual_stage: int = 0
     ) -> None:
         super().__init__(
             config=config,

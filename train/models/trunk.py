@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 
-from configs.schema import AttentionKernel, BackboneConfig, ParallelConfig, Precision
+from configs.schema import AttentionKernel, BackboneConfig, ParallelConfig, Precision, Recompute
 from train.models.attention.core import PackedAttention
 from train.models.attention.kernels import chosen
 from train.models.norm import RMSNorm
@@ -48,6 +49,7 @@ def transformer_config(
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline,
+        pipeline_model_parallel_layout=parallel.pipeline_layout,
         # The interleaved schedule hides its sends and receives behind the other chunks' work, each by itself.
         overlap_p2p_comm=parallel.virtual_pipeline is not None,
         batch_p2p_comm=parallel.virtual_pipeline is None,
@@ -66,10 +68,24 @@ def transformer_config(
         masked_softmax_fusion=False,
         gradient_accumulation_fusion=False,
         persist_layer_norm=False,
+        **_recomputed(parallel),
     )
 
 
-def trunk_spec(config: TransformerConfig, virtual_stage: int = 0) -> TransformerBlockSubmodules:
+def _recomputed(parallel: ParallelConfig) -> dict[str, Any]:
+    """Megatron's settings for activations that the backward pass computes again."""
+    if parallel.recompute is Recompute.none:
+        return {}
+    if parallel.recompute is Recompute.selective:
+        return {"recompute_granularity": "selective", "recompute_modules": list(parallel.recompute_modules)}
+    return {
+        "recompute_granularity": "full",
+        "recompute_method": parallel.recompute_method.value,
+        "recompute_num_layers": parallel.recompute_layers,
+    }
+
+
+def trunk_spec(config: TrunkConfig, virtual_stage: int = 0) -> TransformerBlockSubmodules:
     """The layers of this (virtual) pipeline stage, with our packed attention and norm in Megatron's places for them."""
     layer = get_gpt_layer_local_spec(normalization="RMSNorm")
     parts = layer.submodules

@@ -134,9 +134,7 @@ def _biased(
         seen = before + end
         # With the queries turned round, row i and column j are at distance seen - 1 - (i + j): every row of the bias is
         # the one above shifted by a place, so that a view of one line is all of it.
-        bias = line[:, longest - seen :].as_strided(
-            (len(line), end - start, seen), (line.stride(0), 1, 1), longest - seen
-        )
+        bias = line.as_strided((len(line), end - start, seen), (line.stride(0), 1, 1), longest - seen)
         if query.is_cuda:
             bias = bias.to(query.dtype).contiguous()  # its kernels want rows that begin at round addresses
         mixed = F.scaled_dot_product_attention(

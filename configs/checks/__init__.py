@@ -9,8 +9,9 @@ from configs.checks.codec import check_codec
 from configs.checks.data import check_making, check_mixture
 from configs.checks.pipeline import check_micro_batches, check_pipeline
 from configs.checks.quality import check_alignment, check_quality
+from configs.checks.resilience import check_resilience
 from configs.checks.topology import check_data_parallel, check_not_yet, check_topology, data_parallel_size
-from configs.checks.training import check_backbone, check_training
+from configs.checks.training import check_backbone, check_trained, check_training
 from configs.schema import Config
 from runtime.exits import BadInput
 
@@ -19,7 +20,6 @@ LATER_ENGINES = ("deepspeed",)
 OBJECTIVES = ("pretrain",)
 OPTIMIZERS = ("adamw",)
 TRACKER_MODES = ("offline", "online", "disabled")
-PARAMETER_GROUPS = ("embedding", "head", "trunk")
 
 
 def check(config: Config, processes: int | None = None) -> None:
@@ -37,6 +37,8 @@ def check(config: Config, processes: int | None = None) -> None:
     check_topology(config)
     check_pipeline(config)
     check_training(config)
+    check_trained(config)
+    check_resilience(config)
     check_mixture(config)
     data = data_parallel_size(config, processes)
     check_data_parallel(config, data)
@@ -63,13 +65,15 @@ _POSITIVE = {
     "optimizer": ("lr", "eps"),
     "parallel": ("tensor", "pipeline", "context", "expert", "recompute_layers"),
     "tracker": ("console_every",),
+    "resilience": ("spike_bound", "window", "warmup", "leave_out"),
 }
 _NOT_NEGATIVE = {
     "corpus": ("text_characters",),
     "loader": ("workers", "prefetch"),
     "train": ("seed", "validate_every", "validation_packs"),
-    "checkpoint": ("every", "keep"),
+    "checkpoint": ("every", "keep", "keep_every", "failures"),
     "optimizer": ("weight_decay", "clip_grad", "warmup_steps"),
+    "resilience": ("most_incidents", "restarts", "restart_pause"),
 }
 _SHARE = {
     "corpus": ("validation_share", "damaged_share"),
@@ -80,6 +84,7 @@ _POSITIVE_IF_GIVEN = {
     "backbone": ("head_dim",),
     "corpus": ("workers", "tasks"),
     "parallel": ("virtual_pipeline", "data", "bucket_size"),
+    "resilience": ("hang_seconds",),
 }
 
 
@@ -109,8 +114,3 @@ def _check_names(config: Config) -> None:
     ):
         if value not in known:
             raise BadInput(f"{key}={value}: not one of {', '.join(known)}")
-    for group, factor in config.optimizer.lr_multipliers.items():
-        if group not in PARAMETER_GROUPS:
-            raise BadInput(f"optimizer.lr_multipliers.{group}: no such group; there are {', '.join(PARAMETER_GROUPS)}")
-        if factor < 0:
-            raise BadInput(f"optimizer.lr_multipliers.{group}={factor}: has to be 0 or above")

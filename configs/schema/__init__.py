@@ -24,17 +24,20 @@ from configs.schema.model import (
     AudioRows,
     BackboneConfig,
     ExportConfig,
+    LoraConfig,
     Positions,
     RopeScaling,
     RopeScalingKind,
     StageConfig,
 )
+from configs.schema.resilience import OnIncident, ResilienceConfig
 from configs.schema.training import (
     AttentionKernel,
     CheckpointConfig,
     EngineConfig,
     OptimizerConfig,
     ParallelConfig,
+    ParameterGroupConfig,
     Precision,
     Recompute,
     RecomputeMethod,
@@ -42,6 +45,7 @@ from configs.schema.training import (
     Schedule,
     TrackerConfig,
     TrainConfig,
+    Verification,
 )
 
 __all__ = [
@@ -58,14 +62,18 @@ __all__ = [
     "EngineConfig",
     "ExportConfig",
     "LoaderConfig",
+    "LoraConfig",
     "MixtureConfig",
+    "OnIncident",
     "OptimizerConfig",
     "ParallelConfig",
+    "ParameterGroupConfig",
     "Positions",
     "Precision",
     "QualityConfig",
     "Recompute",
     "RecomputeMethod",
+    "ResilienceConfig",
     "RopeScaling",
     "RopeScalingKind",
     "RunConfig",
@@ -76,6 +84,7 @@ __all__ = [
     "SynthesisConfig",
     "TrackerConfig",
     "TrainConfig",
+    "Verification",
 ]
 
 
@@ -97,5 +106,6 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    resilience: ResilienceConfig = field(default_factory=ResilienceConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     export: ExportConfig = field(default_factory=ExportConfig)

@@ -27,6 +27,11 @@ class Schedule(Enum):
     cosine = "cosine"
 
 
+class Verification(Enum):
+    contents = "contents"  # every byte is read and hashed, by all ranks together
+    sizes = "sizes"  # every file is there in its full length; misses a damaged byte
+
+
 @dataclass
 class RunConfig:
     name: str = MISSING
@@ -70,6 +75,19 @@ class ParallelConfig:
     recompute_modules: list[str] = field(default_factory=lambda: ["core_attn"])  # also mlp, layernorm; of selective
 
 
+DEFAULT_GROUPS = ("embedding", "head", "trunk")
+"""Parameter groups that are always there; what no group of `optimizer.groups` claims falls into one of them."""
+
+
+@dataclass
+class ParameterGroupConfig:
+    """Parameters that learn at a rate of their own. Two groups may not claim one parameter."""
+
+    match: list[str] = MISSING  # name patterns (configs/parameter_names.py)
+    lr_multiplier: float = 1.0  # times the scheduled learning rate
+    weight_decay: float | None = None  # of its matrices; None: optimizer.weight_decay
+
+
 @dataclass
 class OptimizerConfig:
     name: str = "adamw"
@@ -83,6 +101,7 @@ class OptimizerConfig:
     warmup_steps: int = 0
     floor: float = 0.1  # last learning rate over the highest (linear, cosine)
     lr_multipliers: dict[str, float] = field(default_factory=dict)  # by group: embedding, head, trunk
+    groups: dict[str, ParameterGroupConfig] = field(default_factory=dict)  # further groups by name
 
 
 @dataclass
@@ -106,6 +125,10 @@ class CheckpointConfig:
 
     every: int = 100  # steps; the last step is always saved; 0: that one alone
     keep: int = 2  # newest ones kept; 0: all
+    keep_every: int = 0  # steps; checkpoints of every such step are kept for ever beside the newest; 0: none
+    asynchronous: bool = False  # copy the state to host memory and write it while training goes on
+    failures: int = 0  # saves in a row that may fail, as on a full disk, with training going on; one more ends the run
+    verify: Verification = Verification.contents  # of the newest checkpoint, before a run goes on from it
 
 
 @dataclass

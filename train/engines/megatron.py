@@ -24,8 +24,10 @@ from configs.pipeline import settled
 from configs.schema import Config, Precision
 from data_pipeline.batch import Batch
 from data_pipeline.context import share_of
+from train.engines import distributed_state
 from train.engines import megatron_optimizer as optimizers
-from train.engines.protocol import Objective, Outcome
+from train.engines.protocol import Evidence, Objective, Outcome
+from train.engines.trained_set import freeze, groups_of
 from train.models.attention.context import gather_row
 from train.models.initialise import initialise, place_rows
 from train.models.speech_lm import SpeechLM, run
@@ -51,6 +53,9 @@ class MegatronEngine:
         self._context = parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
         tensor_parallel.model_parallel_cuda_manual_seed(config.train.seed)
 
+        self._losses: list[tuple[torch.Tensor, torch.Tensor]] = []  # of the last step: sum and count by micro-batch
+        self._gradients: torch.Tensor | None = None  # finite where this rank's own gradients were, before reduction
+
         precision = config.train.precision
         parallel = settled(config.backbone, config.parallel, padded_vocabulary)
         megatron_config = transformer_config(config.backbone, parallel, precision, config.train.attention)
@@ -62,16 +67,15 @@ class MegatronEngine:
         for model in self.models:
             initialise(model, config.train.seed, config.backbone.init_std)
             model.to(device)
+        self.trained = freeze(config, self.models)
         self.chunks = [self._parallel(model, number) for number, model in enumerate(self.models)]
-        optimizers.keep_steps_on_load()
+        optimizers.mend_distributed_optimizer()
+        distributed_state.save_without_gathering()
         self.optimizer = optimizers.build_optimizer(
-            config.optimizer, config.parallel, precision, self.chunks, config.backbone.tied_embeddings
+            config.optimizer, config.parallel, precision, self.chunks, groups_of(self.models, self.trained)
         )
         optimizers.prime(self.optimizer)
-        # Counts are global already: finalising reduces gradients and must not divide by Megatron's own token count.
-        megatron_config.finalize_model_grads_func = lambda chunks, *_, **groups: finalize_model_grads(
-            chunks, None, **{key: value for key, value in groups.items() if key == "pg_collection"}
-        )
+        megatron_config.finalize_model_grads_func = self._finalise
         megatron_config.grad_scale_func = self.optimizer.scale_loss
         self._overlap(megatron_config)
 
@@ -119,15 +123,28 @@ class MegatronEngine:
 
     # --- steps ----------------------------------------------------------------------------------------------
 
-    def train_step(self, batches: list[Batch], learning_rate: float, extra: list[float]) -> Outcome:
+    def train_step(
+        self,
+        batches: list[Batch],
+        learning_rate: float,
+        extra: list[float],
+        accept: Callable[[Outcome], bool],
+    ) -> Outcome:
         for chunk in self.chunks:
             chunk.train()
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         sums, totals = self._run(batches, extra, forward_only=False)
-        optimizers.set_rates(self.optimizer, learning_rate, self.config.optimizer.weight_decay)
-        _, gradient_norm, _ = self.optimizer.step()
-        return self._outcome(sums, totals, float(gradient_norm))
+        norm = optimizers.gradient_norm(self.optimizer)
+        outcome = self._outcome(sums, totals, float(norm))
+        if accept(outcome):
+            optimizers.set_rates(self.optimizer, learning_rate, self.config.optimizer)
+            optimizers.apply(self.optimizer, norm)
+        return outcome
+
+    def evidence(self) -> Evidence:
+        losses = [float(total) / max(float(count), 1e-9) for total, count in self._losses]
+        return Evidence(losses, None if self._gradients is None else bool(self._gradients.isfinite().all()))
 
     def evaluate(self, batches: list[Batch], extra: list[float]) -> Outcome:
         self._look()
@@ -180,10 +197,14 @@ class MegatronEngine:
         count = totals[: self.objective.terms].sum().clamp(min=1e-9).float()
         sums = torch.zeros(self.objective.terms, dtype=torch.float64, device=self.device)
 
+        self._losses.clear()
+
         def loss(batch: Batch, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
             if self._reports:
                 sums.add_(self.objective.sums(losses, batch))
-            scalar = self.objective.total(losses, batch) / count
+            total = self.objective.total(losses, batch)
+            self._losses.append((total.detach(), self.objective.counts(batch).sum()))
+            scalar = total / count
             return scalar, torch.ones((), dtype=torch.int, device=losses.device), {}
 
         def forward(source: Iterator[Batch], chunk: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
@@ -196,6 +217,18 @@ class MegatronEngine:
     def _share(self, batch: Batch) -> Batch:
         """What this rank computes of a row, on its device."""
         return share_of(batch, *self._context).to(self.device)
+
+    def _finalise(self, chunks: list[DistributedDataParallel], *_: Any, **groups: Any) -> None:
+        """Sum gradients over ranks. They must not be divided by Megatron's own token count: counts are global already.
+
+        A last look at this rank's own: a buffer's sum is finite if all of it is, and costs no memory.
+        """
+        if not any(chunk.ddp_config.overlap_grad_reduce for chunk in chunks):
+            buffers = [buffer for chunk in chunks for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers)]
+            sums = [buffer.grad_data.sum().float() for buffer in buffers]
+            self._gradients = torch.stack(sums) if sums else torch.zeros(1)
+        known = {key: value for key, value in groups.items() if key == "pg_collection"}
+        finalize_model_grads(chunks, None, **known)
 
     def _schedule(self, forward: Callable[..., Any], batches: list[Batch], *, forward_only: bool) -> None:
         get_forward_backward_func()(
@@ -225,12 +258,20 @@ class MegatronEngine:
     def sharded_state(self, *, optimizer: bool, loading: bool) -> dict[str, Any]:
         self._gathered()
         metadata = {"distrib_optim_sharding_type": "fully_reshardable"}
+        state: dict[str, Any] = {"model": self._sharded_model(metadata)}
+        if optimizer:
+            # Stacked layers need all of theirs; state of some layers alone goes by names with the layer's number.
+            by_layer = {**metadata, "non_homogeneous_layers": True}
+            model = self._sharded_model(by_layer) if self.trained.partial_layers else state["model"]
+            state["optimizer"] = optimizers.sharded_state(
+                self.optimizer, model, loading=loading, metadata=metadata, device=self.device
+            )
+        return state
+
+    def _sharded_model(self, metadata: dict[str, Any]) -> dict[str, Any]:
         model = {str(number): part.sharded_state_dict(metadata=metadata) for number, part in enumerate(self.models)}
         add_prefix_for_sharding(model, MODEL_PREFIX)
-        state: dict[str, Any] = {"model": model}
-        if optimizer:
-            state["optimizer"] = self.optimizer.sharded_state_dict(model, is_loading=loading, metadata=metadata)
-        return state
+        return model
 
     def load_state(self, state: dict[str, Any], *, optimizer: bool) -> None:
         for number, model in enumerate(self.models):

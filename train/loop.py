@@ -28,6 +28,7 @@ from train.engines import process_groups
 from train.engines.megatron import MegatronEngine
 from train.engines.protocol import Engine, Outcome
 from train.journal import Journal
+from train.models.attention.kernels import check_kernel
 from train.models.speech_lm import check_layouts
 from train.objectives.pretrain import NextToken
 from train.progress import Progress, Tally, tally
@@ -66,6 +67,7 @@ def _joined(config: Config, stop: StopFlag) -> Iterator[Stage]:
     """The stage on this rank, in a process group that lasts as long as the context."""
     check(config, int(os.environ.get("WORLD_SIZE", "1")))
     check_layouts(layouts_of(config.mixture.sources))
+    check_kernel(config)
     corpus = Corpus.open(corpus_folder(config))
     device = process_groups.join(config.parallel)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from configs.checks.attention import check_attention
 from configs.checks.codec import check_codec
 from configs.checks.data import check_making, check_mixture
 from configs.checks.pipeline import check_micro_batches, check_pipeline
@@ -32,6 +33,7 @@ def check(config: Config, processes: int | None = None) -> None:
     _check_names(config)
     check_not_yet(config)
     check_backbone(config)
+    check_attention(config)
     check_topology(config)
     check_pipeline(config)
     check_training(config)

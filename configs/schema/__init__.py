@@ -25,10 +25,14 @@ from configs.schema.model import (
     BackboneConfig,
     ExportConfig,
     LoraConfig,
+    Positions,
+    RopeScaling,
+    RopeScalingKind,
     StageConfig,
 )
 from configs.schema.resilience import OnIncident, ResilienceConfig
 from configs.schema.training import (
+    AttentionKernel,
     CheckpointConfig,
     EngineConfig,
     OptimizerConfig,
@@ -46,6 +50,7 @@ from configs.schema.training import (
 
 __all__ = [
     "AlignmentConfig",
+    "AttentionKernel",
     "AudioRows",
     "BackboneConfig",
     "CheckpointConfig",
@@ -63,11 +68,14 @@ __all__ = [
     "OptimizerConfig",
     "ParallelConfig",
     "ParameterGroupConfig",
+    "Positions",
     "Precision",
     "QualityConfig",
     "Recompute",
     "RecomputeMethod",
     "ResilienceConfig",
+    "RopeScaling",
+    "RopeScalingKind",
     "RunConfig",
     "Schedule",
     "SourceConfig",

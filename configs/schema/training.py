@@ -13,6 +13,14 @@ class Precision(Enum):
     bf16 = "bf16"  # parameters and activations; main parameters and gradient sums stay fp32
 
 
+class AttentionKernel(Enum):
+    auto = "auto"  # sdpa on the CPU; on a GPU flex for sqrt_alibi, else varlen in bf16 and sdpa in fp32
+    sdpa = "sdpa"  # PyTorch's scaled_dot_product_attention, sample by sample
+    varlen = "varlen"  # PyTorch's flash attention of variable lengths
+    flex = "flex"  # FlexAttention, compiled
+    te = "te"  # TransformerEngine's DotProductAttention, where it is installed
+
+
 class Schedule(Enum):
     constant = "constant"
     linear = "linear"
@@ -53,7 +61,7 @@ class ParallelConfig:
     # What each (virtual) stage holds: E embedding, t layer, L head and loss, | next stage, as in "Ett|(ttt|)*2tL";
     # "auto": balanced by cost, the head's rows counted against layers; None: layers evenly.
     pipeline_layout: str | None = None
-    context: int = 1
+    context: int = 1  # ranks that share every row of tokens, two runs of it each
     expert: int = 1
     sequence: bool = False  # sequence parallelism beside tensor parallelism
     data: int | None = None  # derived from the number of processes; if given, must agree with it
@@ -104,6 +112,7 @@ class TrainConfig:
     sequence_length: int = 1024  # tokens a pack
     seed: int = 1234
     precision: Precision = Precision.fp32
+    attention: AttentionKernel = AttentionKernel.auto
     deterministic: bool = True
     log_samples: bool = False  # global sample ids of every step in metrics.jsonl
     validate_every: int = 100  # steps; validation also runs before the first step and after the last; 0: never

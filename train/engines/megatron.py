@@ -23,10 +23,12 @@ from checkpoints.manifest import MODEL_PREFIX
 from configs.pipeline import settled
 from configs.schema import Config, Precision
 from data_pipeline.batch import Batch
+from data_pipeline.context import share_of
 from train.engines import distributed_state
 from train.engines import megatron_optimizer as optimizers
 from train.engines.protocol import Evidence, Objective, Outcome
 from train.engines.trained_set import freeze, groups_of
+from train.models.attention.context import gather_row
 from train.models.initialise import initialise, place_rows
 from train.models.speech_lm import SpeechLM, run
 from train.models.trunk import transformer_config
@@ -47,7 +49,8 @@ class MegatronEngine:
         self.data_size = parallel_state.get_data_parallel_world_size()
         self._reports = (
             parallel_state.is_pipeline_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0
-        )  # one rank of each model replica speaks for it in global sums
+        )  # one rank of each model replica speaks for it in global sums; under context parallelism, for its tokens
+        self._context = parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
         tensor_parallel.model_parallel_cuda_manual_seed(config.train.seed)
 
         self._losses: list[tuple[torch.Tensor, torch.Tensor]] = []  # of the last step: sum and count by micro-batch
@@ -56,7 +59,11 @@ class MegatronEngine:
         precision = config.train.precision
         parallel = settled(config.backbone, config.parallel, padded_vocabulary)
         megatron_config = transformer_config(
-            config.backbone, parallel, precision, deterministic=config.train.deterministic
+            config.backbone,
+            parallel,
+            precision,
+            attention=config.train.attention,
+            deterministic=config.train.deterministic,
         )
         # One model a virtual pipeline stage of this rank, in order; without interleaving that is one.
         self.models = [
@@ -160,13 +167,14 @@ class MegatronEngine:
             return run(chunk, next(batches), labels=None), collect
 
         def collect(output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-            seen.append(tensor_parallel.gather_from_tensor_model_parallel_region(output).float())
+            part = tensor_parallel.gather_from_tensor_model_parallel_region(output).float()
+            seen.append(gather_row(part[0], parallel_state.get_context_parallel_group())[None])
             return output.sum(), torch.ones((), dtype=torch.int, device=output.device), {}
 
         # The interleaved schedule takes no fewer micro-batches than there are stages; one is wanted.
         copies = self.config.parallel.pipeline if len(self.chunks) > 1 else 1
         with torch.no_grad():
-            self._schedule(forward, [batch.to(self.device)] * copies, forward_only=True)
+            self._schedule(forward, [self._share(batch)] * copies, forward_only=True)
         return seen[0] if seen else None
 
     def any(self, flag: bool) -> bool:
@@ -184,12 +192,13 @@ class MegatronEngine:
         self, batches: list[Batch], extra: list[float], *, forward_only: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Micro-batches through the schedule. Returns this rank's loss sums and the global counts and extras."""
-        batches = [batch.to(self.device) for batch in batches]
+        batches = [self._share(batch) for batch in batches]
         totals = torch.zeros(self.objective.terms + len(extra), dtype=torch.float64, device=self.device)
         if self._reports:
             for batch in batches:
                 totals[: self.objective.terms] += self.objective.counts(batch)
-            totals[self.objective.terms :] = torch.tensor(extra, dtype=torch.float64)
+            if self._context[0] == 0:
+                totals[self.objective.terms :] = torch.tensor(extra, dtype=torch.float64)
         dist.all_reduce(totals)
         count = totals[: self.objective.terms].sum().clamp(min=1e-9).float()
         sums = torch.zeros(self.objective.terms, dtype=torch.float64, device=self.device)
@@ -211,6 +220,10 @@ class MegatronEngine:
         self._schedule(forward, batches, forward_only=forward_only)
         return sums, totals
 
+    def _share(self, batch: Batch) -> Batch:
+        """What this rank computes of a row, on its device."""
+        return share_of(batch, *self._context).to(self.device)
+
     def _finalise(self, chunks: list[DistributedDataParallel], *_: Any, **groups: Any) -> None:
         """Sum gradients over ranks. They must not be divided by Megatron's own token count: counts are global already.
 
@@ -229,7 +242,7 @@ class MegatronEngine:
             data_iterator=[iter(batches) for _ in self.chunks],
             model=self.chunks,
             num_microbatches=len(batches),
-            seq_length=batches[0].tokens.shape[1],
+            seq_length=batches[0].tokens.shape[1] * self._context[1],  # of a whole row: Megatron divides it
             micro_batch_size=1,
             forward_only=forward_only,
         )

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch.distributed as dist
 
-from checkpoints import store
+from checkpoints import lora, store
 from configs.compose import to_yaml
+from configs.parameter_names import is_lora
 from configs.schema import Config
 from data_pipeline.loader import Loader, merge_states
 from data_pipeline.vocabulary import Vocabulary
@@ -57,6 +58,7 @@ class Checkpoints:
             topology={**asdict(self._config.parallel), "data": self._engine.data_size},
             vocabulary=self._vocabulary.describe(),
             texts={**self._vocabulary.files(), CONFIG_FILE: to_yaml(self._config)},
+            origin=lora.origin(self._config.stage.lora),
         )
         if dist.get_rank() == 0:
             store.prune(self.folder, self._config.checkpoint.keep)
@@ -88,6 +90,11 @@ class Checkpoints:
         """Take the parameters of any native checkpoint, and with `optimizer` the optimiser's state."""
         state = store.load(checkpoint, self._engine.sharded_state(optimizer=optimizer, loading=True))
         self._engine.load_state(state, optimizer=optimizer)
+
+    def start_from(self, checkpoint: Path) -> None:
+        """Take the first weights of a new run. Low-rank updates that the checkpoint does not hold stay as drawn."""
+        state = store.load(checkpoint, self._engine.sharded_state(optimizer=False, loading=True), optional=is_lora)
+        self._engine.load_state(state, optimizer=False)
 
     def _newest_usable(self) -> Path | None:
         """Rank 0 verifies and all follow: reading every byte on every rank would flood the file system."""

@@ -23,7 +23,7 @@ from configs.schema import Config, Precision
 from data_pipeline.batch import Batch
 from train.engines import megatron_optimizer as optimizers
 from train.engines.protocol import Objective, Outcome
-from train.engines.trained_set import freeze, groups_of
+from train.engines.trained_set import adapt, freeze, groups_of
 from train.models.initialise import initialise, place_rows
 from train.models.speech_lm import SpeechLM, run
 from train.models.trunk import transformer_config
@@ -54,6 +54,7 @@ class MegatronEngine:
             SpeechLM(config.backbone, megatron_config, padded_vocabulary, stage)
             for stage in range(config.parallel.virtual_pipeline or 1)
         ]
+        adapt(config.stage.lora, self.models)
         for model in self.models:
             initialise(model, config.train.seed, config.backbone.init_std)
             model.to(device)

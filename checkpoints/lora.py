@@ -17,6 +17,7 @@ import torch
 
 from checkpoints.atomic import replacing
 from checkpoints.formats.native import NativeReader, Slab, write_tensors
+from checkpoints.layout import STATE_FILE, TENSORS
 from checkpoints.manifest import (
     MANIFEST_FILE,
     MODEL_PREFIX,
@@ -29,7 +30,6 @@ from checkpoints.manifest import (
     versions,
     write_manifest,
 )
-from checkpoints.store import STATE_FILE, TENSORS
 from configs.parameter_names import LORA_A, LORA_B, is_lora
 from configs.schema import LoraConfig
 from runtime.exits import BadInput, StoppedEarly

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch.distributed as dist
 
-from checkpoints import store
+from checkpoints import lora, store
 from checkpoints.agreement import gather
 from checkpoints.atomic import remove
 from checkpoints.manifest import problems
 from checkpoints.retention import prune
 from checkpoints.saving import Contents, Saver
 from configs.compose import to_yaml
+from configs.parameter_names import is_lora
 from configs.schema import Config, Verification
 from data_pipeline.loader import Loader, merge_states
 from data_pipeline.vocabulary import Vocabulary
@@ -126,6 +127,7 @@ class Checkpoints:
             topology={**asdict(self._config.parallel), "data": self._engine.data_size},
             vocabulary=self._vocabulary.describe(),
             texts={**self._vocabulary.files(), CONFIG_FILE: to_yaml(self._config)},
+            origin=lora.origin(self._config.stage.lora),
         )
         return self._engine.sharded_state(optimizer=True, loading=False), contents
 
@@ -193,6 +195,11 @@ class Checkpoints:
         """Take the parameters of any native checkpoint, and with `optimizer` the optimiser's state."""
         state = store.load(checkpoint, self._engine.sharded_state(optimizer=optimizer, loading=True))
         self._engine.load_state(state, optimizer=optimizer)
+
+    def start_from(self, checkpoint: Path) -> None:
+        """Take the first weights of a new run. Low-rank updates that the checkpoint does not hold stay as drawn."""
+        state = store.load(checkpoint, self._engine.sharded_state(optimizer=False, loading=True), optional=is_lora)
+        self._engine.load_state(state, optimizer=False)
 
     def _newest_usable(self) -> Path | None:
         contents = self._config.checkpoint.verify is Verification.contents

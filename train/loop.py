@@ -149,7 +149,7 @@ class Stage:
         else:
             source = weights.source(self.config)
             if source is not None:
-                self.checkpoints.load(source, optimizer=False)
+                self.checkpoints.start_from(source)
                 self._say(f"starting from the weights in {source}")
             vocabulary = self.corpus.vocabulary
             for name, points in weights.audio_rows(self.config, self.corpus).items():

@@ -27,7 +27,7 @@ from data_pipeline.context import share_of
 from train.engines import distributed_state
 from train.engines import megatron_optimizer as optimizers
 from train.engines.protocol import Evidence, Objective, Outcome
-from train.engines.trained_set import freeze, groups_of
+from train.engines.trained_set import adapt, freeze, groups_of
 from train.models.attention.context import gather_row
 from train.models.initialise import initialise, place_rows
 from train.models.speech_lm import SpeechLM, run
@@ -70,6 +70,7 @@ class MegatronEngine:
             SpeechLM(config.backbone, megatron_config, padded_vocabulary, stage)
             for stage in range(config.parallel.virtual_pipeline or 1)
         ]
+        adapt(config.stage.lora, self.models)
         for model in self.models:
             initialise(model, config.train.seed, config.backbone.init_std)
             model.to(device)

@@ -30,6 +30,7 @@ PR_SET_PDEATHSIG = 1
 POLL_SECONDS = 0.1
 LOG_TAIL_LINES = 20
 HUNG_GRACE = 3.0  # seconds
+STOPPED_GRACE = 300.0  # seconds that a rank may still work after another has ended on a stop signal
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -220,22 +221,28 @@ def _guard() -> Iterator[IO[str]]:
 
 
 def _watch(group: Group, output: Output, grace: float) -> None:
-    deadline = None
+    deadline, patience, passed_on = None, float("inf"), False
     while any(rank.code is None for rank in group.ranks):
         output.pump(POLL_SECONDS)
         for rank in group.ranks:
             if rank.code is None:
                 rank.code = rank.process.poll()
+        if not passed_on and any(rank.code == STOPPED_EARLY for rank in group.ranks):
+            passed_on = True  # one that stopped before it could tell the others, at a rendezvous they wait at
+            patience = time.monotonic() + STOPPED_GRACE
+            for rank in group.ranks:
+                if rank.code is None:
+                    rank.signal(signal.SIGTERM)
         failed = any(rank.code not in (None, DONE, STOPPED_EARLY) for rank in group.ranks)
         if failed and deadline is None:
             hung = any(rank.code == HUNG for rank in group.ranks)  # who is left then does not end by itself
             deadline = time.monotonic() + (min(grace, HUNG_GRACE) if hung else grace)
-        if deadline is not None and time.monotonic() > deadline:
+        if time.monotonic() > min(patience, float("inf") if deadline is None else deadline):
             for rank in group.ranks:
                 if rank.code is None:
                     rank.killed = True
                     rank.kill_group()
-            deadline = float("inf")
+            deadline = patience = float("inf")
     output.drain()
 
 
@@ -253,6 +260,8 @@ def _verdict(group: Group) -> int:
     known = next((code for code in (BAD_INPUT, HALTED) if code in codes), None)  # every rank says the same line
     refused = [rank for rank in group.ranks if rank.code == known]
     failed = [rank for rank in group.ranks if rank.code not in (DONE, STOPPED_EARLY) and not rank.killed]
+    if not failed and STOPPED_EARLY in codes:
+        return STOPPED_EARLY  # the others hung at a rendezvous that was called off
     culprit = _first_cause(refused or failed)
     if culprit.code is not None and -culprit.code in group.asked:
         return STOPPED_EARLY  # the stop came before that rank could listen: its last checkpoint stands

@@ -76,10 +76,11 @@ def check_export(config: Config, stop: StopFlag) -> None:
             validation_packs=PACKS,
         ),
     )
-    packs, native = newest_logits(alone, stop)
-    logging.disable_progress_bar()
-    exported = AutoModelForCausalLM.from_pretrained(folder / EXPORT, dtype=torch.float32).eval()
-    agreement = compare(native, packs, exported)
+    with stop.at_once("the same command checks the export again"):
+        packs, native = newest_logits(alone, stop)
+        logging.disable_progress_bar()
+        exported = AutoModelForCausalLM.from_pretrained(folder / EXPORT, dtype=torch.float32).eval()
+        agreement = compare(native, packs, exported)
     (folder / CHECK_FILE).write_text(json.dumps(asdict(agreement), indent=2) + "\n", encoding="utf-8")
     line = (
         f"export checked on {agreement.tokens} tokens in {agreement.samples} packed samples: largest logit difference "

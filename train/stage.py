@@ -7,7 +7,9 @@ and the local launcher set it. The exit code is one of `runtime.exits`.
 from __future__ import annotations
 
 import os
+import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -76,10 +78,26 @@ def _train(config: Config, stop: StopFlag) -> None:
     from train.loop import train
     from train.weights import prepare
 
-    # Rank 0 converts before anyone joins: the others wait for it at the rendezvous, where no collective can time out.
+    # Rank 0 converts before anyone joins: the others wait for it outside of any collective, which could time out.
     if os.environ.get("RANK", "0") == "0":
         prepare(config, stop)
+    else:
+        _wait_for_first_rank(stop)
     train(config, stop)
+
+
+def _wait_for_first_rank(stop: StopFlag) -> None:
+    """Return once rank 0 listens at the rendezvous; raises StoppedEarly at a stop signal, which Torch's own wait, in
+    compiled code, would not see."""
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    while True:
+        try:
+            socket.create_connection(place, timeout=1).close()
+            return
+        except OSError:
+            if stop:
+                raise StoppedEarly(f"stopped by {stop.name} before training; the same command begins again") from None
+            time.sleep(0.1)
 
 
 if __name__ == "__main__":

@@ -90,8 +90,8 @@ class Stage:
         ranks = {"rank": engine.data_rank, "world": engine.data_size}
         self.loader = make_loader(config, corpus, split="train", **ranks)
         self.validation = validation_packs(config, corpus, **ranks)
-        self.checkpoints = Checkpoints(config, engine, self.loader, corpus.vocabulary, self._say)
-        self.journal = Journal(config, corpus, dist.get_world_size()) if dist.get_rank() == 0 else None
+        self.journal = Journal(config, corpus, dist.get_world_size(), engine.trained) if dist.get_rank() == 0 else None
+        self.checkpoints = Checkpoints(config, engine, self.loader, corpus.vocabulary, self.journal, self._say)
         self.guard = Guard(config.resilience, engine.any)
         self.pulse = Pulse()
         self._before: dict[str, Any] = {}  # the loader's state before the last step's data
@@ -113,8 +113,7 @@ class Stage:
                 if self.progress.step <= step:
                     continue  # an incident: nothing was learned
                 self._validate_if_due()
-                if self.checkpoints.is_due(self.progress.step):
-                    self._save()
+                self._save_if_due()
             self._finish("finished")
         except StoppedEarly as stopped:
             self._save()
@@ -126,6 +125,7 @@ class Stage:
             self._finish("halted")
             raise
         finally:
+            self.checkpoints.close()
             self.loader.close()
             if self.journal:
                 self.journal.close()
@@ -155,6 +155,7 @@ class Stage:
                 self._say(f"rows of {len(points)} {name} codes start from the codec's centroids")
         if self.journal:
             self.journal.start(self.progress)
+        self.checkpoints.prepare()
 
     # --- steps ----------------------------------------------------------------------------------------------
 
@@ -318,7 +319,15 @@ class Stage:
     def _save(self) -> None:
         self._at("saving")
         self.progress.guard = self.guard.state()
-        self.checkpoints.save(self.progress, self.journal)
+        self.checkpoints.save(self.progress)
+
+    def _save_if_due(self) -> None:
+        """The periodic save, and at every step a look at how the one before is doing."""
+        self.checkpoints.poll()
+        if self.checkpoints.is_due(self.progress.step):
+            self._at("saving")
+            self.progress.guard = self.guard.state()
+            self.checkpoints.save_if_due(self.progress)
 
     def _finish(self, status: str) -> None:
         if self.journal:

@@ -24,6 +24,7 @@ from configs.schema.model import (
     AudioRows,
     BackboneConfig,
     ExportConfig,
+    LoraConfig,
     StageConfig,
 )
 from configs.schema.resilience import OnIncident, ResilienceConfig
@@ -32,11 +33,15 @@ from configs.schema.training import (
     EngineConfig,
     OptimizerConfig,
     ParallelConfig,
+    ParameterGroupConfig,
     Precision,
+    Recompute,
+    RecomputeMethod,
     RunConfig,
     Schedule,
     TrackerConfig,
     TrainConfig,
+    Verification,
 )
 
 __all__ = [
@@ -52,12 +57,16 @@ __all__ = [
     "EngineConfig",
     "ExportConfig",
     "LoaderConfig",
+    "LoraConfig",
     "MixtureConfig",
     "OnIncident",
     "OptimizerConfig",
     "ParallelConfig",
+    "ParameterGroupConfig",
     "Precision",
     "QualityConfig",
+    "Recompute",
+    "RecomputeMethod",
     "ResilienceConfig",
     "RunConfig",
     "Schedule",
@@ -67,6 +76,7 @@ __all__ = [
     "SynthesisConfig",
     "TrackerConfig",
     "TrainConfig",
+    "Verification",
 ]
 
 

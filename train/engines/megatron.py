@@ -16,13 +16,17 @@ from megatron.core.distributed import (
     finalize_model_grads,
 )
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import Float16Module
 
 from checkpoints.manifest import MODEL_PREFIX
+from configs.pipeline import settled
 from configs.schema import Config, Precision
 from data_pipeline.batch import Batch
+from train.engines import distributed_state
 from train.engines import megatron_optimizer as optimizers
 from train.engines.protocol import Evidence, Objective, Outcome
+from train.engines.trained_set import freeze, groups_of
 from train.models.initialise import initialise, place_rows
 from train.models.speech_lm import SpeechLM, run
 from train.models.trunk import transformer_config
@@ -50,7 +54,8 @@ class MegatronEngine:
         self._gradients: torch.Tensor | None = None  # finite where this rank's own gradients were, before reduction
 
         precision = config.train.precision
-        megatron_config = transformer_config(config.backbone, config.parallel, precision)
+        parallel = settled(config.backbone, config.parallel, padded_vocabulary)
+        megatron_config = transformer_config(config.backbone, parallel, precision)
         # One model a virtual pipeline stage of this rank, in order; without interleaving that is one.
         self.models = [
             SpeechLM(config.backbone, megatron_config, padded_vocabulary, stage)
@@ -59,27 +64,59 @@ class MegatronEngine:
         for model in self.models:
             initialise(model, config.train.seed, config.backbone.init_std)
             model.to(device)
+        self.trained = freeze(config, self.models)
         self.chunks = [self._parallel(model, number) for number, model in enumerate(self.models)]
-        optimizers.keep_steps_on_load()
+        optimizers.mend_distributed_optimizer()
+        distributed_state.save_without_gathering()
         self.optimizer = optimizers.build_optimizer(
-            config.optimizer, config.parallel, precision, self.chunks, config.backbone.tied_embeddings
+            config.optimizer, config.parallel, precision, self.chunks, groups_of(self.models, self.trained)
         )
         optimizers.prime(self.optimizer)
         megatron_config.finalize_model_grads_func = self._finalise
         megatron_config.grad_scale_func = self.optimizer.scale_loss
+        self._overlap(megatron_config)
 
     def _parallel(self, model: SpeechLM, number: int) -> DistributedDataParallel:
         """Chunk `number` of this rank, its gradients reduced over the data-parallel ranks; parameters made equal."""
+        parallel = self.config.parallel
         chunk = DistributedDataParallel(
             model.config,
             DistributedDataParallelConfig(
-                use_distributed_optimizer=self.config.parallel.distributed_optimizer, grad_reduce_in_fp32=True
+                use_distributed_optimizer=parallel.distributed_optimizer,
+                grad_reduce_in_fp32=True,
+                overlap_grad_reduce=parallel.overlap_gradients,
+                overlap_param_gather=parallel.overlap_parameters,
+                align_param_gather=parallel.overlap_parameters and parallel.virtual_pipeline is not None,
+                bucket_size=parallel.bucket_size,
             ),
             Float16Module(model.config, model) if self.config.train.precision is Precision.bf16 else model,
             disable_bucketing=number > 0,  # the later chunks' reductions are hidden behind the first ones' backward
         )
         chunk.broadcast_params()
         return chunk
+
+    def _overlap(self, megatron_config: TransformerConfig) -> None:
+        """Tell the schedule how to hold gradient reductions back until the last micro-batch, and when to start them.
+
+        All pipeline stages start theirs at the same time: a stage that starts alone slows down its neighbours, which
+        then wait for it. The interleaved schedule, which knows the chunk that comes next, starts gathers likewise.
+        """
+        if not self.config.parallel.overlap_gradients:
+            return
+        hold_back = [chunk.no_sync for chunk in self.chunks]
+        reduce = [chunk.start_grad_sync for chunk in self.chunks]
+        alone = len(self.chunks) == 1
+        megatron_config.no_sync_func = hold_back[0] if alone else hold_back
+        if self.config.parallel.pipeline > 1:
+            megatron_config.grad_sync_func = reduce[0] if alone else reduce
+        if self.config.parallel.overlap_parameters and not alone:
+            megatron_config.param_sync_func = [chunk.start_param_sync for chunk in self.chunks]
+
+    def _gathered(self) -> None:
+        """Have every rank hold the parameters of the last step, where their gathering waits for a forward pass."""
+        if self.config.parallel.overlap_parameters:
+            for chunk in self.chunks:
+                chunk.start_param_sync(force_sync=True)
 
     # --- steps ----------------------------------------------------------------------------------------------
 
@@ -98,7 +135,7 @@ class MegatronEngine:
         norm = optimizers.gradient_norm(self.optimizer)
         outcome = self._outcome(sums, totals, float(norm))
         if accept(outcome):
-            optimizers.set_rates(self.optimizer, learning_rate, self.config.optimizer.weight_decay)
+            optimizers.set_rates(self.optimizer, learning_rate, self.config.optimizer)
             optimizers.apply(self.optimizer, norm)
         return outcome
 
@@ -137,6 +174,7 @@ class MegatronEngine:
 
     def _look(self) -> None:
         """Ready for forward passes without learning."""
+        self._gathered()
         for chunk in self.chunks:
             chunk.eval()
 
@@ -203,18 +241,28 @@ class MegatronEngine:
     # --- state ----------------------------------------------------------------------------------------------
 
     def place_rows(self, first: int, points: torch.Tensor, text_rows: int) -> None:
+        self._gathered()
         for model in self.models:
             place_rows(model, first, points, text_rows)
         self.optimizer.reload_model_params()
 
     def sharded_state(self, *, optimizer: bool, loading: bool) -> dict[str, Any]:
+        self._gathered()
         metadata = {"distrib_optim_sharding_type": "fully_reshardable"}
+        state: dict[str, Any] = {"model": self._sharded_model(metadata)}
+        if optimizer:
+            # Stacked layers need all of theirs; state of some layers alone goes by names with the layer's number.
+            by_layer = {**metadata, "non_homogeneous_layers": True}
+            model = self._sharded_model(by_layer) if self.trained.partial_layers else state["model"]
+            state["optimizer"] = optimizers.sharded_state(
+                self.optimizer, model, loading=loading, metadata=metadata, device=self.device
+            )
+        return state
+
+    def _sharded_model(self, metadata: dict[str, Any]) -> dict[str, Any]:
         model = {str(number): part.sharded_state_dict(metadata=metadata) for number, part in enumerate(self.models)}
         add_prefix_for_sharding(model, MODEL_PREFIX)
-        state: dict[str, Any] = {"model": model}
-        if optimizer:
-            state["optimizer"] = self.optimizer.sharded_state_dict(model, is_loading=loading, metadata=metadata)
-        return state
+        return model
 
     def load_state(self, state: dict[str, Any], *, optimizer: bool) -> None:
         for number, model in enumerate(self.models):

@@ -196,7 +196,7 @@ def _fill(run: Run, pid: int) -> Callable[[], None]:
 def _truncate(run: Run, draw: random.Random) -> None:
     """Cut one file of the newest checkpoint short."""
     parts = sorted(complete_checkpoints(run.folder / "checkpoints")[-1].glob("tensors/*.distcp"))
-    part = draw.choice(parts)
+    part = draw.choice([part for part in parts if part.stat().st_size])
     with part.open("r+b") as file:
         file.truncate(draw.randrange(part.stat().st_size))
 
@@ -218,7 +218,7 @@ def disk(folder: Path) -> Iterator[None]:
 
 
 def differences(clean: Path, faulty: Path) -> list[str]:
-    """What differs between two finished runs: lines of the curve, tensors of the last checkpoint, the optimiser's too."""
+    """What differs between two finished runs: lines of the curve, tensors of the last checkpoint, optimiser's too."""
     curves = [[[line.get(key) for key in CURVE] for line in read_metrics(folder)] for folder in (clean, faulty)]
     found = [f"step {ours[0]} of the curve" for ours, theirs in zip(*curves, strict=False) if ours != theirs]
     if len(curves[0]) != len(curves[1]):

@@ -14,7 +14,7 @@ from tests.faults.plan import Kind, plan
 def test_a_plan_is_its_seeds_and_has_every_kind_equally_often() -> None:
     assert plan(1, 30, 200, 2) == plan(1, 30, 200, 2) != plan(2, 30, 200, 2)
     faults = plan(1, 30, 200, 2)
-    assert Counter(fault.kind for fault in faults) == {kind: 5 for kind in Kind}
+    assert Counter(fault.kind for fault in faults) == dict.fromkeys(Kind, 5)
     assert [fault.step for fault in faults] == sorted({fault.step for fault in faults})
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from launch.local import describe_end, last_lines, run_ranks
-from runtime.exits import BAD_INPUT, DONE, FAILED, STOPPED_EARLY
+from runtime.exits import BAD_INPUT, DONE, FAILED, HALTED, HUNG, STOPPED_EARLY
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -137,7 +137,9 @@ def test_logs_are_appended_to(tmp_path: Path) -> None:
         ((0, 2), BAD_INPUT),
         ((0, 1), FAILED),
         ((75, 1), FAILED),
-        ((3, 0), FAILED),
+        ((4, 0), FAILED),
+        ((3, 3), HALTED),
+        ((76, 1), HUNG),
     ],
 )
 def test_exit_codes_become_one(tmp_path: Path, codes: tuple[int, ...], expected: int) -> None:

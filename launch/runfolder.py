@@ -25,6 +25,7 @@ FREE_KEYS = (
     "parallel",
     "engine",
     "tracker",
+    "observe",
     "export",
     "scale",
     "corpus.folder",

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+PROFILE_SIGNAL = signal.SIGUSR2  # asks a run to record its next steps; it ends nothing
 
 
 class StopFlag:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,10 @@ class Journal:
         seconds: float,
         waited: float,
         samples: list[list[str]] | None,
+        observed: Mapping[str, float],
     ) -> None:
-        """One line of metrics.jsonl. `waited`: seconds of the step in which the loader kept rank 0 waiting."""
+        """One line of metrics.jsonl. `waited`: seconds of the step in which the loader kept rank 0 waiting; `observed`:
+        what `Observer.after_step` made of it."""
         record: dict[str, Any] = {
             "step": progress.step,
             "tokens": progress.tokens,
@@ -75,6 +78,7 @@ class Journal:
                 for name, tokens in zip(self._corpus.vocabulary.modalities, fed.modalities, strict=True)
             },
             **{f"damaged/{kind}": count for kind, count in progress.damaged.items()},
+            **observed,
         }
         if samples is not None:
             record["samples"] = samples
@@ -94,8 +98,9 @@ class Journal:
         """Put every line on disk, so that no checkpoint outlives the curve behind it."""
         self._log.sync()
 
-    def finish(self, status: str, progress: Progress) -> None:
-        """Write results.json: how the run ended ("finished", "exhausted" of its data, "stopped"), what it reached."""
+    def finish(self, status: str, progress: Progress, spent: Mapping[str, float]) -> None:
+        """Write results.json: how the run ended ("finished", "exhausted" of its data, "stopped"), what it reached, and
+        on what it `spent` its seconds since it was last started."""
         validations = read_validation(self._folder)
         entropy = unigram_entropy(self._corpus, "train")
         results = {
@@ -111,6 +116,7 @@ class Journal:
             "damaged": progress.damaged,
             "left_out": self._corpus.left_out,
             "wall_seconds": time.monotonic() - self._began,
+            "seconds": dict(spent),
         }
         partial = self._folder / f"{RESULTS_FILE}.partial"
         partial.write_text(json.dumps(results, indent=2), encoding="utf-8")

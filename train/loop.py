@@ -33,6 +33,7 @@ from train.engines.protocol import Engine
 from train.journal import Journal
 from train.models.speech_lm import check_layouts
 from train.objectives.pretrain import NextToken
+from train.observe.observer import CHECKPOINT, VALIDATION, Observer
 from train.progress import Progress, Tally, tally
 from train.schedule import learning_rate
 
@@ -94,6 +95,7 @@ class Stage:
         self.loader = make_loader(config, corpus, split="train", **ranks)
         self.validation = validation_packs(config, corpus, **ranks)
         self.journal = Journal(config, corpus, dist.get_world_size()) if dist.get_rank() == 0 else None
+        self.observer = Observer(config)
 
     def run(self) -> None:
         try:
@@ -106,7 +108,8 @@ class Stage:
                     return
                 self._validate_if_due()
                 if self._checkpoint_is_due():
-                    self._save()
+                    with self.observer.between_steps(CHECKPOINT):
+                        self._save()
             self._finish("finished")
         except StoppedEarly as stopped:
             self._save()
@@ -116,6 +119,7 @@ class Stage:
             ) from None
         finally:
             self.loader.close()
+            self.observer.close()
             if self.journal:
                 self.journal.close()
 
@@ -171,15 +175,19 @@ class Stage:
 
     def _step(self) -> bool:
         """Train one step. False, and nothing done, where no rank has data for one."""
+        step = self.progress.step + 1
+        if opened := self.observer.before_step(step, self.engine.any):
+            self._say(opened)
         started = time.perf_counter()
         if self.loader.bounded and not self.engine.any(self.loader.has_next()):
             return False
         packs = self.loader.next_step()
         waited = time.perf_counter() - started
-        step = self.progress.step + 1
         rate = learning_rate(self.config.optimizer, step, self.config.train.steps)
         fed = tally(packs, self.corpus.vocabulary, self._new_damage())
-        outcome = self.engine.train_step(self._micro_batches(packs), rate, fed.numbers())
+        outcome = self.engine.train_step(
+            self._micro_batches(packs), rate, fed.numbers(), norms=self.observer.norms_due(step)
+        )
         terms = self.objective.averages(outcome.sums, outcome.counts)
         samples = self._global_keys(packs) if self.config.train.log_samples else None
         if not math.isfinite(terms["lm"]):
@@ -187,9 +195,12 @@ class Stage:
 
         total = Tally.from_numbers(outcome.extra)
         self.progress.add(total)
+        seconds = time.perf_counter() - started
+        observed = self.observer.after_step(step, seconds, waited, outcome)
         if self.journal:
-            seconds = time.perf_counter() - started
-            self.journal.step(self.progress, terms, outcome.gradient_norm, rate, total, seconds, waited, samples)
+            self.journal.step(
+                self.progress, terms, outcome.gradient_norm, rate, total, seconds, waited, samples, observed
+            )
         return True
 
     def _end_early(self) -> None:
@@ -232,7 +243,8 @@ class Stage:
 
     def _validate(self) -> None:
         started = time.perf_counter()
-        terms = self._measure()
+        with self.observer.between_steps(VALIDATION):
+            terms = self._measure()
         self.progress.validated = self.progress.step
         if self.journal:
             self.journal.validation(self.progress.step, terms, time.perf_counter() - started)
@@ -280,7 +292,7 @@ class Stage:
 
     def _finish(self, status: str) -> None:
         if self.journal:
-            self.journal.finish(status, self.progress)
+            self.journal.finish(status, self.progress, self.observer.totals)
 
     def _say(self, line: str) -> None:
         if dist.get_rank() == 0:

@@ -26,6 +26,7 @@ from configs.schema.model import (
     ExportConfig,
     StageConfig,
 )
+from configs.schema.observe import ObserveConfig, ProfileConfig
 from configs.schema.training import (
     CheckpointConfig,
     EngineConfig,
@@ -52,9 +53,11 @@ __all__ = [
     "ExportConfig",
     "LoaderConfig",
     "MixtureConfig",
+    "ObserveConfig",
     "OptimizerConfig",
     "ParallelConfig",
     "Precision",
+    "ProfileConfig",
     "QualityConfig",
     "RunConfig",
     "Schedule",
@@ -85,5 +88,6 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    observe: ObserveConfig = field(default_factory=ObserveConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     export: ExportConfig = field(default_factory=ExportConfig)

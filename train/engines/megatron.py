@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from megatron.core.distributed import (
     finalize_model_grads,
 )
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import Float16Module
 
 from checkpoints.manifest import MODEL_PREFIX
@@ -25,6 +27,8 @@ from train.engines import megatron_optimizer as optimizers
 from train.engines.protocol import Objective, Outcome
 from train.models.initialise import initialise, place_rows
 from train.models.speech_lm import SpeechLM, run
+from train.observe.megatron_norms import GroupNorms
+from train.observe.stopwatch import COMMUNICATION, OPTIMIZER, MegatronTimers, Stopwatch
 
 
 class MegatronEngine:
@@ -69,17 +73,38 @@ class MegatronEngine:
             chunks, None, **{key: value for key, value in groups.items() if key == "pg_collection"}
         )
         megatron_config.grad_scale_func = self.optimizer.scale_loss
+        self._observe(megatron_config)
+
+    def _observe(self, megatron_config: TransformerConfig) -> None:
+        """Have the schedule and the optimisers mark the stopwatch's phases, and know what norms by group are of."""
+        backbone = self.config.backbone
+        self.stopwatch = Stopwatch(self.device)
+        megatron_config.timers = timers = MegatronTimers(self.stopwatch)
+        for part in getattr(self.optimizer, "chained_optimizers", [self.optimizer]):
+            part.config.timers = timers
+        layers = backbone.layers if self.config.observe.norms_by_layer else 0
+        group_of = partial(optimizers.group_of, tied=backbone.tied_embeddings)
+        groups = [group for group in optimizers.GROUPS if group != "head" or not backbone.tied_embeddings]
+        self.norms = GroupNorms(self.optimizer, [self.chunk], group_of, groups, layers)
 
     # --- steps ----------------------------------------------------------------------------------------------
 
-    def train_step(self, batches: list[Batch], learning_rate: float, extra: list[float]) -> Outcome:
+    def train_step(
+        self, batches: list[Batch], learning_rate: float, extra: list[float], *, norms: bool = False
+    ) -> Outcome:
+        self.stopwatch.begin()
         self.chunk.train()
         self.chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         sums, totals = self._run(batches, extra, forward_only=False)
-        optimizers.set_rates(self.optimizer, learning_rate, self.config.optimizer.weight_decay)
-        _, gradient_norm, _ = self.optimizer.step()
-        return self._outcome(sums, totals, float(gradient_norm))
+        measured = self.norms.gradients() if norms else {}
+        with self.stopwatch.phase(OPTIMIZER):
+            optimizers.set_rates(self.optimizer, learning_rate, self.config.optimizer.weight_decay)
+            _, gradient_norm, _ = self.optimizer.step()
+        if norms:
+            measured |= self.norms.parameters()
+        outcome = self._outcome(sums, totals, float(gradient_norm))
+        return replace(outcome, seconds=self.stopwatch.read(), norms=measured)
 
     def evaluate(self, batches: list[Batch], extra: list[float]) -> Outcome:
         self.chunk.eval()
@@ -118,7 +143,8 @@ class MegatronEngine:
             for batch in batches:
                 totals[: self.objective.terms] += self.objective.counts(batch)
             totals[self.objective.terms :] = torch.tensor(extra, dtype=torch.float64)
-        dist.all_reduce(totals)
+        with self.stopwatch.phase(COMMUNICATION):
+            dist.all_reduce(totals)
         count = totals[: self.objective.terms].sum().clamp(min=1e-9).float()
         sums = torch.zeros(self.objective.terms, dtype=torch.float64, device=self.device)
 
@@ -147,7 +173,8 @@ class MegatronEngine:
         )
 
     def _outcome(self, sums: torch.Tensor, totals: torch.Tensor, gradient_norm: float | None) -> Outcome:
-        dist.all_reduce(sums)
+        with self.stopwatch.phase(COMMUNICATION):
+            dist.all_reduce(sums)
         known = totals.tolist()
         terms = self.objective.terms
         return Outcome(sums.tolist(), known[:terms], gradient_norm, known[terms:])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -16,12 +17,17 @@ class Outcome:
 
     sums, counts: of the objective's terms; gradient_norm: before clipping,
     None without a backward pass; extra: the sums over all data-parallel ranks of what each rank handed in.
+
+    seconds: this rank's own, how long each of `train.observe.stopwatch.ENGINE_PHASES` took; norms: of groups of
+    parameters as "grad/<group>" (before clipping), "param/<group>" and "update/<group>", where they were asked for.
     """
 
     sums: list[float]
     counts: list[float]
     gradient_norm: float | None
     extra: list[float]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    norms: Mapping[str, float] = field(default_factory=dict)
 
 
 class Objective(Protocol):
@@ -44,8 +50,11 @@ class Engine(Protocol):
     data_rank: int
     data_size: int
 
-    def train_step(self, batches: list[Batch], learning_rate: float, extra: list[float]) -> Outcome:
-        """One optimiser step over this rank's micro-batches, an equal number on every rank."""
+    def train_step(
+        self, batches: list[Batch], learning_rate: float, extra: list[float], *, norms: bool = False
+    ) -> Outcome:
+        """One optimiser step over this rank's micro-batches, an equal number on every rank; `norms`: with norms by
+        group."""
 
     def evaluate(self, batches: list[Batch], extra: list[float]) -> Outcome:
         """Losses of the micro-batches, without learning from them."""

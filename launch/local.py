@@ -118,8 +118,9 @@ def run_ranks(command: Sequence[str], *, ranks: int, logs: Path, grace: float = 
     """Run `command` as `ranks` processes of one job; returns the exit code of the whole.
 
     Each process gets RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT. SIGTERM, SIGUSR1,
-    SIGINT and SIGUSR2 are passed on to all of them. When one fails the others have `grace` seconds to end by themselves before
-    they are killed. 0: all did; 75: all ended well and some stopped early; 2: one refused its input; 1: anything else.
+    SIGINT and SIGUSR2 are passed on to all of them. When one fails the others have `grace` seconds to end by themselves
+    before they are killed. 0: all did; 75: all ended well and some stopped early; 2: one refused its input; 1: anything
+    else.
     """
     logs.mkdir(parents=True, exist_ok=True)
     group = Group()

@@ -103,7 +103,7 @@ def _pieces(part: Any) -> Iterator[_Piece]:
             continue
         if not param_is_not_tensor_parallel_duplicate(parameter, getattr(part, "tp_group", None)):
             continue
-        gradient = parameter.main_grad
+        gradient: torch.Tensor = parameter.main_grad  # type: ignore[attr-defined]
         if isinstance(part, DistributedOptimizer):  # this rank's part of the buffer alone is reduced
             held = part._get_model_param_range_map(parameter)["param"]
             gradient = gradient.view(-1)[held.start : held.end]
@@ -126,8 +126,7 @@ def _pairs(part: Any) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor]]:
         own = [group["params"] for group in part.param_groups]
         groups = [(own, own)]
     for models, mains in groups:
-        for model, main in zip(chain.from_iterable(models), chain.from_iterable(mains), strict=True):
-            yield model, main
+        yield from zip(chain.from_iterable(models), chain.from_iterable(mains), strict=True)
 
 
 def _square(tensor: torch.Tensor) -> torch.Tensor:

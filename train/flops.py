@@ -110,7 +110,7 @@ def step_flops(
     forward = backward = again = 0.0
     below = learning.trains("embedding.word_embeddings.weight")  # whether anything so far takes a gradient
     for product in _products(backbone, vocabulary_size):
-        below = below or learning.trains(f"{product.name}.layer_norm_weight")
+        below = below or any(learning.trains(name) for name in _norms(product))
         if not product.size:
             own = 4.0 * heads * attended
             backward += 2 * own if below else 0.0
@@ -120,7 +120,8 @@ def step_flops(
             base = 2.0 * product.size * tokens
             own = base + factors
             trained = learning.trains(_weight(product, backbone))
-            backward += (below * base) + trained * base + (1 + below) * factors
+            backward += (below + trained) * base + factors  # and through B, whose input A's output is, into A
+            backward += 2.0 * rank * (product.outputs + below * product.inputs) * tokens
             below = below or trained or rank > 0
         forward += own
         again += own if below and _comes_again(product, recomputed) else 0.0
@@ -143,6 +144,16 @@ def _products(backbone: BackboneConfig, vocabulary_size: int) -> Iterator[_Produ
         for name, (inputs, outputs) in shapes.items():
             yield _Product(f"decoder.layers.{layer}.{name}", inputs * outputs, inputs, outputs, layer)
     yield _Product("output_layer", hidden * vocabulary_size, hidden, vocabulary_size)
+
+
+def _norms(product: _Product) -> tuple[str, ...]:
+    """Parameters of norms between the product before this one and this one."""
+    if product.layer < 0:
+        return ("decoder.final_layernorm.weight",)
+    if product.name.endswith(".core"):
+        attention = product.name.removesuffix(".core")
+        return (f"{attention}.q_layernorm.weight", f"{attention}.k_layernorm.weight")
+    return (f"{product.name}.layer_norm_weight",)
 
 
 def _weight(product: _Product, backbone: BackboneConfig) -> str:

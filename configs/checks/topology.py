@@ -35,7 +35,6 @@ def data_parallel_size(config: Config, processes: int | None = None) -> int:
 def check_not_yet(config: Config) -> None:
     parallel = config.parallel
     for key, size, what in (
-        ("virtual_pipeline", parallel.virtual_pipeline or 1, "the interleaved pipeline"),
         ("context", parallel.context, "context parallelism"),
         ("expert", parallel.expert, "expert parallelism"),
     ):

@@ -27,6 +27,7 @@ from train.engines import megatron_optimizer as optimizers
 from train.engines.protocol import Objective, Outcome
 from train.models.initialise import initialise, place_rows
 from train.models.speech_lm import SpeechLM, run
+from train.models.trunk import transformer_config
 from train.observe.megatron_norms import GroupNorms
 from train.observe.stopwatch import COMMUNICATION, OPTIMIZER, MegatronTimers, Stopwatch
 
@@ -50,22 +51,19 @@ class MegatronEngine:
         tensor_parallel.model_parallel_cuda_manual_seed(config.train.seed)
 
         precision = config.train.precision
-        self.model = SpeechLM(config.backbone, config.parallel, precision, padded_vocabulary)
-        initialise(self.model, config.train.seed, config.backbone.init_std)
-        self.model.to(device)
-        megatron_config = self.model.config
-        chunk = Float16Module(megatron_config, self.model) if precision is Precision.bf16 else self.model
-        self.chunk = DistributedDataParallel(
-            megatron_config,
-            DistributedDataParallelConfig(
-                use_distributed_optimizer=config.parallel.distributed_optimizer, grad_reduce_in_fp32=True
-            ),
-            chunk,
-        )
-        self.chunk.broadcast_params()
+        megatron_config = transformer_config(config.backbone, config.parallel, precision)
+        # One model a virtual pipeline stage of this rank, in order; without interleaving that is one.
+        self.models = [
+            SpeechLM(config.backbone, megatron_config, padded_vocabulary, stage)
+            for stage in range(config.parallel.virtual_pipeline or 1)
+        ]
+        for model in self.models:
+            initialise(model, config.train.seed, config.backbone.init_std)
+            model.to(device)
+        self.chunks = [self._parallel(model, number) for number, model in enumerate(self.models)]
         optimizers.keep_steps_on_load()
         self.optimizer = optimizers.build_optimizer(
-            config.optimizer, config.parallel, precision, self.chunk, config.backbone.tied_embeddings
+            config.optimizer, config.parallel, precision, self.chunks, config.backbone.tied_embeddings
         )
         optimizers.prime(self.optimizer)
         # Counts are global already: finalising reduces gradients and must not divide by Megatron's own token count.
@@ -85,7 +83,20 @@ class MegatronEngine:
         layers = backbone.layers if self.config.observe.norms_by_layer else 0
         group_of = partial(optimizers.group_of, tied=backbone.tied_embeddings)
         groups = [group for group in optimizers.GROUPS if group != "head" or not backbone.tied_embeddings]
-        self.norms = GroupNorms(self.optimizer, [self.chunk], group_of, groups, layers)
+        self.norms = GroupNorms(self.optimizer, self.chunks, group_of, groups, layers)
+
+    def _parallel(self, model: SpeechLM, number: int) -> DistributedDataParallel:
+        """Chunk `number` of this rank, its gradients reduced over the data-parallel ranks; parameters made equal."""
+        chunk = DistributedDataParallel(
+            model.config,
+            DistributedDataParallelConfig(
+                use_distributed_optimizer=self.config.parallel.distributed_optimizer, grad_reduce_in_fp32=True
+            ),
+            Float16Module(model.config, model) if self.config.train.precision is Precision.bf16 else model,
+            disable_bucketing=number > 0,  # the later chunks' reductions are hidden behind the first ones' backward
+        )
+        chunk.broadcast_params()
+        return chunk
 
     # --- steps ----------------------------------------------------------------------------------------------
 
@@ -93,8 +104,9 @@ class MegatronEngine:
         self, batches: list[Batch], learning_rate: float, extra: list[float], *, norms: bool = False
     ) -> Outcome:
         self.stopwatch.begin()
-        self.chunk.train()
-        self.chunk.zero_grad_buffer()
+        for chunk in self.chunks:
+            chunk.train()
+            chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         sums, totals = self._run(batches, extra, forward_only=False)
         measured = self.norms.gradients() if norms else {}
@@ -107,14 +119,14 @@ class MegatronEngine:
         return replace(outcome, seconds=self.stopwatch.read(), norms=measured)
 
     def evaluate(self, batches: list[Batch], extra: list[float]) -> Outcome:
-        self.chunk.eval()
+        self._look()
         with torch.no_grad():
             sums, totals = self._run(batches, extra, forward_only=True)
         return self._outcome(sums, totals, None)
 
     def logits(self, batch: Batch) -> torch.Tensor | None:
         """Logits over all rows of the vocabulary, fp32 [1, N, V], on the last pipeline stage; None elsewhere."""
-        self.chunk.eval()
+        self._look()
         seen: list[torch.Tensor] = []
 
         def forward(batches: Iterator[Batch], chunk: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
@@ -124,14 +136,21 @@ class MegatronEngine:
             seen.append(tensor_parallel.gather_from_tensor_model_parallel_region(output).float())
             return output.sum(), torch.ones((), dtype=torch.int, device=output.device), {}
 
+        # The interleaved schedule takes no fewer micro-batches than there are stages; one is wanted.
+        copies = self.config.parallel.pipeline if len(self.chunks) > 1 else 1
         with torch.no_grad():
-            self._schedule(forward, [batch.to(self.device)], forward_only=True)
+            self._schedule(forward, [batch.to(self.device)] * copies, forward_only=True)
         return seen[0] if seen else None
 
     def any(self, flag: bool) -> bool:
         raised = torch.tensor([float(flag)], device=self.device)
         dist.all_reduce(raised, op=dist.ReduceOp.MAX)
         return bool(raised.item())
+
+    def _look(self) -> None:
+        """Ready for forward passes without learning."""
+        for chunk in self.chunks:
+            chunk.eval()
 
     def _run(
         self, batches: list[Batch], extra: list[float], *, forward_only: bool
@@ -164,8 +183,8 @@ class MegatronEngine:
     def _schedule(self, forward: Callable[..., Any], batches: list[Batch], *, forward_only: bool) -> None:
         get_forward_backward_func()(
             forward_step_func=forward,
-            data_iterator=iter(batches),
-            model=[self.chunk],
+            data_iterator=[iter(batches) for _ in self.chunks],
+            model=self.chunks,
             num_microbatches=len(batches),
             seq_length=batches[0].tokens.shape[1],
             micro_batch_size=1,
@@ -182,12 +201,13 @@ class MegatronEngine:
     # --- state ----------------------------------------------------------------------------------------------
 
     def place_rows(self, first: int, points: torch.Tensor, text_rows: int) -> None:
-        place_rows(self.model, first, points, text_rows)
+        for model in self.models:
+            place_rows(model, first, points, text_rows)
         self.optimizer.reload_model_params()
 
     def sharded_state(self, *, optimizer: bool, loading: bool) -> dict[str, Any]:
         metadata = {"distrib_optim_sharding_type": "fully_reshardable"}
-        model = self.model.sharded_state_dict(metadata=metadata)
+        model = {str(number): part.sharded_state_dict(metadata=metadata) for number, part in enumerate(self.models)}
         add_prefix_for_sharding(model, MODEL_PREFIX)
         state: dict[str, Any] = {"model": model}
         if optimizer:
@@ -195,7 +215,8 @@ class MegatronEngine:
         return state
 
     def load_state(self, state: dict[str, Any], *, optimizer: bool) -> None:
-        self.model.load_state_dict(state["model"], strict=True)
+        for number, model in enumerate(self.models):
+            model.load_state_dict(state["model"][str(number)], strict=True)
         if optimizer:
             with torch.no_grad():
                 self.optimizer.load_state_dict(state["optimizer"])

@@ -25,9 +25,13 @@ def group_of(name: str, tied: bool) -> str:
 
 
 def build_optimizer(
-    config: OptimizerConfig, parallel: ParallelConfig, precision: Precision, model: DistributedDataParallel, tied: bool
+    config: OptimizerConfig,
+    parallel: ParallelConfig,
+    precision: Precision,
+    chunks: list[DistributedDataParallel],
+    tied: bool,
 ) -> MegatronOptimizer:
-    """AdamW over `model`; weight decay on matrices only."""
+    """AdamW over all model chunks of this rank; weight decay on matrices only."""
 
     def override(group: str, decayed: bool) -> tuple[ParamKey, Any]:
         def member(parameter: torch.nn.Parameter, name: str) -> bool:
@@ -50,7 +54,7 @@ def build_optimizer(
             params_dtype=torch.bfloat16 if precision is Precision.bf16 else torch.float32,
             use_distributed_optimizer=parallel.distributed_optimizer,
         ),
-        [model],
+        list(chunks),
         config_overrides=dict(override(group, decayed) for group in GROUPS for decayed in (True, False)),
     )
 

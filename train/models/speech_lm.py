@@ -8,34 +8,36 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer import TransformerConfig
 
-from configs.schema import BackboneConfig, ParallelConfig, Precision
+from configs.schema import BackboneConfig
 from data_pipeline.batch import Batch
 from data_pipeline.layouts import Layout
 from runtime.exits import BadInput
-from train.models.trunk import transformer_config, trunk_spec
+from train.models.trunk import trunk_spec
 
 
 class SpeechLM(GPTModel):
     """Megatron-Core's GPT model on packed batches: embedding on the first stage, trunk, LM head on the last.
 
-    What a rank holds follows from its place in the process groups. `padded_vocabulary` counts embedding rows.
+    What it holds follows from the rank's place in the process groups and, under an interleaved pipeline, from
+    `virtual_stage`, the chunk's number among the rank's. `padded_vocabulary` counts embedding rows.
     """
 
     def __init__(
-        self, backbone: BackboneConfig, parallel: ParallelConfig, precision: Precision, padded_vocabulary: int
+        self, backbone: BackboneConfig, config: TransformerConfig, padded_vocabulary: int, virtual_stage: int = 0
     ) -> None:
-        config = transformer_config(backbone, parallel, precision)
         super().__init__(
             config=config,
-            transformer_layer_spec=trunk_spec(config),
+            transformer_layer_spec=trunk_spec(config, virtual_stage),
             vocab_size=padded_vocabulary,
             max_sequence_length=backbone.max_positions,
-            pre_process=parallel_state.is_pipeline_first_stage(),
-            post_process=parallel_state.is_pipeline_last_stage(),
+            pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=virtual_stage),
+            post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=virtual_stage),
             position_embedding_type="rope",
             rotary_base=backbone.rope_base,
             share_embeddings_and_output_weights=backbone.tied_embeddings,
+            vp_stage=virtual_stage,
         )
 
 

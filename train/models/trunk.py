@@ -35,6 +35,10 @@ def transformer_config(backbone: BackboneConfig, parallel: ParallelConfig, preci
         init_method_std=backbone.init_std,
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline,
+        # The interleaved schedule hides its sends and receives behind the other chunks' work, each by itself.
+        overlap_p2p_comm=parallel.virtual_pipeline is not None,
+        batch_p2p_comm=parallel.virtual_pipeline is None,
         sequence_parallel=parallel.sequence,
         pipeline_dtype=torch.bfloat16 if bf16 else torch.float32,
         params_dtype=torch.bfloat16 if bf16 else torch.float32,
@@ -52,11 +56,11 @@ def transformer_config(backbone: BackboneConfig, parallel: ParallelConfig, preci
     )
 
 
-def trunk_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
-    """The layers of this pipeline stage, with our packed attention and norm in Megatron's places for them."""
+def trunk_spec(config: TransformerConfig, virtual_stage: int = 0) -> TransformerBlockSubmodules:
+    """The layers of this (virtual) pipeline stage, with our packed attention and norm in Megatron's places for them."""
     layer = get_gpt_layer_local_spec(normalization="RMSNorm")
     parts = layer.submodules
     parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
     parts.self_attention.submodules.core_attention = PackedAttention
-    layers = get_num_layers_to_build(config, pp_rank=parallel_state.get_pipeline_model_parallel_rank())
+    layers = get_num_layers_to_build(config, virtual_stage, parallel_state.get_pipeline_model_parallel_rank())
     return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=RMSNorm)

@@ -28,7 +28,7 @@ from runtime.exits import BadInput, StoppedEarly
 from runtime.signals import StopFlag
 from train import weights
 from train.engines import process_groups
-from train.engines.megatron import MegatronEngine
+from train.engines.build import build_engine
 from train.engines.protocol import Engine
 from train.journal import Journal
 from train.models.speech_lm import check_layouts
@@ -72,7 +72,7 @@ def _joined(config: Config, stop: StopFlag) -> Iterator[Stage]:
     device = process_groups.join(config.parallel)
     try:
         objective = NextToken(corpus.vocabulary.modalities)
-        engine = MegatronEngine(config, corpus.vocabulary.padded_size, objective, device)
+        engine = build_engine(config, corpus.vocabulary.padded_size, objective, device)
         yield Stage(config, corpus, engine, objective, stop)
     finally:
         process_groups.leave()

@@ -81,6 +81,10 @@ class WorkerFeed:
         self._turn += 1
         return served
 
+    @property
+    def ready(self) -> int:
+        return sum(stream._worker_result_queue.qsize() for stream in self._streams)
+
     def close(self) -> None:
         self._streams = []  # a DataLoader's iterator ends its process when nobody holds it any more
 

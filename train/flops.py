@@ -1,10 +1,10 @@
 """FLOPs of a step, and the peak of the device: the two sides of MFU and HFU.
 
-MFU = model FLOPs per second / dense peak of the devices (Chowdhery et al. 2022, "PaLM", 2204.02311, appendix B): what the
-step has to compute, whatever the implementation. HFU counts what activation recomputation computes again as well
-(Korthikanti et al. 2022, 2205.05198, appendix A). Both count matrix products, a multiply-add as 2 FLOPs, for real tokens
-alone: padding, norms, activations, rotations and the optimiser count nothing, nor does what a fused attention kernel
-computes again inside itself.
+MFU = model FLOPs per second / dense peak of the devices (Chowdhery et al. 2022, "PaLM", 2204.02311, appendix B): what
+the step has to compute, whatever the implementation. HFU counts what activation recomputation computes again as well
+(Korthikanti et al. 2022, 2205.05198, appendix A). Both count matrix products, a multiply-add as 2 FLOPs, for real
+tokens alone: padding, norms, activations, rotations and the optimiser count nothing, nor does what a fused attention
+kernel computes again inside itself.
 """
 
 from __future__ import annotations
@@ -97,10 +97,10 @@ def step_flops(
     """FLOPs of forward and backward over `tokens` tokens that attend to `attended` tokens altogether.
 
     A weight matrix of n elements takes 2 n a token forward, 2 n backward for the gradient of its input and 2 n for its
-    own; attention takes 4 A a forward and twice that backward, where A is heads x head size and a the tokens attended to.
-    All trained, that is 6 N + 12 L A a a token: PaLM's formula, where a is the whole sequence length T. A causal sample
-    of T tokens attends to T (T + 1) / 2 in all, so that only the half of the score matrix that has to be computed counts.
-    The embedding is a lookup and counts nothing; tied to the head, it counts once, as the head.
+    own; attention takes 4 A a forward and twice that backward, where A is heads x head size and a the tokens attended
+    to. All trained, that is 6 N + 12 L A a a token: PaLM's formula, where a is the whole sequence length T. A causal
+    sample of T tokens attends to T (T + 1) / 2 in all, so that only the half of the score matrix that has to be
+    computed counts. The embedding is a lookup and counts nothing; tied to the head, it counts once, as the head.
 
     A frozen matrix takes no gradient of its own, and nothing below the lowest trained parameter any gradient at all. A
     low-rank update of rank r is two more matrices, of r (inputs + outputs) elements.

@@ -17,7 +17,7 @@ from data_pipeline.corpus import Corpus
 from data_pipeline.entropy import unigram_entropy
 from train.console import Console
 from train.engines.megatron_optimizer import GROUPS
-from train.flops import device_peak_flops, model_flops_per_token
+from train.flops import Learning, Recomputed, device_peak_flops, step_flops
 from train.metrics import MetricLog, read_validation
 from train.progress import Progress, Tally
 from train.tracker import Tracker
@@ -28,14 +28,24 @@ RESULTS_FILE = "results.json"
 class Journal:
     """Opened by `start`, once it is known at which step the run begins or goes on."""
 
-    def __init__(self, config: Config, corpus: Corpus, processes: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        corpus: Corpus,
+        processes: int,
+        learning: Learning | None = None,
+        recomputed: Recomputed | None = None,
+    ) -> None:
+        """learning, recomputed: what of the model is trained and what is computed again, for MFU and HFU."""
         self._config = config
         self._corpus = corpus
         self._folder = Path(config.run.folder)
         self._began = time.monotonic()
         device = torch.cuda.get_device_name() if torch.version.cuda and torch.cuda.is_available() else "cpu"
-        peak = device_peak_flops(device, config.train.precision)
-        self._peak = peak * processes if peak else None
+        told = config.observe.peak_teraflops
+        self._peak = told * 1e12 if told else device_peak_flops(device, config.train.precision)
+        self._processes = processes
+        self._learning, self._recomputed = learning, recomputed
         self._groups = [group for group in GROUPS if group != "head" or not config.backbone.tied_embeddings]
 
     def start(self, progress: Progress) -> None:
@@ -70,14 +80,16 @@ class Journal:
             "seconds": seconds,
             "tokens_per_second": fed.tokens / seconds,
             "audio_hours_per_second": fed.audio_seconds / 3600 / seconds,
-            "mfu": self._mfu(fed, seconds),
+            **self._utilisation(fed, seconds),
             "padding": fed.padding / (fed.tokens + fed.padding),
             "data_wait": waited / seconds,
             **{
                 f"modality/{name}": tokens / fed.tokens
                 for name, tokens in zip(self._corpus.vocabulary.modalities, fed.modalities, strict=True)
             },
+            **{f"source/{name}": tokens / fed.tokens for name, tokens in fed.sources.items()},
             **{f"damaged/{kind}": count for kind, count in progress.damaged.items()},
+            **{f"damaged_from/{source}": count for source, count in progress.damaged_from.items()},
             **observed,
         }
         if samples is not None:
@@ -114,6 +126,7 @@ class Journal:
             "corpus": str(self._corpus.folder),
             "corpus_hash": self._corpus.content_hash,
             "damaged": progress.damaged,
+            "damaged_from": progress.damaged_from,
             "left_out": self._corpus.left_out,
             "wall_seconds": time.monotonic() - self._began,
             "seconds": dict(spent),
@@ -140,12 +153,18 @@ class Journal:
                     f"on as damaged/{kind} in metrics.jsonl"
                 )
 
-    def _mfu(self, fed: Tally, seconds: float) -> float | None:
-        if self._peak is None:
-            return None
+    def _utilisation(self, fed: Tally, seconds: float) -> dict[str, float | None]:
+        """Model TFLOP/s of one device, and MFU and HFU, None where no peak is known."""
         vocabulary = self._corpus.vocabulary.padded_size
-        per_token = model_flops_per_token(self._config.backbone, vocabulary, fed.attended / fed.tokens)
-        return per_token * fed.tokens / seconds / self._peak
+        flops = step_flops(
+            self._config.backbone, vocabulary, fed.tokens, fed.attended, self._learning, self._recomputed
+        )
+        of_a_device = seconds * self._processes
+        return {
+            "teraflops": flops.model / of_a_device / 1e12,
+            "mfu": flops.model / of_a_device / self._peak if self._peak else None,
+            "hfu": flops.hardware / of_a_device / self._peak if self._peak else None,
+        }
 
 
 def _summary(validations: list[dict[str, Any]], entropy: float) -> list[str]:

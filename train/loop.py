@@ -25,13 +25,13 @@ from runtime.signals import StopFlag
 from train import weights
 from train.checkpointing import Checkpoints
 from train.engines import process_groups
-from train.engines.megatron import MegatronEngine
+from train.engines.build import build_engine
 from train.engines.protocol import Engine
 from train.journal import Journal
 from train.models.speech_lm import check_layouts
 from train.objectives.pretrain import NextToken
 from train.observe.observer import CHECKPOINT, VALIDATION, Observer
-from train.progress import Progress, Tally, tally
+from train.progress import Feeding, Progress
 from train.schedule import learning_rate
 
 
@@ -68,7 +68,7 @@ def _joined(config: Config, stop: StopFlag) -> Iterator[Stage]:
     device = process_groups.join(config.parallel)
     try:
         objective = NextToken(corpus.vocabulary.modalities)
-        engine = MegatronEngine(config, corpus.vocabulary.padded_size, objective, device)
+        engine = build_engine(config, corpus.vocabulary.padded_size, objective, device)
         yield Stage(config, corpus, engine, objective, stop)
     finally:
         process_groups.leave()
@@ -84,9 +84,9 @@ class Stage:
         self.objective = objective
         self.stop = stop
         self.progress = Progress()
-        self._damage_told: dict[str, int] = {}  # what the loader had counted when the last step was fed
         ranks = {"rank": engine.data_rank, "world": engine.data_size}
         self.loader = make_loader(config, corpus, split="train", **ranks)
+        self.feeding = Feeding(self.loader, corpus.vocabulary)
         self.validation = validation_packs(config, corpus, **ranks)
         self.checkpoints = Checkpoints(config, engine, self.loader, corpus.vocabulary, self._say)
         self.journal = Journal(config, corpus, dist.get_world_size()) if dist.get_rank() == 0 else None
@@ -129,7 +129,7 @@ class Stage:
         progress = self.checkpoints.resume()
         if progress is not None:
             self.progress = progress
-            self._damage_told = self.loader.damaged
+            self.feeding.restart()
         else:
             source = weights.source(self.config)
             if source is not None:
@@ -152,10 +152,11 @@ class Stage:
         started = time.perf_counter()
         if self.loader.bounded and not self.engine.any(self.loader.has_next()):
             return False
+        ready = self.loader.ready
         packs = self.loader.next_step()
         waited = time.perf_counter() - started
         rate = learning_rate(self.config.optimizer, step, self.config.train.steps)
-        fed = tally(packs, self.corpus.vocabulary, self._new_damage())
+        fed = self.feeding.tally(packs)
         outcome = self.engine.train_step(
             self._micro_batches(packs), rate, fed.numbers(), norms=self.observer.norms_due(step)
         )
@@ -164,10 +165,10 @@ class Stage:
         if not math.isfinite(terms["lm"]):
             raise FloatingPointError(f"loss is {terms['lm']} at step {step}; the last checkpoint is from before it")
 
-        total = Tally.from_numbers(outcome.extra)
+        total = fed.summed(outcome.extra)
         self.progress.add(total)
         seconds = time.perf_counter() - started
-        observed = self.observer.after_step(step, seconds, waited, outcome)
+        observed = {"queue": ready, **self.observer.after_step(step, seconds, waited, outcome)}
         if self.journal:
             self.journal.step(
                 self.progress, terms, outcome.gradient_norm, rate, total, seconds, waited, samples, observed
@@ -185,11 +186,6 @@ class Stage:
             self._validate()
         self._save()
         self._finish("exhausted")
-
-    def _new_damage(self) -> dict[str, int]:
-        """Samples that this rank's loader found damaged since this was last asked, by kind."""
-        before, self._damage_told = self._damage_told, self.loader.damaged
-        return {kind: count - before.get(kind, 0) for kind, count in self._damage_told.items()}
 
     def _micro_batches(self, packs: list[Pack]) -> list[Batch]:
         size = self.config.train.micro_batch

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 from megatron.core.distributed import (
@@ -24,12 +23,13 @@ from checkpoints.manifest import MODEL_PREFIX
 from configs.schema import Config, Precision
 from data_pipeline.batch import Batch
 from train.engines import megatron_optimizer as optimizers
+from train.engines.accounting import StepAccount, any_rank
 from train.engines.protocol import Objective, Outcome
 from train.models.initialise import initialise, place_rows
 from train.models.speech_lm import SpeechLM, run
 from train.models.trunk import transformer_config
 from train.observe.megatron_norms import GroupNorms
-from train.observe.stopwatch import COMMUNICATION, OPTIMIZER, MegatronTimers, Stopwatch
+from train.observe.stopwatch import OPTIMIZER, MegatronTimers, Stopwatch
 
 
 class MegatronEngine:
@@ -45,9 +45,6 @@ class MegatronEngine:
         self.device = device
         self.data_rank = parallel_state.get_data_parallel_rank()
         self.data_size = parallel_state.get_data_parallel_world_size()
-        self._reports = (
-            parallel_state.is_pipeline_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0
-        )  # one rank of each model replica speaks for it in global sums
         tensor_parallel.model_parallel_cuda_manual_seed(config.train.seed)
 
         precision = config.train.precision
@@ -108,21 +105,20 @@ class MegatronEngine:
             chunk.train()
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        sums, totals = self._run(batches, extra, forward_only=False)
+        account = self._run(batches, extra, forward_only=False)
         measured = self.norms.gradients() if norms else {}
         with self.stopwatch.phase(OPTIMIZER):
             optimizers.set_rates(self.optimizer, learning_rate, self.config.optimizer.weight_decay)
             _, gradient_norm, _ = self.optimizer.step()
         if norms:
             measured |= self.norms.parameters()
-        outcome = self._outcome(sums, totals, float(gradient_norm))
+        outcome = account.close(float(gradient_norm))
         return replace(outcome, seconds=self.stopwatch.read(), norms=measured)
 
     def evaluate(self, batches: list[Batch], extra: list[float]) -> Outcome:
         self._look()
         with torch.no_grad():
-            sums, totals = self._run(batches, extra, forward_only=True)
-        return self._outcome(sums, totals, None)
+            return self._run(batches, extra, forward_only=True).close(None)
 
     def logits(self, batch: Batch) -> torch.Tensor | None:
         """Logits over all rows of the vocabulary, fp32 [1, N, V], on the last pipeline stage; None elsewhere."""
@@ -143,42 +139,27 @@ class MegatronEngine:
         return seen[0] if seen else None
 
     def any(self, flag: bool) -> bool:
-        raised = torch.tensor([float(flag)], device=self.device)
-        dist.all_reduce(raised, op=dist.ReduceOp.MAX)
-        return bool(raised.item())
+        return any_rank(flag, self.device)
 
     def _look(self) -> None:
         """Ready for forward passes without learning."""
         for chunk in self.chunks:
             chunk.eval()
 
-    def _run(
-        self, batches: list[Batch], extra: list[float], *, forward_only: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Micro-batches through the schedule. Returns this rank's loss sums and the global counts and extras."""
+    def _run(self, batches: list[Batch], extra: list[float], *, forward_only: bool) -> StepAccount:
+        """Micro-batches through the schedule. Returns what they added up to, to be closed."""
         batches = [batch.to(self.device) for batch in batches]
-        totals = torch.zeros(self.objective.terms + len(extra), dtype=torch.float64, device=self.device)
-        if self._reports:
-            for batch in batches:
-                totals[: self.objective.terms] += self.objective.counts(batch)
-            totals[self.objective.terms :] = torch.tensor(extra, dtype=torch.float64)
-        with self.stopwatch.phase(COMMUNICATION):
-            dist.all_reduce(totals)
-        count = totals[: self.objective.terms].sum().clamp(min=1e-9).float()
-        sums = torch.zeros(self.objective.terms, dtype=torch.float64, device=self.device)
+        account = StepAccount(self.objective, batches, extra, self.device, self.stopwatch)
 
         def loss(batch: Batch, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-            if self._reports:
-                sums.add_(self.objective.sums(losses, batch))
-            scalar = self.objective.total(losses, batch) / count
-            return scalar, torch.ones((), dtype=torch.int, device=losses.device), {}
+            return account.loss(batch, losses), torch.ones((), dtype=torch.int, device=losses.device), {}
 
         def forward(source: Iterator[Batch], chunk: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
             batch = next(source)
             return run(chunk, batch, batch.labels), partial(loss, batch)
 
         self._schedule(forward, batches, forward_only=forward_only)
-        return sums, totals
+        return account
 
     def _schedule(self, forward: Callable[..., Any], batches: list[Batch], *, forward_only: bool) -> None:
         get_forward_backward_func()(
@@ -190,13 +171,6 @@ class MegatronEngine:
             micro_batch_size=1,
             forward_only=forward_only,
         )
-
-    def _outcome(self, sums: torch.Tensor, totals: torch.Tensor, gradient_norm: float | None) -> Outcome:
-        with self.stopwatch.phase(COMMUNICATION):
-            dist.all_reduce(sums)
-        known = totals.tolist()
-        terms = self.objective.terms
-        return Outcome(sums.tolist(), known[:terms], gradient_norm, known[terms:])
 
     # --- state ----------------------------------------------------------------------------------------------
 

@@ -30,7 +30,8 @@ from train.engines.protocol import Engine
 from train.journal import Journal
 from train.models.speech_lm import check_layouts
 from train.objectives.pretrain import NextToken
-from train.observe.observer import CHECKPOINT, VALIDATION, Observer
+from train.observe.observer import Observer
+from train.observe.phases import CHECKPOINT, VALIDATION
 from train.progress import Feeding, Progress
 from train.schedule import learning_rate
 

@@ -110,7 +110,7 @@ def tally(
 ) -> Tally:
     """Count the tokens of `packs`; a place with several columns is one token, of all the modalities it has.
 
-    damaged, damaged_from: samples found damaged since the last step, by kind and by source; sources: all that there are.
+    damaged, damaged_from: samples found damaged since the last step, by kind and by source; sources: the mixture's.
     """
     real = [pack.tokens[: len(pack.tokens) - pack.padding] for pack in packs]
     modalities = sum(

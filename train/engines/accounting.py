@@ -8,7 +8,8 @@ from megatron.core import parallel_state
 
 from data_pipeline.batch import Batch
 from train.engines.protocol import Objective, Outcome
-from train.observe.stopwatch import COMMUNICATION, Stopwatch
+from train.observe.phases import COMMUNICATION
+from train.observe.stopwatch import Stopwatch
 
 
 class StepAccount:

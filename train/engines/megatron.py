@@ -29,7 +29,8 @@ from train.models.initialise import initialise, place_rows
 from train.models.speech_lm import SpeechLM, run
 from train.models.trunk import transformer_config
 from train.observe.megatron_norms import GroupNorms
-from train.observe.stopwatch import OPTIMIZER, MegatronTimers, Stopwatch
+from train.observe.phases import OPTIMIZER
+from train.observe.stopwatch import MegatronTimers, Stopwatch
 
 
 class MegatronEngine:

@@ -18,7 +18,7 @@ class Outcome:
     sums, counts: of the objective's terms; gradient_norm: before clipping,
     None without a backward pass; extra: the sums over all data-parallel ranks of what each rank handed in.
 
-    seconds: this rank's own, how long each of `train.observe.stopwatch.ENGINE_PHASES` took; norms: of groups of
+    seconds: this rank's own, how long each of `train.observe.phases.ENGINE_PHASES` took; norms: of groups of
     parameters as "grad/<group>" (before clipping), "param/<group>" and "update/<group>", where they were asked for.
     """
 

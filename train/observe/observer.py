@@ -13,10 +13,8 @@ import torch.distributed as dist
 from configs.schema import Config
 from train.engines.protocol import Outcome
 from train.observe import memory
+from train.observe.phases import DATA, OTHER, PHASES
 from train.observe.profiling import Requests, Windows
-from train.observe.stopwatch import DATA, OTHER, PHASES
-
-CHECKPOINT, VALIDATION = "checkpoint", "validation"  # what goes on between steps
 
 
 class Observer:

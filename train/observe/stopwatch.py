@@ -15,10 +15,7 @@ from typing import Any
 
 import torch
 
-FORWARD, BACKWARD, OPTIMIZER, COMMUNICATION, OTHER = "forward", "backward", "optimizer", "communication", "other"
-ENGINE_PHASES = (FORWARD, BACKWARD, OPTIMIZER, COMMUNICATION, OTHER)
-DATA = "data"
-PHASES = (DATA, *ENGINE_PHASES)  # of a step's seconds, which they add up to
+from train.observe.phases import BACKWARD, COMMUNICATION, ENGINE_PHASES, FORWARD, OTHER
 
 
 class Stopwatch:

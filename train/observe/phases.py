@@ -1,0 +1,7 @@
+"""What a step's time goes into, by name."""
+
+FORWARD, BACKWARD, OPTIMIZER, COMMUNICATION, OTHER = "forward", "backward", "optimizer", "communication", "other"
+ENGINE_PHASES = (FORWARD, BACKWARD, OPTIMIZER, COMMUNICATION, OTHER)
+DATA = "data"
+PHASES = (DATA, *ENGINE_PHASES)  # of a step's seconds, which they add up to
+CHECKPOINT, VALIDATION = "checkpoint", "validation"  # what goes on between steps

@@ -59,12 +59,18 @@ class Matrix:
 
 
 def differences(curve: Curve, expected: Curve) -> tuple[float, float]:
-    """Largest relative differences of any loss term and of the gradient norm, over all steps."""
+    """Largest relative differences of any loss term and of any norm, over all steps: of the gradient, and where both
+    curves have them, of groups' gradients, parameters and updates."""
     losses = [
         abs(ours[key] / theirs[key] - 1)
         for ours, theirs in zip(curve, expected, strict=True)
         for key in theirs
         if key.startswith("loss")
     ]
-    norms = [abs(ours["grad_norm"] / theirs["grad_norm"] - 1) for ours, theirs in zip(curve, expected, strict=True)]
+    norms = [
+        abs(ours[key] / theirs[key] - 1)
+        for ours, theirs in zip(curve, expected, strict=True)
+        for key in theirs
+        if key == "grad_norm" or (key.startswith("norm/") and key in ours)
+    ]
     return max(losses), max(norms)

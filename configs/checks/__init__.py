@@ -7,6 +7,7 @@ from collections.abc import Collection
 from configs.checks.codec import check_codec
 from configs.checks.data import check_making, check_mixture
 from configs.checks.observe import check_observe
+from configs.checks.pipeline import check_micro_batches, check_pipeline
 from configs.checks.quality import check_alignment, check_quality
 from configs.checks.topology import check_data_parallel, check_not_yet, check_topology, data_parallel_size
 from configs.checks.training import check_backbone, check_training
@@ -33,10 +34,13 @@ def check(config: Config, processes: int | None = None) -> None:
     check_not_yet(config)
     check_backbone(config)
     check_topology(config)
+    check_pipeline(config)
     check_training(config)
     check_observe(config, processes)
     check_mixture(config)
-    check_data_parallel(config, data_parallel_size(config, processes))
+    data = data_parallel_size(config, processes)
+    check_data_parallel(config, data)
+    check_micro_batches(config, data)
 
 
 def check_corpus(config: Config) -> None:
@@ -56,7 +60,7 @@ _POSITIVE = {
     "loader": ("lanes", "packing_window", "shuffle_documents"),
     "train": ("steps", "global_batch", "micro_batch", "sequence_length"),
     "optimizer": ("lr", "eps"),
-    "parallel": ("tensor", "pipeline", "context", "expert"),
+    "parallel": ("tensor", "pipeline", "context", "expert", "recompute_layers"),
     "tracker": ("console_every",),
 }
 _NOT_NEGATIVE = {
@@ -75,7 +79,7 @@ _SHARE = {
 _POSITIVE_IF_GIVEN = {
     "backbone": ("head_dim",),
     "corpus": ("workers", "tasks"),
-    "parallel": ("virtual_pipeline", "data"),
+    "parallel": ("virtual_pipeline", "data", "bucket_size"),
     "observe": ("peak_teraflops",),
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, StrEnum
 
 from omegaconf import MISSING
 
@@ -26,16 +26,39 @@ class RunConfig:
     cache: str | None = None  # corpora and converted weights; None: $MEGAPHONE_CACHE or ~/.cache/megaphone
 
 
+class Recompute(StrEnum):
+    """Which activations the backward pass computes again instead of keeping them."""
+
+    none = "none"
+    full = "full"  # all within groups of layers
+    selective = "selective"  # those of the parts in recompute_modules
+
+
+class RecomputeMethod(StrEnum):
+    uniform = "uniform"  # all layers, in groups of recompute_layers
+    block = "block"  # the first recompute_layers of each stage, one by one; the others keep theirs
+
+
 @dataclass
 class ParallelConfig:
     tensor: int = 1
     pipeline: int = 1
-    virtual_pipeline: int | None = None  # model chunks a pipeline stage; None: one, plain 1F1B
+    virtual_pipeline: int | None = None  # model chunks a pipeline stage, interleaved; None: one, plain 1F1B
+    # What each (virtual) stage holds: E embedding, t layer, L head and loss, | next stage, as in "Ett|(ttt|)*2tL";
+    # "auto": balanced by cost, the head's rows counted against layers; None: layers evenly.
+    pipeline_layout: str | None = None
     context: int = 1
     expert: int = 1
     sequence: bool = False  # sequence parallelism beside tensor parallelism
     data: int | None = None  # derived from the number of processes; if given, must agree with it
     distributed_optimizer: bool = False  # shard optimiser state over data-parallel ranks
+    overlap_gradients: bool = False  # reduce gradients over data-parallel ranks while the backward pass goes on
+    overlap_parameters: bool = False  # gather parameters, bucket by bucket, as the next forward pass needs them
+    bucket_size: int | None = None  # parameters reduced or gathered in one go; None: max(4e7, 1e6 x data-parallel size)
+    recompute: Recompute = Recompute.none
+    recompute_method: RecomputeMethod = RecomputeMethod.uniform  # of full recompute
+    recompute_layers: int = 1  # of full recompute: layers a group (uniform) or a stage (block)
+    recompute_modules: list[str] = field(default_factory=lambda: ["core_attn"])  # also mlp, layernorm; of selective
 
 
 @dataclass

@@ -20,6 +20,7 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import Float16Module
 
 from checkpoints.manifest import MODEL_PREFIX
+from configs.pipeline import settled
 from configs.schema import Config, Precision
 from data_pipeline.batch import Batch
 from train.engines import megatron_optimizer as optimizers
@@ -49,7 +50,8 @@ class MegatronEngine:
         tensor_parallel.model_parallel_cuda_manual_seed(config.train.seed)
 
         precision = config.train.precision
-        megatron_config = transformer_config(config.backbone, config.parallel, precision)
+        parallel = settled(config.backbone, config.parallel, padded_vocabulary)
+        megatron_config = transformer_config(config.backbone, parallel, precision)
         # One model a virtual pipeline stage of this rank, in order; without interleaving that is one.
         self.models = [
             SpeechLM(config.backbone, megatron_config, padded_vocabulary, stage)
@@ -69,7 +71,50 @@ class MegatronEngine:
             chunks, None, **{key: value for key, value in groups.items() if key == "pg_collection"}
         )
         megatron_config.grad_scale_func = self.optimizer.scale_loss
+        self._overlap(megatron_config)
         self._observe(megatron_config)
+
+    def _parallel(self, model: SpeechLM, number: int) -> DistributedDataParallel:
+        """Chunk `number` of this rank, its gradients reduced over the data-parallel ranks; parameters made equal."""
+        parallel = self.config.parallel
+        chunk = DistributedDataParallel(
+            model.config,
+            DistributedDataParallelConfig(
+                use_distributed_optimizer=parallel.distributed_optimizer,
+                grad_reduce_in_fp32=True,
+                overlap_grad_reduce=parallel.overlap_gradients,
+                overlap_param_gather=parallel.overlap_parameters,
+                align_param_gather=parallel.overlap_parameters and parallel.virtual_pipeline is not None,
+                bucket_size=parallel.bucket_size,
+            ),
+            Float16Module(model.config, model) if self.config.train.precision is Precision.bf16 else model,
+            disable_bucketing=number > 0,  # the later chunks' reductions are hidden behind the first ones' backward
+        )
+        chunk.broadcast_params()
+        return chunk
+
+    def _overlap(self, megatron_config: TransformerConfig) -> None:
+        """Tell the schedule how to hold gradient reductions back until the last micro-batch, and when to start them.
+
+        All pipeline stages start theirs at the same time: a stage that starts alone slows down its neighbours, which
+        then wait for it. The interleaved schedule, which knows the chunk that comes next, starts gathers likewise.
+        """
+        if not self.config.parallel.overlap_gradients:
+            return
+        hold_back = [chunk.no_sync for chunk in self.chunks]
+        reduce = [chunk.start_grad_sync for chunk in self.chunks]
+        alone = len(self.chunks) == 1
+        megatron_config.no_sync_func = hold_back[0] if alone else hold_back
+        if self.config.parallel.pipeline > 1:
+            megatron_config.grad_sync_func = reduce[0] if alone else reduce
+        if self.config.parallel.overlap_parameters and not alone:
+            megatron_config.param_sync_func = [chunk.start_param_sync for chunk in self.chunks]
+
+    def _gathered(self) -> None:
+        """Have every rank hold the parameters of the last step, where their gathering waits for a forward pass."""
+        if self.config.parallel.overlap_parameters:
+            for chunk in self.chunks:
+                chunk.start_param_sync(force_sync=True)
 
     def _observe(self, megatron_config: TransformerConfig) -> None:
         """Have the schedule and the optimisers mark the stopwatch's phases, and know what norms by group are of."""
@@ -82,19 +127,6 @@ class MegatronEngine:
         group_of = partial(optimizers.group_of, tied=backbone.tied_embeddings)
         groups = [group for group in optimizers.GROUPS if group != "head" or not backbone.tied_embeddings]
         self.norms = GroupNorms(self.optimizer, self.chunks, group_of, groups, layers)
-
-    def _parallel(self, model: SpeechLM, number: int) -> DistributedDataParallel:
-        """Chunk `number` of this rank, its gradients reduced over the data-parallel ranks; parameters made equal."""
-        chunk = DistributedDataParallel(
-            model.config,
-            DistributedDataParallelConfig(
-                use_distributed_optimizer=self.config.parallel.distributed_optimizer, grad_reduce_in_fp32=True
-            ),
-            Float16Module(model.config, model) if self.config.train.precision is Precision.bf16 else model,
-            disable_bucketing=number > 0,  # the later chunks' reductions are hidden behind the first ones' backward
-        )
-        chunk.broadcast_params()
-        return chunk
 
     # --- steps ----------------------------------------------------------------------------------------------
 
@@ -144,6 +176,7 @@ class MegatronEngine:
 
     def _look(self) -> None:
         """Ready for forward passes without learning."""
+        self._gathered()
         for chunk in self.chunks:
             chunk.eval()
 
@@ -176,11 +209,13 @@ class MegatronEngine:
     # --- state ----------------------------------------------------------------------------------------------
 
     def place_rows(self, first: int, points: torch.Tensor, text_rows: int) -> None:
+        self._gathered()
         for model in self.models:
             place_rows(model, first, points, text_rows)
         self.optimizer.reload_model_params()
 
     def sharded_state(self, *, optimizer: bool, loading: bool) -> dict[str, Any]:
+        self._gathered()
         metadata = {"distrib_optim_sharding_type": "fully_reshardable"}
         model = {str(number): part.sharded_state_dict(metadata=metadata) for number, part in enumerate(self.models)}
         add_prefix_for_sharding(model, MODEL_PREFIX)

@@ -53,6 +53,7 @@ def build_optimizer(
             bf16=precision is Precision.bf16,
             params_dtype=torch.bfloat16 if precision is Precision.bf16 else torch.float32,
             use_distributed_optimizer=parallel.distributed_optimizer,
+            overlap_param_gather=parallel.overlap_parameters,
         ),
         list(chunks),
         config_overrides=dict(override(group, decayed) for group in GROUPS for decayed in (True, False)),

@@ -14,7 +14,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from configs.schema import BackboneConfig, Precision
+from configs.parameter_names import LORA_A
+from configs.pipeline import stages_of
+from configs.schema import BackboneConfig, Config, Precision, Recompute, RecomputeMethod, StageConfig
+from train.trainable import Trained
 
 # Dense peaks in TFLOP/s as NVIDIA's data sheets give them (half of those that count 2:4 sparsity): words that a
 # device's name holds, bf16 on tensor cores, fp32 outside of them (PyTorch multiplies fp32 without TF32 unless told
@@ -48,6 +51,11 @@ class Learning:
     trains: Callable[[str], bool] = lambda name: True
     lora: Mapping[str, int] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, stage: StageConfig, trained: Trained) -> Learning:
+        updated = [name.removesuffix(f".{LORA_A}") for name in trained.elements if name.endswith(f".{LORA_A}")]
+        return cls(trained.trains, dict.fromkeys(updated, stage.lora.rank) if stage.lora else {})
+
 
 @dataclass(frozen=True)
 class Recomputed:
@@ -57,6 +65,19 @@ class Recomputed:
     layers: int = 0
     attention: bool = False
     mlp: bool = False
+
+    @classmethod
+    def of(cls, config: Config, vocabulary_rows: int) -> Recomputed:
+        """As `config.parallel` asks for it; vocabulary_rows: of the embedding, padding included."""
+        parallel = config.parallel
+        if parallel.recompute is Recompute.selective:
+            return cls(attention="core_attn" in parallel.recompute_modules, mlp="mlp" in parallel.recompute_modules)
+        if parallel.recompute is Recompute.none:
+            return cls()
+        if parallel.recompute_method is RecomputeMethod.uniform:
+            return cls(layers=config.backbone.layers)
+        stages = stages_of(config.backbone, parallel, vocabulary_rows)
+        return cls(layers=sum(min(parallel.recompute_layers, stage.layers) for stage in stages))
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from configs.schema import Config
 from data_pipeline.corpus import Corpus
 from data_pipeline.entropy import unigram_entropy
 from train.console import Console
-from train.engines.megatron_optimizer import GROUPS
 from train.flops import Learning, Recomputed, device_peak_flops, step_flops
 from train.metrics import MetricLog, read_validation
 from train.progress import Progress, Tally
 from train.tracker import Tracker
+from train.trainable import Trained
 
 RESULTS_FILE = "results.json"
 
@@ -28,15 +28,7 @@ RESULTS_FILE = "results.json"
 class Journal:
     """Opened by `start`, once it is known at which step the run begins or goes on."""
 
-    def __init__(
-        self,
-        config: Config,
-        corpus: Corpus,
-        processes: int,
-        learning: Learning | None = None,
-        recomputed: Recomputed | None = None,
-    ) -> None:
-        """learning, recomputed: what of the model is trained and what is computed again, for MFU and HFU."""
+    def __init__(self, config: Config, corpus: Corpus, processes: int, trained: Trained) -> None:
         self._config = config
         self._corpus = corpus
         self._folder = Path(config.run.folder)
@@ -45,8 +37,9 @@ class Journal:
         told = config.observe.peak_teraflops
         self._peak = told * 1e12 if told else device_peak_flops(device, config.train.precision)
         self._processes = processes
-        self._learning, self._recomputed = learning, recomputed
-        self._groups = [group for group in GROUPS if group != "head" or not config.backbone.tied_embeddings]
+        self._trained = trained
+        self._learning = Learning.of(config.stage, trained)
+        self._recomputed = Recomputed.of(config, corpus.vocabulary.padded_size)
 
     def start(self, progress: Progress) -> None:
         self._log = MetricLog(self._folder, progress.step)
@@ -54,6 +47,7 @@ class Journal:
         config = self._config
         self._tracker = Tracker(config.tracker, self._folder, config.run.name, asdict(config))
         self._damage_said = set(progress.damaged)
+        self._console.note(self._trained.describe())
 
     def step(
         self,
@@ -76,7 +70,7 @@ class Journal:
             "loss": terms["lm"],
             **_named_losses(terms),
             "grad_norm": gradient_norm,
-            **{f"lr/{group}": rate * self._config.optimizer.lr_multipliers.get(group, 1.0) for group in self._groups},
+            **{f"lr/{name}": rate * group.lr_multiplier for name, group in self._trained.groups.items()},
             "seconds": seconds,
             "tokens_per_second": fed.tokens / seconds,
             "audio_hours_per_second": fed.audio_seconds / 3600 / seconds,
@@ -121,6 +115,7 @@ class Journal:
             "steps": self._config.train.steps,
             "tokens": progress.tokens,
             "audio_hours": progress.audio_seconds / 3600,
+            "parameters": {"all": sum(self._trained.elements.values()), "trained": self._trained.counts()},
             "entropy": entropy,
             "validation": {"before": validations[0], "after": validations[-1]} if validations else {},
             "corpus": str(self._corpus.folder),

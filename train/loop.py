@@ -90,7 +90,7 @@ class Stage:
         self.feeding = Feeding(self.loader, corpus.vocabulary)
         self.validation = validation_packs(config, corpus, **ranks)
         self.checkpoints = Checkpoints(config, engine, self.loader, corpus.vocabulary, self._say)
-        self.journal = Journal(config, corpus, dist.get_world_size()) if dist.get_rank() == 0 else None
+        self.journal = Journal(config, corpus, dist.get_world_size(), engine.trained) if dist.get_rank() == 0 else None
         self.observer = Observer(config)
 
     def run(self) -> None:

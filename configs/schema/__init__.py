@@ -24,6 +24,7 @@ from configs.schema.model import (
     AudioRows,
     BackboneConfig,
     ExportConfig,
+    LoraConfig,
     StageConfig,
 )
 from configs.schema.observe import ObserveConfig, ProfileConfig
@@ -32,6 +33,7 @@ from configs.schema.training import (
     EngineConfig,
     OptimizerConfig,
     ParallelConfig,
+    ParameterGroupConfig,
     Precision,
     Recompute,
     RecomputeMethod,
@@ -54,10 +56,12 @@ __all__ = [
     "EngineConfig",
     "ExportConfig",
     "LoaderConfig",
+    "LoraConfig",
     "MixtureConfig",
     "ObserveConfig",
     "OptimizerConfig",
     "ParallelConfig",
+    "ParameterGroupConfig",
     "Precision",
     "ProfileConfig",
     "QualityConfig",

@@ -7,7 +7,8 @@ groups' gradient norms therefore add up to the square of that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -18,8 +19,10 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params
 from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
 from megatron.core.transformer.module import param_is_not_shared
-from megatron.core.transformer.transformer_layer import TransformerLayer
 
+from train.trainable import Trained
+
+_LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
 _SLICE = 1 << 24  # elements of a parameter worked on at a time: what an update's norm needs beside the state
 
 
@@ -35,31 +38,28 @@ class _Piece(NamedTuple):
 
 
 class GroupNorms:
-    """Measures `groups`, of which `group_of` names one for each parameter, and with `layers` each layer of the trunk.
+    """Measures the trained parameters by the groups of `trained`, and by layer of the trunk, layer-000 onwards.
 
-    `layers`: how many the whole model has, 0 to leave them out; they are called layer-001 onwards.
+    names: of the parameters of this rank's chunks; layers: how many the whole model has, 0 to leave them out.
     """
 
     def __init__(
         self,
         optimizer: MegatronOptimizer,
-        chunks: Sequence[torch.nn.Module],
-        group_of: Callable[[str], str],
-        groups: Sequence[str],
+        names: Mapping[torch.nn.Parameter, str],
+        trained: Trained,
         layers: int,
+        device: torch.device,
     ) -> None:
         self._parts = getattr(optimizer, "chained_optimizers", [optimizer])
-        self._names = [*groups, *(f"layer-{number:03d}" for number in range(1, layers + 1))]
-        self._device = next(chain.from_iterable(chunk.parameters() for chunk in chunks)).device
+        self._device = device
+        self._names = [*trained.groups, *(f"layer-{number:03d}" for number in range(layers))]
         self._places: dict[int, list[int]] = {}  # by the identity of a parameter: its places in `_names`
-        for chunk in chunks:
-            for name, parameter in chunk.named_parameters():
-                self._places[id(parameter)] = [self._names.index(group_of(name))]
-            for layer in chunk.modules() if layers else ():
-                if isinstance(layer, TransformerLayer):
-                    place = self._names.index(f"layer-{layer.layer_number:03d}")
-                    for parameter in layer.parameters():
-                        self._places[id(parameter)].append(place)
+        for parameter, name in names.items():
+            if trained.trains(name):
+                self._places[id(parameter)] = [self._names.index(trained.group_of[name])]
+                if layers and (found := _LAYER.match(name)):
+                    self._places[id(parameter)].append(len(trained.groups) + int(found[1]))
 
     def gradients(self) -> dict[str, float]:
         """Of the reduced gradients, before clipping: called between the backward pass and the optimiser's step."""
@@ -95,7 +95,7 @@ class GroupNorms:
 
 def _pieces(part: Any) -> Iterator[_Piece]:
     """What this rank counts of one optimiser."""
-    if getattr(part, "is_stub_optimizer", False):
+    if getattr(part, "is_stub_optimizer", False) or part.optimizer is None:
         return
     options = {id(tensor): group for group in part.optimizer.param_groups for tensor in group["params"]}
     for parameter, main in _pairs(part):

@@ -52,8 +52,8 @@ def test_parameters_and_updates(world: int, changes: dict[str, object], tmp_path
         assert measured[f"norm/update/{group}"] == pytest.approx(moved, rel=1e-3)
     for layer in range(LAYERS):
         own = [after[name][layer] for name in after if name.startswith("decoder.layers.")]
-        assert measured[f"norm/param/layer-{layer + 1:03d}"] == pytest.approx(norm(own), rel=1e-5)
-    layers = [measured[f"norm/grad/layer-{layer + 1:03d}"] for layer in range(LAYERS)]
+        assert measured[f"norm/param/layer-{layer:03d}"] == pytest.approx(norm(own), rel=1e-5)
+    layers = [measured[f"norm/grad/layer-{layer:03d}"] for layer in range(LAYERS)]
     assert sum(value**2 for value in layers) <= measured["norm/grad/trunk"] ** 2
     assert len(measured) == 3 * (len(groups) + LAYERS)
 

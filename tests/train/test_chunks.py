@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from checkpoints.formats.native import NativeReader
+from checkpoints.manifest import MODEL_PREFIX
 from configs.compose import load_config
 from tests.data_pipeline.synthetic import make_corpus
 from tests.ranks import run_ranks
@@ -83,3 +85,16 @@ def test_validation_between_steps_sees_the_whole_last_step(
     for ours, theirs in zip(lines, whole, strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
+
+
+def test_saved_parameters_are_those_of_the_last_step_though_their_gathering_waits(corpus: Path, tmp_path: Path) -> None:
+    """The optimiser's own copy would mend them on a resume; whoever reads parameters alone would be a step behind."""
+    readers = []
+    for name, changes in [("plain", {"parallel__distributed_optimizer": True}), ("overlapped", OVERLAPPED)]:
+        run_config(tiny_config(tmp_path / name, corpus, train__steps=3, optimizer__lr=1e-2, **changes), 2)
+        readers.append(NativeReader(tmp_path / name / "checkpoints/step-00000003/tensors"))
+    plain, overlapped = readers
+    names = [name for name in plain.tensors if name.startswith(MODEL_PREFIX)]
+    assert len(names) > 5
+    for name in names:
+        torch.testing.assert_close(overlapped.read(name), plain.read(name), rtol=1e-4, atol=1e-5)

@@ -169,12 +169,13 @@ def test_saved_on_an_interleaved_pipeline_and_back(distributed: bool, corpus: Pa
     whole = run_config(config_of(tmp_path / "whole", corpus, checkpoint__every=0, train__steps=20, **constant))
     folder = tmp_path / "run"
     interleaved = {"parallel__pipeline": 2, "parallel__virtual_pipeline": 2}
+    overlapped = {"parallel__overlap_gradients": True, "parallel__overlap_parameters": distributed}
     lines = []
     for step, world, changes in [
-        (4, 2, interleaved),
-        (8, 2, {"parallel__pipeline": 2}),
-        (12, 2, interleaved),
-        (16, 1, {}),
+        (4, 4, {**interleaved, **overlapped}),
+        (8, 2, {"parallel__pipeline": 2, "parallel__pipeline_layout": "Et|tttL"}),
+        (12, 2, overlapped),
+        (16, 1, {"parallel__recompute": "full"}),
         (20, 4, {**interleaved, "parallel__tensor": 2}),
     ]:
         settings = {**changes, **constant, "train__steps": step, "parallel__distributed_optimizer": distributed}

@@ -26,6 +26,7 @@ FREE_KEYS = (
     "engine",
     "tracker",
     "observe",
+    "resilience",  # a run that stopped at an incident goes on with another policy
     "export",
     "scale",
     "corpus.folder",

@@ -10,6 +10,8 @@ from typing import Any
 import torch.distributed as dist
 
 from checkpoints import store
+from checkpoints.atomic import remove
+from checkpoints.manifest import problems
 from configs.compose import to_yaml
 from configs.schema import Config
 from data_pipeline.loader import Loader, merge_states
@@ -75,6 +77,23 @@ class Checkpoints:
         self._loader.load_state_dict(kept["loader"])
         self._say(f"resuming from {checkpoint} at step {progress.step}")
         return progress
+
+    def rewind(self, position: int) -> Progress | None:
+        """As `resume`, from a checkpoint before which no more than `position` steps of data were read; None, and
+        nothing done, where there is none. Newer checkpoints, of a past that is no more, are removed."""
+        found = [self._forget_after(position) if dist.get_rank() == 0 else False]
+        dist.broadcast_object_list(found)
+        return self.resume() if found[0] else None
+
+    def _forget_after(self, position: int) -> bool:
+        """Remove checkpoints that read more data than that, if there is one that did not. For one rank."""
+        checkpoints = [path for path in store.complete_checkpoints(self.folder) if not problems(path, contents=False)]
+        newer = [path for path in checkpoints if store.read_state(path)["loader"]["step"] > position]
+        if len(newer) == len(checkpoints):
+            return False
+        for path in newer:
+            remove(path)
+        return True
 
     def load_newest(self) -> Path:
         """Parameters of the newest usable checkpoint, to look at them. Raises BadInput where there is none."""

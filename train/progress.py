@@ -28,6 +28,7 @@ class Progress:
     validated: int = -1
     damaged: dict[str, int] = field(default_factory=dict)
     damaged_from: dict[str, int] = field(default_factory=dict)
+    guard: dict[str, Any] = field(default_factory=dict)  # `resilience.guard.Guard.state`, as of the last save
 
     def state(self) -> dict[str, Any]:
         return asdict(self)
@@ -37,6 +38,10 @@ class Progress:
         self.step += 1
         self.tokens += int(fed.tokens)
         self.audio_seconds += fed.audio_seconds
+        self.leave_out(fed)
+
+    def leave_out(self, fed: Tally) -> None:
+        """Count the damage alone of a step that was fed and not learned from."""
         for totals, counts in ((self.damaged, fed.damaged), (self.damaged_from, fed.damaged_from)):
             for key, count in counts.items():
                 totals[key] = totals.get(key, 0) + count

@@ -9,6 +9,7 @@ from configs.checks.data import check_making, check_mixture
 from configs.checks.observe import check_observe
 from configs.checks.pipeline import check_micro_batches, check_pipeline
 from configs.checks.quality import check_alignment, check_quality
+from configs.checks.resilience import check_resilience
 from configs.checks.topology import check_data_parallel, check_not_yet, check_topology, data_parallel_size
 from configs.checks.training import check_backbone, check_trained, check_training
 from configs.schema import Config
@@ -37,6 +38,7 @@ def check(config: Config, processes: int | None = None) -> None:
     check_training(config)
     check_observe(config, processes)
     check_trained(config)
+    check_resilience(config)
     check_mixture(config)
     data = data_parallel_size(config, processes)
     check_data_parallel(config, data)
@@ -62,6 +64,7 @@ _POSITIVE = {
     "optimizer": ("lr", "eps"),
     "parallel": ("tensor", "pipeline", "context", "expert", "recompute_layers"),
     "tracker": ("console_every",),
+    "resilience": ("spike_bound", "window", "warmup", "leave_out"),
 }
 _NOT_NEGATIVE = {
     "corpus": ("text_characters",),
@@ -70,6 +73,7 @@ _NOT_NEGATIVE = {
     "checkpoint": ("every", "keep"),
     "optimizer": ("weight_decay", "clip_grad", "warmup_steps"),
     "observe": ("ranks_every", "norms_every"),
+    "resilience": ("most_incidents", "restarts", "restart_pause"),
 }
 _SHARE = {
     "corpus": ("validation_share", "damaged_share"),
@@ -81,6 +85,7 @@ _POSITIVE_IF_GIVEN = {
     "corpus": ("workers", "tasks"),
     "parallel": ("virtual_pipeline", "data", "bucket_size"),
     "observe": ("peak_teraflops",),
+    "resilience": ("hang_seconds",),
 }
 
 

@@ -28,6 +28,7 @@ from configs.schema.model import (
     StageConfig,
 )
 from configs.schema.observe import ObserveConfig, ProfileConfig
+from configs.schema.resilience import OnIncident, ResilienceConfig
 from configs.schema.training import (
     CheckpointConfig,
     EngineConfig,
@@ -59,6 +60,7 @@ __all__ = [
     "LoraConfig",
     "MixtureConfig",
     "ObserveConfig",
+    "OnIncident",
     "OptimizerConfig",
     "ParallelConfig",
     "ParameterGroupConfig",
@@ -67,6 +69,7 @@ __all__ = [
     "QualityConfig",
     "Recompute",
     "RecomputeMethod",
+    "ResilienceConfig",
     "RunConfig",
     "Schedule",
     "SourceConfig",
@@ -97,5 +100,6 @@ class Config:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
+    resilience: ResilienceConfig = field(default_factory=ResilienceConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     export: ExportConfig = field(default_factory=ExportConfig)

@@ -25,7 +25,7 @@ from configs.schema import Config, Precision
 from data_pipeline.batch import Batch
 from train.engines import megatron_optimizer as optimizers
 from train.engines.accounting import StepAccount, any_rank
-from train.engines.protocol import Objective, Outcome
+from train.engines.protocol import Evidence, Objective, Outcome
 from train.engines.trained_set import freeze, groups_of
 from train.models.initialise import initialise, place_rows
 from train.models.parameters import named_parameters
@@ -51,6 +51,9 @@ class MegatronEngine:
         self.data_size = parallel_state.get_data_parallel_world_size()
         tensor_parallel.model_parallel_cuda_manual_seed(config.train.seed)
 
+        self._account: StepAccount | None = None  # of the last step or validation pass
+        self._gradients: torch.Tensor | None = None  # finite where this rank's own gradients were, before reduction
+
         precision = config.train.precision
         parallel = settled(config.backbone, config.parallel, padded_vocabulary)
         megatron_config = transformer_config(config.backbone, parallel, precision)
@@ -69,10 +72,7 @@ class MegatronEngine:
             config.optimizer, config.parallel, precision, self.chunks, groups_of(self.models, self.trained)
         )
         optimizers.prime(self.optimizer)
-        # Counts are global already: finalising reduces gradients and must not divide by Megatron's own token count.
-        megatron_config.finalize_model_grads_func = lambda chunks, *_, **groups: finalize_model_grads(
-            chunks, None, **{key: value for key, value in groups.items() if key == "pg_collection"}
-        )
+        megatron_config.finalize_model_grads_func = self._finalise
         megatron_config.grad_scale_func = self.optimizer.scale_loss
         self._overlap(megatron_config)
         self._observe(megatron_config)
@@ -132,7 +132,13 @@ class MegatronEngine:
     # --- steps ----------------------------------------------------------------------------------------------
 
     def train_step(
-        self, batches: list[Batch], learning_rate: float, extra: list[float], *, norms: bool = False
+        self,
+        batches: list[Batch],
+        learning_rate: float,
+        extra: list[float],
+        accept: Callable[[Outcome], bool],
+        *,
+        norms: bool = False,
     ) -> Outcome:
         self.stopwatch.begin()
         for chunk in self.chunks:
@@ -142,12 +148,18 @@ class MegatronEngine:
         account = self._run(batches, extra, forward_only=False)
         measured = self.norms.gradients() if norms else {}
         with self.stopwatch.phase(OPTIMIZER):
-            optimizers.set_rates(self.optimizer, learning_rate, self.config.optimizer)
-            _, gradient_norm, _ = self.optimizer.step()
-        if norms:
-            measured |= self.norms.parameters()
-        outcome = account.close(float(gradient_norm))
+            norm = optimizers.gradient_norm(self.optimizer)
+        outcome = account.close(float(norm))
+        if accept(outcome):
+            with self.stopwatch.phase(OPTIMIZER):
+                optimizers.set_rates(self.optimizer, learning_rate, self.config.optimizer)
+                optimizers.apply(self.optimizer, norm)
+            measured |= self.norms.parameters() if norms else {}
         return replace(outcome, seconds=self.stopwatch.read(), norms=measured)
+
+    def evidence(self) -> Evidence:
+        losses = self._account.averages() if self._account else []
+        return Evidence(losses, None if self._gradients is None else bool(self._gradients.isfinite().all()))
 
     def evaluate(self, batches: list[Batch], extra: list[float]) -> Outcome:
         self._look()
@@ -184,7 +196,7 @@ class MegatronEngine:
     def _run(self, batches: list[Batch], extra: list[float], *, forward_only: bool) -> StepAccount:
         """Micro-batches through the schedule. Returns what they added up to, to be closed."""
         batches = [batch.to(self.device) for batch in batches]
-        account = StepAccount(self.objective, batches, extra, self.device, self.stopwatch)
+        self._account = account = StepAccount(self.objective, batches, extra, self.device, self.stopwatch)
 
         def loss(batch: Batch, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
             return account.loss(batch, losses), torch.ones((), dtype=torch.int, device=losses.device), {}
@@ -195,6 +207,18 @@ class MegatronEngine:
 
         self._schedule(forward, batches, forward_only=forward_only)
         return account
+
+    def _finalise(self, chunks: list[DistributedDataParallel], *_: Any, **groups: Any) -> None:
+        """Sum gradients over ranks. They must not be divided by Megatron's own token count: counts are global already.
+
+        A last look at this rank's own: a buffer's sum is finite if all of it is, and costs no memory.
+        """
+        if not any(chunk.ddp_config.overlap_grad_reduce for chunk in chunks):
+            buffers = [buffer for chunk in chunks for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers)]
+            sums = [buffer.grad_data.sum().float() for buffer in buffers]
+            self._gradients = torch.stack(sums) if sums else torch.zeros(1)
+        known = {key: value for key, value in groups.items() if key == "pg_collection"}
+        finalize_model_grads(chunks, None, **known)
 
     def _schedule(self, forward: Callable[..., Any], batches: list[Batch], *, forward_only: bool) -> None:
         get_forward_backward_func()(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -31,6 +31,16 @@ class Outcome:
     norms: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """What this rank alone saw in its last training step: the average loss of each micro-batch, in order (empty where
+    the last layer is elsewhere), and whether its own gradients were finite before they were summed over ranks (None:
+    they were summed as they came, so nobody can tell)."""
+
+    losses: list[float]
+    finite_gradients: bool | None
+
+
 class Objective(Protocol):
     """What a stage minimises: token losses gathered into `terms` sums, each with a count of its own."""
 
@@ -53,10 +63,23 @@ class Engine(Protocol):
     trained: Trained  # what of the model this stage trains, and in which groups
 
     def train_step(
-        self, batches: list[Batch], learning_rate: float, extra: list[float], *, norms: bool = False
+        self,
+        batches: list[Batch],
+        learning_rate: float,
+        extra: list[float],
+        accept: Callable[[Outcome], bool],
+        *,
+        norms: bool = False,
     ) -> Outcome:
         """One optimiser step over this rank's micro-batches, an equal number on every rank; `norms`: with norms by
-        group."""
+        group.
+
+        `accept` is called once on every rank, when losses and gradient norm are known and before anything is updated.
+        Where it answers no, which it does on all ranks or on none, parameters and optimiser state stay as they were.
+        """
+
+    def evidence(self) -> Evidence:
+        """What this rank saw in its last training step."""
 
     def evaluate(self, batches: list[Batch], extra: list[float]) -> Outcome:
         """Losses of the micro-batches, without learning from them."""

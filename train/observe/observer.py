@@ -44,22 +44,25 @@ class Observer:
 
     @contextmanager
     def between_steps(self, what: str) -> Iterator[None]:
-        """Time CHECKPOINT or VALIDATION: it stands with the next step, beside that one's own seconds."""
+        """Time what is done between steps: it is told with the next one, beside that one's own seconds."""
         began = time.perf_counter()
         try:
             yield
         finally:
-            spent = time.perf_counter() - began
-            self._between[what] = self._between.get(what, 0.0) + spent
-            self.totals[what] = self.totals.get(what, 0.0) + spent
+            self.add(what, time.perf_counter() - began)
+
+    def add(self, what: str, seconds: float) -> None:
+        """Note `seconds` of what is told with the next step, beside that one's own."""
+        self._between[what] = self._between.get(what, 0.0) + seconds
+        self.totals[what] = self.totals.get(what, 0.0) + seconds
 
     def after_step(self, step: int, seconds: float, waited: float, outcome: Outcome) -> dict[str, float]:
         """Entries for the step's record. Collective at every `ranks_every`-th step and at the last one.
 
         seconds: the whole step's, `waited` of them for data. time/<phase>: this rank's seconds, which add up to the
-        step's; time/checkpoint and time/validation come on top, for what was done since the step before. Where the
-        ranks are compared, over all steps since they last were: ranks/<phase>/min, mean and max in seconds a step, and
-        memory/<kind>, the highest mark of any rank in GiB.
+        step's; time/checkpoint, time/validation and time/incident come on top, for what was done since the step before.
+        Where the ranks are compared, over all steps since they last were: ranks/<phase>/min, mean and max in seconds a
+        step, and memory/<kind>, the highest mark of any rank in GiB.
         """
         self._windows.after_step(step)
         engine = {phase: spent for phase, spent in outcome.seconds.items() if phase != OTHER}

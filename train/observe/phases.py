@@ -4,4 +4,5 @@ FORWARD, BACKWARD, OPTIMIZER, COMMUNICATION, OTHER = "forward", "backward", "opt
 ENGINE_PHASES = (FORWARD, BACKWARD, OPTIMIZER, COMMUNICATION, OTHER)
 DATA = "data"
 PHASES = (DATA, *ENGINE_PHASES)  # of a step's seconds, which they add up to
-CHECKPOINT, VALIDATION = "checkpoint", "validation"  # what goes on between steps
+# What goes on between the steps that are learned from; an incident is a step that was not.
+CHECKPOINT, VALIDATION, INCIDENT = "checkpoint", "validation", "incident"

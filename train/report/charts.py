@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from train.metrics import Record
-from train.observe.phases import BACKWARD, COMMUNICATION, FORWARD, PHASES
+from train.observe.phases import BACKWARD, CHECKPOINT, COMMUNICATION, FORWARD, INCIDENT, PHASES, VALIDATION
 
 MOST_POINTS = 1200  # of one line; a longer run is drawn as means of equal stretches
 
@@ -149,7 +149,7 @@ def charts_of(metrics: Sequence[Record], validation: Sequence[Record], entropy: 
 _MFU = "of the devices' dense peak; HFU counts what is computed again"
 _TIME = "share of the step, on rank 0"
 _RANKS = "slowest over mean, seconds in a phase"
-_BETWEEN = {"checkpoint": "time/checkpoint", "validation": "time/validation"}
+_BETWEEN = {what: f"time/{what}" for what in (CHECKPOINT, VALIDATION, INCIDENT)}
 
 # --- columns ----------------------------------------------------------------------------------------------------
 

@@ -37,8 +37,7 @@ FREE_KEYS = (
     "train.micro_batch",
     "train.log_samples",
     "train.validate_every",
-    "checkpoint.every",
-    "checkpoint.keep",
+    "checkpoint",
 )
 
 

@@ -92,8 +92,8 @@ class Stage:
         self.loader = make_loader(config, corpus, split="train", **ranks)
         self.feeding = Feeding(self.loader, corpus.vocabulary)
         self.validation = validation_packs(config, corpus, **ranks)
-        self.checkpoints = Checkpoints(config, engine, self.loader, corpus.vocabulary, self._say)
         self.journal = Journal(config, corpus, dist.get_world_size(), engine.trained) if dist.get_rank() == 0 else None
+        self.checkpoints = Checkpoints(config, engine, self.loader, corpus.vocabulary, self.journal, self._say)
         self.observer = Observer(config)
         self.guard = Guard(config.resilience, engine.any)
         self.pulse = Pulse()
@@ -116,8 +116,7 @@ class Stage:
                 if self.progress.step <= step:
                     continue  # an incident: nothing was learned
                 self._validate_if_due()
-                if self.checkpoints.is_due(self.progress.step):
-                    self._save()
+                self._save_if_due()
             self._finish("finished")
         except StoppedEarly as stopped:
             self._save()
@@ -129,6 +128,7 @@ class Stage:
             self._finish("halted")
             raise
         finally:
+            self.checkpoints.close()
             self.loader.close()
             self.observer.close()
             if self.journal:
@@ -159,6 +159,7 @@ class Stage:
                 self._say(f"rows of {len(points)} {name} codes start from the codec's centroids")
         if self.journal:
             self.journal.start(self.progress)
+        self.checkpoints.prepare()
 
     # --- steps ----------------------------------------------------------------------------------------------
 
@@ -328,7 +329,16 @@ class Stage:
         self._at("saving")
         self.progress.guard = self.guard.state()
         with self.observer.between_steps(CHECKPOINT):
-            self.checkpoints.save(self.progress, self.journal)
+            self.checkpoints.save(self.progress)
+
+    def _save_if_due(self) -> None:
+        """The periodic save, and at every step a look at how the one before is doing."""
+        with self.observer.between_steps(CHECKPOINT):
+            self.checkpoints.poll()
+            if self.checkpoints.is_due(self.progress.step):
+                self._at("saving")
+                self.progress.guard = self.guard.state()
+                self.checkpoints.save_if_due(self.progress)
 
     def _finish(self, status: str) -> None:
         if self.journal:

@@ -57,6 +57,7 @@ def check_corpus(config: Config) -> None:
 # --- one kind of check each -----------------------------------------------------------------------------------------
 
 _POSITIVE = {
+    "run": ("remote_shards_gb",),
     "backbone": ("layers", "hidden", "ffn", "heads", "kv_heads", "norm_eps", "rope_base", "init_std", "max_positions"),
     "corpus": ("speech_minutes", "shard_minutes", "longest_seconds"),
     "loader": ("lanes", "packing_window", "shuffle_documents"),
@@ -70,7 +71,7 @@ _NOT_NEGATIVE = {
     "corpus": ("text_characters",),
     "loader": ("workers", "prefetch"),
     "train": ("seed", "validate_every", "validation_packs"),
-    "checkpoint": ("every", "keep"),
+    "checkpoint": ("every", "keep", "keep_every", "failures"),
     "optimizer": ("weight_decay", "clip_grad", "warmup_steps"),
     "observe": ("ranks_every", "norms_every"),
     "resilience": ("most_incidents", "restarts", "restart_pause"),

@@ -42,6 +42,7 @@ from configs.schema.training import (
     Schedule,
     TrackerConfig,
     TrainConfig,
+    Verification,
 )
 
 __all__ = [
@@ -78,6 +79,7 @@ __all__ = [
     "SynthesisConfig",
     "TrackerConfig",
     "TrainConfig",
+    "Verification",
 ]
 
 

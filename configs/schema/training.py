@@ -19,11 +19,17 @@ class Schedule(Enum):
     cosine = "cosine"
 
 
+class Verification(Enum):
+    contents = "contents"  # every byte is read and hashed, by all ranks together
+    sizes = "sizes"  # every file is there in its full length; misses a damaged byte
+
+
 @dataclass
 class RunConfig:
     name: str = MISSING
     folder: str = "runs/${run.name}"
     cache: str | None = None  # corpora and converted weights; None: $MEGAPHONE_CACHE or ~/.cache/megaphone
+    remote_shards_gb: float = 64.0  # of the cache, for shards of corpora behind URLs; those used last stay
 
 
 class Recompute(StrEnum):
@@ -110,6 +116,10 @@ class CheckpointConfig:
 
     every: int = 100  # steps; the last step is always saved; 0: that one alone
     keep: int = 2  # newest ones kept; 0: all
+    keep_every: int = 0  # steps; checkpoints of every such step are kept for ever beside the newest; 0: none
+    asynchronous: bool = False  # copy the state to host memory and write it while training goes on
+    failures: int = 0  # saves in a row that may fail, as on a full disk, with training going on; one more ends the run
+    verify: Verification = Verification.contents  # of the newest checkpoint, before a run goes on from it
 
 
 @dataclass

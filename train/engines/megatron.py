@@ -23,6 +23,7 @@ from checkpoints.manifest import MODEL_PREFIX
 from configs.pipeline import settled
 from configs.schema import Config, Precision
 from data_pipeline.batch import Batch
+from train.engines import distributed_state
 from train.engines import megatron_optimizer as optimizers
 from train.engines.accounting import StepAccount, any_rank
 from train.engines.protocol import Evidence, Objective, Outcome
@@ -68,6 +69,7 @@ class MegatronEngine:
         self.trained = freeze(config, self.models)
         self.chunks = [self._parallel(model, number) for number, model in enumerate(self.models)]
         optimizers.mend_distributed_optimizer()
+        distributed_state.save_without_gathering()
         self.optimizer = optimizers.build_optimizer(
             config.optimizer, config.parallel, precision, self.chunks, groups_of(self.models, self.trained)
         )

@@ -41,7 +41,8 @@ def test_a_run_describes_every_step(changes: dict[str, object], tmp_path: Path) 
         # "other" is what is left; were any moment counted twice, the others alone would be more than the step
         assert min(times.values()) >= 0 and sum(times.values()) == pytest.approx(line["seconds"], rel=1e-9)
         assert min(times["forward"], times["backward"], times["optimizer"], times["communication"]) > 0
-        assert (f"time/{CHECKPOINT}" in keys) is (step in (3, 5))  # what was saved after steps 2 and 4
+        assert (f"time/{CHECKPOINT}" in keys) is (step > 1)
+        assert line.get(f"time/{CHECKPOINT}", 0) > 1e-3 or step not in (3, 5)  # after steps 2 and 4 there was a save
         assert (f"time/{VALIDATION}" in keys) is (step in (1, 4))
         assert sum(line[f"source/{name}"] for name in SOURCES) == pytest.approx(1)
         assert line["mfu"] == line["hfu"] == pytest.approx(line["teraflops"] / 0.5)

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from configs.compose import to_yaml
 from configs.schema import Config
-from runtime.exits import DONE, HALTED
+from runtime.exits import DONE
 from tests.data_pipeline.synthetic import make_corpus
-from tests.ranks import RankFailed, run_ranks
+from tests.ranks import run_ranks
 from tests.train.runs import metrics, run_config, stage, tiny_config
 from train.resilience import incidents
 
@@ -44,7 +43,7 @@ def curve(lines: list[dict[str, Any]]) -> list[list[Any]]:
 
 
 def poisoned_stage(config_file: str, victim: int, factor: float, fault: dict[str, Any]) -> int:
-    """The stage, but gradients of rank `victim` are multiplied by `factor` in its `turns`-th training steps, or wherever
+    """The stage, but gradients of rank `victim` are multiplied by `factor` in its `turns`-th training steps, or where
     a pack's first sample is one of `samples`. With `kill` the rank is killed after so many training steps."""
     from train.engines.megatron import MegatronEngine
 

@@ -133,11 +133,12 @@ def charts_of(metrics: Sequence[Record], validation: Sequence[Record], entropy: 
         _joined(chart("mfu", "MFU and HFU", _MFU, {"MFU": "mfu", "HFU": "hfu"}, number="share")),
         chart("time", "Where a step's time goes", _TIME, _time(metrics), style="stack", number="share"),
         chart("between", "Between steps", "seconds before a step, on rank 0", _named(_BETWEEN), number="loss"),
-        *[sparse(*group) for group in _norm_charts(metrics)],
+        *[sparse(*group, number="loss", logarithmic=True) for group in _norm_charts(metrics)],
+        sparse("norm_update", "Relative updates", _UPDATES, _updates(metrics), number="scientific", logarithmic=True),
         sparse("memory", "Memory", "high-water mark in GiB, the highest of all ranks", _tails(metrics, "memory/")),
         sparse("slowest", "Ranks compared", _RANKS, _slowest(metrics), number="loss"),
         chart("mix", "Token mix", "share of tokens by modality", _mix(metrics), style="stack", number="share"),
-        chart("sources", "Sources", "share of tokens by source", _tails(metrics, "source/"), number="share"),
+        chart("sources", "Sources", "share of tokens by source", _tails(metrics, "source/"), **_SHARES),
         chart("padding", "Padding", "share of tokens", {"all": "padding"}, number="share"),
         chart("damaged", "Damaged samples", "left out so far, by kind", _counts(metrics, "damaged/")),
         chart("damaged_from", "Damaged samples by source", "left out so far", _counts(metrics, "damaged_from/")),
@@ -148,6 +149,8 @@ def charts_of(metrics: Sequence[Record], validation: Sequence[Record], entropy: 
 
 _MFU = "of the devices' dense peak; HFU counts what is computed again"
 _TIME = "share of the step, on rank 0"
+_UPDATES = "norm of a step's update over that of the parameters"
+_SHARES: dict[str, Any] = {"style": "stack", "number": "share"}
 _RANKS = "slowest over mean, seconds in a phase"
 _BETWEEN = {what: f"time/{what}" for what in (CHECKPOINT, VALIDATION, INCIDENT)}
 
@@ -250,6 +253,12 @@ def _norm_charts(metrics: Sequence[Record]) -> list[tuple[str, str, str, dict[st
         found.append((f"norm_{kind}", title, "by group", groups))
         found.append((f"norm_{kind}_layers", f"{title}, layers", "by layer of the trunk", layers))
 
+    return found
+
+
+def _updates(metrics: Sequence[Record]) -> dict[str, str | _Column]:
+    """The norm of a step's update over that of what it changed, by group."""
+
     def ratio(group: str) -> _Column:
         def column(record: Record) -> float | None:
             moved, size = record.get(f"norm/update/{group}"), record.get(f"norm/param/{group}")
@@ -257,10 +266,7 @@ def _norm_charts(metrics: Sequence[Record]) -> list[tuple[str, str, str, dict[st
 
         return column
 
-    updates: dict[str, str | _Column] = {
-        name: ratio(name) for name in _tails(metrics, "norm/update/") if not name.startswith("layer-")
-    }
-    return [*found, ("norm_update", "Relative updates", "norm of a step over that of the parameters", updates)]
+    return {name: ratio(name) for name in _tails(metrics, "norm/update/") if not name.startswith("layer-")}
 
 
 def _keys(records: Sequence[Record], prefix: str) -> list[str]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -88,17 +91,17 @@ class Windows:
         self._profiler.stop()
         self._profiler = None
         if self._cuda and self._config.memory:
-            partial = self._folder / f".{self._name}.memory.pickle"
-            torch.cuda.memory._dump_snapshot(str(partial))
+            with self._at_most_a_line():
+                partial = self._folder / f".{self._name}.memory.pickle"
+                torch.cuda.memory._dump_snapshot(str(partial))
+                os.replace(partial, self._folder / f"{self._name}.memory.pickle")
             torch.cuda.memory._record_memory_history(enabled=None)
-            os.replace(partial, self._folder / f"{self._name}.memory.pickle")
 
     def _open(self, step: int, *, warm_up: bool) -> str:
         first = step + warm_up
         self._last = first + self._config.steps - 1
         self._name = f"step-{first:08d}-rank-{self._rank}"
         if self._config.ranks is None or self._rank in self._config.ranks:
-            self._folder.mkdir(parents=True, exist_ok=True)
             if self._cuda and self._config.memory:
                 torch.cuda.memory._record_memory_history(max_entries=_ALLOCATIONS)
             self._profiler = profile(
@@ -112,6 +115,19 @@ class Windows:
         return f"profiling steps {first} to {self._last} into {self._folder}"
 
     def _write(self, profiler: Any) -> None:
+        with self._at_most_a_line():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._write_files(profiler)
+
+    @contextmanager
+    def _at_most_a_line(self) -> Iterator[None]:
+        """A full disk costs the profile and a line, not the run."""
+        try:
+            yield
+        except OSError as error:
+            print(f"megaphone: {self._folder}/{self._name} was not written: {error}", file=sys.stderr, flush=True)
+
+    def _write_files(self, profiler: Any) -> None:
         partial = self._folder / f".{self._name}.json.gz"
         profiler.export_chrome_trace(str(partial))
         os.replace(partial, self._folder / f"{self._name}.json.gz")

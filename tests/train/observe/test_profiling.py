@@ -99,3 +99,12 @@ def test_a_file_in_the_run_folder_asks_for_a_window_which_the_end_of_the_run_may
     assert not (tmp_path / "run/profile").exists()
     recorded = recorded_steps(tmp_path / "run/profiles/step-00000002-rank-0.json.gz")
     assert {f"ProfilerStep#{number}" for number in range(1, STEPS)} <= set(recorded)  # 0 is the step that warmed up
+
+
+def test_a_profile_that_cannot_be_written_costs_a_line(
+    corpus: Path, plain: list[list[Any]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/profiles").write_text("a file where the folder should be")
+    assert curve(run_config(config_of(tmp_path / "run", corpus, observe__profile__start=2), 2)) == plain
+    assert capfd.readouterr().err.count("was not written") == 2  # ranks

@@ -101,10 +101,10 @@ def test_a_file_in_the_run_folder_asks_for_a_window_which_the_end_of_the_run_may
     assert {f"ProfilerStep#{number}" for number in range(1, STEPS)} <= set(recorded)  # 0 is the step that warmed up
 
 
-def test_a_profile_that_cannot_be_written_costs_a_line(
-    corpus: Path, plain: list[list[Any]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_a_profile_that_cannot_be_written_does_not_end_the_run(
+    corpus: Path, plain: list[list[Any]], tmp_path: Path
 ) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/profiles").write_text("a file where the folder should be")
     assert curve(run_config(config_of(tmp_path / "run", corpus, observe__profile__start=2), 2)) == plain
-    assert capfd.readouterr().err.count("was not written") == 2  # ranks
+    assert (tmp_path / "run/profiles").is_file()

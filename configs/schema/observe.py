@@ -23,10 +23,8 @@ class ProfileConfig:
 class ObserveConfig:
     """Measurements beyond the loss. None of them changes what is learned."""
 
-    ranks_every: int = 10  # steps between comparisons of all ranks: time split and memory; 0: rank 0's alone
+    ranks_every: int = 10  # steps between comparisons of all ranks: time split and memory; 0: rank 0's time alone
     norms_every: int = 10  # steps between norms of gradients, parameters and updates by group; 0: never
     norms_by_layer: bool = False  # norms of every layer of the trunk as well
-    peak_teraflops: float | None = (
-        None  # dense peak of one device, for MFU; None: known by the device's name, or not told
-    )
+    peak_teraflops: float | None = None  # dense peak of one device, for MFU; None: by its name, if that is known
     profile: ProfileConfig = field(default_factory=ProfileConfig)

@@ -7,6 +7,7 @@ and the local launcher set it. The exit code is one of `runtime.exits`.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import time
@@ -17,7 +18,7 @@ from typing import NoReturn
 
 from configs.schema import Config
 from runtime.exits import BAD_INPUT, DONE, FAILED, HALTED, STOPPED_EARLY, BadInput, Halted, StoppedEarly
-from runtime.signals import StopFlag
+from runtime.signals import PROFILE_SIGNAL, StopFlag
 
 
 def main(arguments: list[str]) -> int:
@@ -28,6 +29,7 @@ def main(arguments: list[str]) -> int:
 def run_rank(arguments: list[str], work: Callable[[Config, StopFlag], None]) -> int:
     """Do `work` as one rank, with stop signals flagged and errors turned into exit codes."""
     stop = StopFlag().install()
+    signal.signal(PROFILE_SIGNAL, signal.SIG_IGN)  # until there is a step to record
     try:
         if len(arguments) != 1:
             raise BadInput(f"one argument is needed, a resolved config.yaml; there are {len(arguments)}")

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from configs.checks.attention import check_attention
 from configs.checks.codec import check_codec
 from configs.checks.data import check_making, check_mixture
+from configs.checks.observe import check_observe
 from configs.checks.pipeline import check_micro_batches, check_pipeline
 from configs.checks.quality import check_alignment, check_quality
 from configs.checks.resilience import check_resilience
@@ -37,6 +38,7 @@ def check(config: Config, processes: int | None = None) -> None:
     check_topology(config)
     check_pipeline(config)
     check_training(config)
+    check_observe(config, processes)
     check_trained(config)
     check_resilience(config)
     check_mixture(config)
@@ -73,6 +75,7 @@ _NOT_NEGATIVE = {
     "train": ("seed", "validate_every", "validation_packs"),
     "checkpoint": ("every", "keep", "keep_every", "failures"),
     "optimizer": ("weight_decay", "clip_grad", "warmup_steps"),
+    "observe": ("ranks_every", "norms_every"),
     "resilience": ("most_incidents", "restarts", "restart_pause"),
 }
 _SHARE = {
@@ -84,6 +87,7 @@ _POSITIVE_IF_GIVEN = {
     "backbone": ("head_dim",),
     "corpus": ("workers", "tasks"),
     "parallel": ("virtual_pipeline", "data", "bucket_size"),
+    "observe": ("peak_teraflops",),
     "resilience": ("hang_seconds",),
 }
 

@@ -30,6 +30,7 @@ from configs.schema.model import (
     RopeScalingKind,
     StageConfig,
 )
+from configs.schema.observe import ObserveConfig, ProfileConfig
 from configs.schema.resilience import OnIncident, ResilienceConfig
 from configs.schema.training import (
     AttentionKernel,
@@ -64,12 +65,14 @@ __all__ = [
     "LoaderConfig",
     "LoraConfig",
     "MixtureConfig",
+    "ObserveConfig",
     "OnIncident",
     "OptimizerConfig",
     "ParallelConfig",
     "ParameterGroupConfig",
     "Positions",
     "Precision",
+    "ProfileConfig",
     "QualityConfig",
     "Recompute",
     "RecomputeMethod",
@@ -106,6 +109,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    observe: ObserveConfig = field(default_factory=ObserveConfig)
     resilience: ResilienceConfig = field(default_factory=ResilienceConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     export: ExportConfig = field(default_factory=ExportConfig)

@@ -1,4 +1,4 @@
-"""Low-rank updates and frozen layers through a run's life: resumed, on other topologies, exported, merged, continued."""
+"""Low-rank updates and frozen layers in a run's life: resumed, on other topologies, exported, merged, continued."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_an_export_holds_merged_weights(
 
 
 def test_stages_before_and_after(trained: tuple[Path, list[dict[str, Any]]], corpus: Path, tmp_path: Path) -> None:
-    """From a checkpoint without updates, from one with, and without any from one with: first losses as of the source."""
+    """From a checkpoint without updates, from one with, and without any from one with: the source's losses first."""
     native = trained[0] / "checkpoints/step-00000008"
     merged = merge(native, tmp_path / "merged")
     first = {}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.data_pipeline.synthetic import make_corpus
-from tests.train.matrix import STEPS, Matrix, Row, differences, rows
+from tests.train.matrix import STEPS, Matrix, Row, differences, group_differences, rows
 from tests.train.runs import run_config, tiny_config
 
 LOSS, NORM = 1e-4, 1e-3  # relative
@@ -31,8 +31,12 @@ def test_the_curve_is_that_of_a_single_process(row: Row, matrix: Matrix) -> None
     loss, norm = differences(curve, expected)
     assert loss < LOSS
     assert norm < NORM
+    assert group_differences(curve, expected) < NORM
     assert [line["tokens"] for line in curve] == [line["tokens"] for line in expected]
     assert expected[-1]["loss"] < expected[0]["loss"]
+    for line in curve:
+        squares = [norm**2 for key, norm in line.items() if key.startswith("norm/grad/")]
+        assert not squares or sum(squares) == pytest.approx(line["grad_norm"] ** 2, rel=1e-5), "a group is missing"
 
 
 def test_bf16_with_fp32_main_parameters_follows_the_fp32_curve(tmp_path: Path) -> None:

@@ -6,14 +6,14 @@ from collections.abc import Collection
 
 from configs.checks.codec import check_codec
 from configs.checks.data import check_making, check_mixture
+from configs.checks.engine import check_engine
 from configs.checks.quality import check_alignment, check_quality
 from configs.checks.topology import check_data_parallel, check_not_yet, check_topology, data_parallel_size
 from configs.checks.training import check_backbone, check_training
 from configs.schema import Config
 from runtime.exits import BadInput
 
-ENGINES = ("megatron",)
-LATER_ENGINES = ("deepspeed",)
+ENGINES = ("megatron", "deepspeed")
 OBJECTIVES = ("pretrain",)
 OPTIMIZERS = ("adamw",)
 TRACKER_MODES = ("offline", "online", "disabled")
@@ -32,6 +32,7 @@ def check(config: Config, processes: int | None = None) -> None:
     check_not_yet(config)
     check_backbone(config)
     check_topology(config)
+    check_engine(config)
     check_training(config)
     check_mixture(config)
     check_data_parallel(config, data_parallel_size(config, processes))
@@ -92,8 +93,6 @@ def _check_signs(config: Config, sections: Collection[str] | None = None) -> Non
 
 
 def _check_names(config: Config) -> None:
-    if config.engine.name in LATER_ENGINES:
-        raise BadInput(f"engine={config.engine.name} is not there yet; engine=megatron is")
     for key, value, known in (
         ("engine.name", config.engine.name, ENGINES),
         ("stage.objective", config.stage.objective, OBJECTIVES),

@@ -1,0 +1,191 @@
+"""The DeepSpeed engine: ZeRO-0 to 3 around the same SpeechLM, with Megatron-Core's tensor parallelism up to ZeRO-2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+
+from configs.schema import Config, Precision
+from data_pipeline.batch import Batch
+from train.engines import deepspeed_library
+from train.engines import megatron_optimizer as optimizers
+from train.engines.accounting import StepAccount, any_rank
+from train.engines.deepspeed_config import deepspeed_config
+from train.engines.deepspeed_state import ZeroState, gathered, inventory
+from train.engines.protocol import Engine, Objective, Outcome
+from train.models.initialise import initialise, place_rows
+from train.models.speech_lm import SpeechLM, run
+from train.models.trunk import transformer_config
+
+
+def build(config: Config, padded_vocabulary: int, objective: Objective, device: torch.device) -> Engine:
+    """This rank's DeepSpeed engine."""
+    return DeepSpeedEngine(config, padded_vocabulary, objective, device)
+
+
+class DeepSpeedEngine:
+    """One rank's share of the model under ZeRO. Process groups exist before (`process_groups.join`).
+
+    Losses are divided by their counts over the whole global batch, as in the Megatron engine, so gradients are to be
+    summed over micro-batches and data-parallel ranks. DeepSpeed averages over the ranks: losses are multiplied by their
+    number first.
+    """
+
+    def __init__(self, config: Config, padded_vocabulary: int, objective: Objective, device: torch.device) -> None:
+        self.config = config
+        self.objective = objective
+        self.device = device
+        self.data_rank = parallel_state.get_data_parallel_rank()
+        self.data_size = parallel_state.get_data_parallel_world_size()
+        self.stage = config.engine.zero_stage
+        tensor_parallel.model_parallel_cuda_manual_seed(config.train.seed)
+
+        megatron_config = transformer_config(config.backbone, config.parallel, config.train.precision)
+        self.model = SpeechLM(config.backbone, megatron_config, padded_vocabulary)
+        initialise(self.model, config.train.seed, config.backbone.init_std)
+        self.model.to(device)
+        if config.parallel.sequence:
+            sum_partial_gradients(self.model)
+        held = inventory(self.model, self.data_size)  # before ZeRO-3 cuts the parameters up
+        self.engine = self._wrapped()
+        self.optimizer = self.engine.optimizer
+        masters = config.train.precision is Precision.bf16
+        self.state = ZeroState(self.engine, self.stage, held, masters=masters)
+        self._norm = torch.zeros(())
+        if not self.stage:
+            self.optimizer.register_step_pre_hook(self._clip)
+
+    def _wrapped(self) -> Any:
+        deepspeed = deepspeed_library.load()
+        with deepspeed_library.silence():
+            engine, *_ = deepspeed.initialize(
+                model=self.model,
+                optimizer=adamw(self.config, self.model),
+                config=deepspeed_config(self.config, self.data_size),
+                mpu=deepspeed_library.ModelParallelUnit,
+            )
+        return engine
+
+    # --- steps ----------------------------------------------------------------------------------------------
+
+    def train_step(self, batches: list[Batch], learning_rate: float, extra: list[float]) -> Outcome:
+        self.engine.train()
+        optimizers.set_rates(self.optimizer, learning_rate, self.config.optimizer.weight_decay)
+        batches = [batch.to(self.device) for batch in batches]
+        account = StepAccount(self.objective, batches, extra, self.device)
+        for number, batch in enumerate(batches, start=1):
+            self.engine.set_gradient_accumulation_boundary(number == len(batches))
+            losses = run(self.engine, batch, batch.labels).float()
+            self.engine.backward(account.loss(batch, losses) * self.data_size, scale_wrt_gas=False)
+        self.engine.step()
+        return account.close(self._gradient_norm())
+
+    def evaluate(self, batches: list[Batch], extra: list[float]) -> Outcome:
+        self.engine.eval()
+        batches = [batch.to(self.device) for batch in batches]
+        account = StepAccount(self.objective, batches, extra, self.device)
+        with torch.no_grad():
+            for batch in batches:
+                account.loss(batch, run(self.engine, batch, batch.labels).float())
+        return account.close(None)
+
+    def logits(self, batch: Batch) -> torch.Tensor | None:
+        """Logits over all rows of the vocabulary, fp32 [1, N, V]."""
+        self.engine.eval()
+        with torch.no_grad():
+            output = run(self.engine, batch.to(self.device), labels=None)
+            return tensor_parallel.gather_from_tensor_model_parallel_region(output).float()
+
+    def any(self, flag: bool) -> bool:
+        return any_rank(flag, self.device)
+
+    def _gradient_norm(self) -> float:
+        return float(self.engine.get_global_grad_norm() if self.stage else self._norm)
+
+    @torch.no_grad()
+    def _clip(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        """Without ZeRO: the global norm of the gradients, and their clipping, before torch's optimiser steps."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        square = torch.zeros((), device=self.device)
+        for parameter in parameters:
+            if counts_in_norm(parameter):
+                square += parameter.grad.float().square().sum()
+        dist.all_reduce(square, group=parallel_state.get_model_parallel_group())
+        self._norm = square.sqrt()
+        bound = self.config.optimizer.clip_grad
+        factor = bound / (float(self._norm) + 1e-6) if bound else 1.0
+        if factor < 1.0:
+            for parameter in parameters:
+                parameter.grad.mul_(factor)
+
+    # --- state ----------------------------------------------------------------------------------------------
+
+    def place_rows(self, first: int, points: torch.Tensor, text_rows: int) -> None:
+        ends = ("word_embeddings.weight", "output_layer.weight")
+        weights = [parameter for name, parameter in self.model.named_parameters() if name.endswith(ends)]
+        with gathered(weights, changed_by=0):
+            place_rows(self.model, first, points, text_rows)
+        self.state.follow_weights()
+
+    def sharded_state(self, *, optimizer: bool, loading: bool) -> dict[str, Any]:
+        return self.state.sharded(optimizer=optimizer, loading=loading)
+
+    def load_state(self, state: dict[str, Any], *, optimizer: bool) -> None:
+        self.state.load(state, optimizer=optimizer)
+
+
+def adamw(config: Config, model: torch.nn.Module) -> torch.optim.AdamW:
+    """Torch's AdamW over the parameters that are trained, in the groups of the Megatron engine; one fused kernel a
+    group on a GPU. On the CPU, where offloaded state lives, the same kernels as on a machine without a GPU."""
+    settings = config.optimizer
+    groups = list(_groups(config, model))
+    return torch.optim.AdamW(
+        groups,
+        lr=settings.lr,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+        fused=torch.cuda.is_available(),
+    )
+
+
+def _groups(config: Config, model: torch.nn.Module) -> Iterator[dict[str, Any]]:
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    for group in optimizers.GROUPS:
+        for decayed in (True, False):
+            members = [
+                parameter
+                for name, parameter in trained
+                if optimizers.group_of(name, config.backbone.tied_embeddings) == group
+                and (parameter.dim() > 1) == decayed
+            ]
+            multiplier = config.optimizer.lr_multipliers.get(group, 1.0)
+            if members:
+                yield {"params": members, "lr_mult": multiplier, "wd_mult": float(decayed)}
+
+
+def counts_in_norm(parameter: torch.nn.Parameter) -> bool:
+    """Whether this rank's copy of a parameter is the one that the global gradient norm counts."""
+    if getattr(parameter, "ds_pipe_replicated", False):
+        return False
+    split = getattr(parameter, "tensor_model_parallel", False)
+    return split or parallel_state.get_tensor_model_parallel_rank() == 0
+
+
+def sum_partial_gradients(model: torch.nn.Module) -> None:
+    """Sum, as they arise, gradients of which every tensor-parallel rank has a part only: those of norms under sequence
+    parallelism. Megatron-Core does so after the last micro-batch, where ZeRO has long cut the gradients up."""
+    group = parallel_state.get_tensor_model_parallel_group()
+
+    def summed(gradient: torch.Tensor) -> torch.Tensor:
+        whole = gradient.contiguous()
+        dist.all_reduce(whole, group=group)
+        return whole
+
+    for parameter in model.parameters():
+        if getattr(parameter, "sequence_parallel", False):
+            parameter.register_hook(summed)

@@ -91,8 +91,11 @@ def _check_topology(config: Config) -> None:
             f"parallel.tensor={parallel.tensor} with engine.zero_stage=3: ZeRO-3 cuts up parameters by itself; "
             "take engine.zero_stage=2 at most, or parallel.tensor=1"
         )
-    if parallel.pipeline > 1:
-        raise BadInput(f"parallel.pipeline={parallel.pipeline}: not there yet under engine.name=deepspeed")
+    if parallel.pipeline > 1 and stage > 1:
+        raise BadInput(
+            f"parallel.pipeline={parallel.pipeline} with engine.zero_stage={stage}: a pipeline adds gradients up over "
+            "its micro-batches, where ZeRO-2 and 3 would cut them up in each; take engine.zero_stage=1 at most"
+        )
 
 
 def _check_own(config: Config) -> None:

@@ -23,7 +23,11 @@ from train.models.trunk import transformer_config
 
 
 def build(config: Config, padded_vocabulary: int, objective: Objective, device: torch.device) -> Engine:
-    """This rank's DeepSpeed engine."""
+    """This rank's DeepSpeed engine: with a pipeline, DeepSpeed's own."""
+    if config.parallel.pipeline > 1:
+        from train.engines.deepspeed_pipeline import DeepSpeedPipeline
+
+        return DeepSpeedPipeline(config, padded_vocabulary, objective, device)
     return DeepSpeedEngine(config, padded_vocabulary, objective, device)
 
 

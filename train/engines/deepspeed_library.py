@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -27,6 +28,7 @@ def load() -> ModuleType:
         import deepspeed
         from deepspeed.utils import logging
 
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     for handler in logging.logger.handlers:
         handler.setStream(sys.stderr)
     return deepspeed

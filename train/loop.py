@@ -7,26 +7,23 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from checkpoints import store
 from configs.checks import check
-from configs.compose import to_yaml
 from configs.schema import Config
 from data_pipeline.batch import Batch, Pack, collate
 from data_pipeline.build import corpus_folder
 from data_pipeline.corpus import Corpus
 from data_pipeline.layouts import layouts_of
-from data_pipeline.loader import make_loader, merge_states, validation_packs
-from runtime.exits import BadInput, StoppedEarly
+from data_pipeline.loader import make_loader, validation_packs
+from runtime.exits import StoppedEarly
 from runtime.signals import StopFlag
 from train import weights
+from train.checkpointing import Checkpoints
 from train.engines import process_groups
 from train.engines.build import build_engine
 from train.engines.protocol import Engine
@@ -35,8 +32,6 @@ from train.models.speech_lm import check_layouts
 from train.objectives.pretrain import NextToken
 from train.progress import Progress, Tally, tally
 from train.schedule import learning_rate
-
-CONFIG_FILE = "config.yaml"
 
 
 def train(config: Config, stop: StopFlag) -> None:
@@ -57,7 +52,7 @@ def evaluate(config: Config, stop: StopFlag) -> None:
 def newest_logits(config: Config, stop: StopFlag) -> tuple[list[Pack], torch.Tensor]:
     """The validation packs and, for them, the logits [1, N, V] of the run's newest usable checkpoint. One process."""
     with _joined(config, stop) as stage:
-        stage.load_newest()
+        stage.checkpoints.load_newest()
         logits = stage.engine.logits(collate(stage.validation))
         assert logits is not None, "one process is the last pipeline stage"
         return stage.validation, logits
@@ -87,13 +82,13 @@ class Stage:
         self.engine = engine
         self.objective = objective
         self.stop = stop
-        self.checkpoints = Path(config.run.folder) / "checkpoints"
         self.progress = Progress()
         self._damage_told: dict[str, int] = {}  # what the loader had counted when the last step was fed
         ranks = {"rank": engine.data_rank, "world": engine.data_size}
         self.loader = make_loader(config, corpus, split="train", **ranks)
         self.validation = validation_packs(config, corpus, **ranks)
-        self.journal = Journal(config, corpus, dist.get_world_size()) if dist.get_rank() == 0 else None
+        self.checkpoints = Checkpoints(config, engine, self.loader, corpus.vocabulary, self._say)
+        self.journal = Journal(config, corpus, dist.get_world_size(), engine.trained) if dist.get_rank() == 0 else None
 
     def run(self) -> None:
         try:
@@ -105,7 +100,7 @@ class Stage:
                     self._end_early()
                     return
                 self._validate_if_due()
-                if self._checkpoint_is_due():
+                if self.checkpoints.is_due(self.progress.step):
                     self._save()
             self._finish("finished")
         except StoppedEarly as stopped:
@@ -120,39 +115,22 @@ class Stage:
                 self.journal.close()
 
     def evaluate(self) -> None:
-        checkpoint = self.load_newest()
+        checkpoint = self.checkpoints.load_newest()
         terms = self._measure()
         self._say(f"{checkpoint}: " + "  ".join(f"{name} {value:.4f}" for name, value in terms.items()))
-
-    def load_newest(self) -> Path:
-        """Parameters of the newest usable checkpoint, to look at them. Raises BadInput where there is none."""
-        checkpoint = self._newest_usable()
-        if checkpoint is None:
-            raise BadInput(f"{self.checkpoints} holds no usable checkpoint")
-        state = store.load(checkpoint, self.engine.sharded_state(optimizer=False, loading=True))
-        self.engine.load_state(state, optimizer=False)
-        return checkpoint
 
     # --- start and resume -----------------------------------------------------------------------------------
 
     def _start(self) -> None:
         """Go on from the newest usable checkpoint of this run, else from the weights that the stage names."""
-        checkpoint = self._newest_usable()
-        if checkpoint is not None:
-            kept = store.read_state(checkpoint)
-            self.progress = Progress(**kept["progress"])
-            # Before its first step an optimiser has no state, and Megatron-Core fails to load one of step 0.
-            stepped = self.progress.step > 0
-            state = store.load(checkpoint, self.engine.sharded_state(optimizer=stepped, loading=True))
-            self.engine.load_state(state, optimizer=stepped)
-            self.loader.load_state_dict(kept["loader"])
+        progress = self.checkpoints.resume()
+        if progress is not None:
+            self.progress = progress
             self._damage_told = self.loader.damaged
-            self._say(f"resuming from {checkpoint} at step {self.progress.step}")
         else:
             source = weights.source(self.config)
             if source is not None:
-                state = store.load(source, self.engine.sharded_state(optimizer=False, loading=True))
-                self.engine.load_state(state, optimizer=False)
+                self.checkpoints.load(source, optimizer=False)
                 self._say(f"starting from the weights in {source}")
             vocabulary = self.corpus.vocabulary
             for name, points in weights.audio_rows(self.config, self.corpus).items():
@@ -160,12 +138,6 @@ class Stage:
                 self._say(f"rows of {len(points)} {name} codes start from the codec's centroids")
         if self.journal:
             self.journal.start(self.progress)
-
-    def _newest_usable(self) -> Path | None:
-        """Rank 0 verifies and all follow: reading every byte on every rank would flood the file system."""
-        found = [store.newest_usable(self.checkpoints, log=self._say) if dist.get_rank() == 0 else None]
-        dist.broadcast_object_list(found)
-        return found[0]
 
     # --- steps ----------------------------------------------------------------------------------------------
 
@@ -249,34 +221,15 @@ class Stage:
             counts += outcome.counts
         return self.objective.averages(sums.tolist(), counts.tolist())
 
-    # --- checkpoints and stopping ---------------------------------------------------------------------------
+    # --- saving and stopping -------------------------------------------------------------------------------
 
     def _stop_if_asked(self) -> None:
         """Leave together: a signal to any one rank stops all of them at the same place."""
         if self.engine.any(bool(self.stop)):
             raise StoppedEarly(f"stopped by {self.stop.name or 'a signal to another rank'}")
 
-    def _checkpoint_is_due(self) -> bool:
-        every = self.config.checkpoint.every
-        return self.progress.step == self.config.train.steps or (every > 0 and self.progress.step % every == 0)
-
     def _save(self) -> None:
-        states: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(states, self.loader.state_dict())
-        vocabulary = self.corpus.vocabulary
-        if self.journal:
-            self.journal.sync()
-        store.save(
-            self.checkpoints,
-            self.progress.step,
-            self.engine.sharded_state(optimizer=True, loading=False),
-            state={"progress": self.progress.state(), "loader": merge_states(states)},
-            topology={**asdict(self.config.parallel), "data": self.engine.data_size},
-            vocabulary=vocabulary.describe(),
-            texts={**vocabulary.files(), CONFIG_FILE: to_yaml(self.config)},
-        )
-        if dist.get_rank() == 0:
-            store.prune(self.checkpoints, self.config.checkpoint.keep)
+        self.checkpoints.save(self.progress, self.journal)
 
     def _finish(self, status: str) -> None:
         if self.journal:

@@ -9,7 +9,7 @@ from configs.checks.data import check_making, check_mixture
 from configs.checks.engine import check_engine
 from configs.checks.quality import check_alignment, check_quality
 from configs.checks.topology import check_data_parallel, check_not_yet, check_topology, data_parallel_size
-from configs.checks.training import check_backbone, check_training
+from configs.checks.training import check_backbone, check_trained, check_training
 from configs.schema import Config
 from runtime.exits import BadInput
 
@@ -17,7 +17,6 @@ ENGINES = ("megatron", "deepspeed")
 OBJECTIVES = ("pretrain",)
 OPTIMIZERS = ("adamw",)
 TRACKER_MODES = ("offline", "online", "disabled")
-PARAMETER_GROUPS = ("embedding", "head", "trunk")
 
 
 def check(config: Config, processes: int | None = None) -> None:
@@ -34,6 +33,7 @@ def check(config: Config, processes: int | None = None) -> None:
     check_topology(config)
     check_engine(config)
     check_training(config)
+    check_trained(config)
     check_mixture(config)
     check_data_parallel(config, data_parallel_size(config, processes))
 
@@ -101,8 +101,3 @@ def _check_names(config: Config) -> None:
     ):
         if value not in known:
             raise BadInput(f"{key}={value}: not one of {', '.join(known)}")
-    for group, factor in config.optimizer.lr_multipliers.items():
-        if group not in PARAMETER_GROUPS:
-            raise BadInput(f"optimizer.lr_multipliers.{group}: no such group; there are {', '.join(PARAMETER_GROUPS)}")
-        if factor < 0:
-            raise BadInput(f"optimizer.lr_multipliers.{group}={factor}: has to be 0 or above")

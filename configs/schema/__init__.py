@@ -24,6 +24,7 @@ from configs.schema.model import (
     AudioRows,
     BackboneConfig,
     ExportConfig,
+    LoraConfig,
     StageConfig,
 )
 from configs.schema.training import (
@@ -31,6 +32,7 @@ from configs.schema.training import (
     EngineConfig,
     OptimizerConfig,
     ParallelConfig,
+    ParameterGroupConfig,
     Precision,
     RunConfig,
     Schedule,
@@ -51,9 +53,11 @@ __all__ = [
     "EngineConfig",
     "ExportConfig",
     "LoaderConfig",
+    "LoraConfig",
     "MixtureConfig",
     "OptimizerConfig",
     "ParallelConfig",
+    "ParameterGroupConfig",
     "Precision",
     "QualityConfig",
     "RunConfig",

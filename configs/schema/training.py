@@ -39,6 +39,19 @@ class ParallelConfig:
     distributed_optimizer: bool = False  # shard optimiser state over data-parallel ranks
 
 
+DEFAULT_GROUPS = ("embedding", "head", "trunk")
+"""Parameter groups that are always there; what no group of `optimizer.groups` claims falls into one of them."""
+
+
+@dataclass
+class ParameterGroupConfig:
+    """Parameters that learn at a rate of their own. Two groups may not claim one parameter."""
+
+    match: list[str] = MISSING  # name patterns (configs/parameter_names.py)
+    lr_multiplier: float = 1.0  # times the scheduled learning rate
+    weight_decay: float | None = None  # of its matrices; None: optimizer.weight_decay
+
+
 @dataclass
 class OptimizerConfig:
     name: str = "adamw"
@@ -52,6 +65,7 @@ class OptimizerConfig:
     warmup_steps: int = 0
     floor: float = 0.1  # last learning rate over the highest (linear, cosine)
     lr_multipliers: dict[str, float] = field(default_factory=dict)  # by group: embedding, head, trunk
+    groups: dict[str, ParameterGroupConfig] = field(default_factory=dict)  # further groups by name
 
 
 @dataclass

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 
-from configs.schema import Config, Precision
+from configs.schema import Config, OptimizerConfig, Precision
 from data_pipeline.batch import Batch
+from runtime.exits import BadInput
 from train.engines import deepspeed_library
 from train.engines import megatron_optimizer as optimizers
 from train.engines.accounting import StepAccount, any_rank
 from train.engines.deepspeed_config import deepspeed_config
 from train.engines.deepspeed_state import ZeroState, gathered, inventory
 from train.engines.protocol import Engine, Objective, Outcome
+from train.engines.trained_set import freeze, groups_of
 from train.models.initialise import initialise, place_rows
 from train.models.speech_lm import SpeechLM, run
 from train.models.trunk import transformer_config
+from train.trainable import Group
 
 
 def build(config: Config, padded_vocabulary: int, objective: Objective, device: torch.device) -> Engine:
@@ -52,9 +55,17 @@ class DeepSpeedEngine:
         self.model = SpeechLM(config.backbone, megatron_config, padded_vocabulary)
         initialise(self.model, config.train.seed, config.backbone.init_std)
         self.model.to(device)
+        self.trained = freeze(config, [self.model])
+        if any_rank(not any(parameter.requires_grad for parameter in self.model.parameters()), device):
+            raise BadInput(
+                f"engine.name=deepspeed: a stage of parallel.pipeline={config.parallel.pipeline} would train nothing, "
+                "and DeepSpeed needs an optimiser on each; engine.name=megatron can"
+            )
         if config.parallel.sequence:
             sum_partial_gradients(self.model)
-        held = inventory(self.model, self.data_size)  # before ZeRO-3 cuts the parameters up
+        held = inventory(
+            self.model, self.data_size, by_layer=self.trained.partial_layers
+        )  # before ZeRO-3 cuts the parameters up
         self.engine = self._wrapped()
         self.optimizer = self.engine.optimizer
         masters = config.train.precision is Precision.bf16
@@ -68,17 +79,20 @@ class DeepSpeedEngine:
         with deepspeed_library.silence():
             engine, *_ = deepspeed.initialize(
                 model=self.model,
-                optimizer=adamw(self.config, self.model),
+                optimizer=self._adamw(),
                 config=deepspeed_config(self.config, self.data_size),
                 mpu=deepspeed_library.ModelParallelUnit,
             )
         return engine
 
+    def _adamw(self) -> torch.optim.AdamW:
+        return adamw(self.config.optimizer, groups_of([self.model], self.trained))
+
     # --- steps ----------------------------------------------------------------------------------------------
 
     def train_step(self, batches: list[Batch], learning_rate: float, extra: list[float]) -> Outcome:
         self.engine.train()
-        optimizers.set_rates(self.optimizer, learning_rate, self.config.optimizer.weight_decay)
+        optimizers.set_rates(self.optimizer, learning_rate, self.config.optimizer)
         batches = [batch.to(self.device) for batch in batches]
         account = StepAccount(self.objective, batches, extra, self.device)
         for number, batch in enumerate(batches, start=1):
@@ -142,34 +156,19 @@ class DeepSpeedEngine:
         self.state.load(state, optimizer=optimizer)
 
 
-def adamw(config: Config, model: torch.nn.Module) -> torch.optim.AdamW:
-    """Torch's AdamW over the parameters that are trained, in the groups of the Megatron engine; one fused kernel a
-    group on a GPU. On the CPU, where offloaded state lives, the same kernels as on a machine without a GPU."""
-    settings = config.optimizer
-    groups = list(_groups(config, model))
+def adamw(config: OptimizerConfig, groups: Mapping[torch.nn.Parameter, Group]) -> torch.optim.AdamW:
+    """Torch's AdamW over the trained parameters, `groups` holding the group of each; on a GPU in fused kernels."""
+    members: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for parameter, group in groups.items():
+        members.setdefault(optimizers.factors(parameter, group, config), []).append(parameter)
     return torch.optim.AdamW(
-        groups,
-        lr=settings.lr,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
+        [{"params": members[pair], "lr_mult": pair[0], "wd_mult": pair[1]} for pair in sorted(members)],
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        weight_decay=config.weight_decay,
         fused=torch.cuda.is_available(),
     )
-
-
-def _groups(config: Config, model: torch.nn.Module) -> Iterator[dict[str, Any]]:
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    for group in optimizers.GROUPS:
-        for decayed in (True, False):
-            members = [
-                parameter
-                for name, parameter in trained
-                if optimizers.group_of(name, config.backbone.tied_embeddings) == group
-                and (parameter.dim() > 1) == decayed
-            ]
-            multiplier = config.optimizer.lr_multipliers.get(group, 1.0)
-            if members:
-                yield {"params": members, "lr_mult": multiplier, "wd_mult": float(decayed)}
 
 
 def counts_in_norm(parameter: torch.nn.Parameter) -> bool:

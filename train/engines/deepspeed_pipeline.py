@@ -19,7 +19,7 @@ from data_pipeline.batch import Batch
 from train.engines import deepspeed_library
 from train.engines import megatron_optimizer as optimizers
 from train.engines.accounting import StepAccount
-from train.engines.deepspeed import DeepSpeedEngine, adamw
+from train.engines.deepspeed import DeepSpeedEngine
 from train.engines.deepspeed_config import deepspeed_config
 from train.engines.protocol import Outcome
 from train.models.speech_lm import SpeechLM, run
@@ -73,7 +73,7 @@ class DeepSpeedPipeline(DeepSpeedEngine):
             options = deepspeed_config(self.config, self.data_size)
             # Under sequence parallelism the tensor-parallel ranks' hidden states differ: none may send a share for all.
             options["pipeline"] = {"pipe_partitioned": False, "grad_partitioned": False}
-            engine, *_ = deepspeed.initialize(model=module, optimizer=adamw(self.config, self.model), config=options)
+            engine, *_ = deepspeed.initialize(model=module, optimizer=self._adamw(), config=options)
         return engine
 
     def _tie(self, module: Any) -> None:
@@ -85,7 +85,7 @@ class DeepSpeedPipeline(DeepSpeedEngine):
         module.get_tied_weights_and_groups = lambda: [(weight, parallel_state.get_embedding_group())]
 
     def train_step(self, batches: list[Batch], learning_rate: float, extra: list[float]) -> Outcome:
-        optimizers.set_rates(self.optimizer, learning_rate, self.config.optimizer.weight_decay)
+        optimizers.set_rates(self.optimizer, learning_rate, self.config.optimizer)
         batches = [batch.to(self.device) for batch in batches]
         account = StepAccount(self.objective, batches, extra, self.device)
         # DeepSpeed averages over micro-batches and data-parallel ranks; sums are wanted.

@@ -11,7 +11,7 @@ of 512 ranks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,33 +27,43 @@ from train.models.speech_lm import SpeechLM
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 MASTER = "fp32_param"
+Template = ShardedTensor | ShardedTensorFactory
 
 
 @dataclass(frozen=True)
 class Held:
     """A parameter as checkpoints know it. shape: of this tensor-parallel rank's shard, whole over the ranks of ZeRO;
-    owner: a data-parallel rank."""
+    template, learned: of the parameter and of its optimiser state; owner: a data-parallel rank."""
 
     name: str
-    template: ShardedTensor | ShardedTensorFactory
+    template: Template
+    learned: Template
     parameter: torch.nn.Parameter
     shape: torch.Size
     dtype: torch.dtype
     owner: int
 
 
-def inventory(model: SpeechLM, data_size: int) -> list[Held]:
-    """All parameters of a model that ZeRO has not cut up yet, in one order on all data-parallel ranks."""
-    sharded = model.sharded_state_dict(metadata={"distrib_optim_sharding_type": "fully_reshardable"})
-    tensors = {name: part for name, part in sharded.items() if isinstance(part, ShardedTensor | ShardedTensorFactory)}
+def inventory(model: SpeechLM, data_size: int, *, by_layer: bool) -> list[Held]:
+    """All parameters of a model that ZeRO has not cut up yet, in one order on all data-parallel ranks.
+
+    `by_layer`: optimiser state goes by names with the layer's number, since not all layers have some.
+    """
+    tensors, learned = _templates(model), _templates(model, non_homogeneous_layers=True) if by_layer else None
     load = [0] * data_size
     owners = {}
     for name, part in sorted(tensors.items(), key=lambda item: (-item[1].data.numel(), item[0])):
         owners[name] = load.index(min(load))
         load[owners[name]] += part.data.numel()
     return [
-        Held(name, part, part.data, part.data.shape, part.data.dtype, owners[name]) for name, part in tensors.items()
+        Held(name, part, (learned or tensors)[name], part.data, part.data.shape, part.data.dtype, owners[name])
+        for name, part in tensors.items()
     ]
+
+
+def _templates(model: SpeechLM, **metadata: bool) -> dict[str, Template]:
+    sharded = model.sharded_state_dict(metadata={"distrib_optim_sharding_type": "fully_reshardable", **metadata})
+    return {name: part for name, part in sharded.items() if isinstance(part, ShardedTensor | ShardedTensorFactory)}
 
 
 class ZeroState:
@@ -76,26 +86,26 @@ class ZeroState:
     def sharded(self, *, optimizer: bool, loading: bool) -> dict[str, Any]:
         """Sharded tensors of what this rank owns: the state now, or, `loading`, room for what is to be read."""
 
-        def tensors(parts: Iterable[Held], prefix: str, read: Callable[[Held], torch.Tensor], dtype: Any) -> Any:
+        def tensors(prefix: str, read: Callable[[Held], torch.Tensor], *, learned: bool = False) -> dict[str, Any]:
             found = {}
-            for held in parts:
+            for held in self._trained() if learned else self._held:
                 mine = held.owner == self._rank
                 if loading:
-                    value = torch.empty(held.shape, dtype=dtype or held.dtype) if mine else None
+                    value = torch.empty(held.shape, dtype=torch.float32 if learned else held.dtype) if mine else None
                 else:
                     value = read(held)
                     value = value.to("cpu", copy=True) if mine else None
                 if value is not None:
-                    found[held.name] = _sharded(held.template, value, prefix)
+                    found[held.name] = _sharded(held.learned if learned else held.template, value, prefix)
             return found
 
-        state: dict[str, Any] = {"model": tensors(self._held, MODEL_PREFIX, self._weight, None)}
+        state: dict[str, Any] = {"model": tensors(MODEL_PREFIX, self._weight)}
         if optimizer:
             state["optimizer"] = {"step": self._step()}
             for kind in self._kinds:
                 prefix = f"optimizer.state.{kind}.{MODEL_PREFIX}"
                 read = _reader(self._optimizer_tensor, kind)
-                state["optimizer"][kind] = tensors(self._trained(), prefix, read, torch.float32)
+                state["optimizer"][kind] = tensors(prefix, read, learned=True)
         return state
 
     def load(self, state: dict[str, Any], *, optimizer: bool) -> None:

@@ -23,6 +23,7 @@ from data_pipeline.batch import Batch
 from train.engines import megatron_optimizer as optimizers
 from train.engines.accounting import StepAccount, any_rank
 from train.engines.protocol import Objective, Outcome
+from train.engines.trained_set import freeze, groups_of
 from train.models.initialise import initialise, place_rows
 from train.models.speech_lm import SpeechLM, run
 from train.models.trunk import transformer_config
@@ -53,10 +54,11 @@ class MegatronEngine:
         for model in self.models:
             initialise(model, config.train.seed, config.backbone.init_std)
             model.to(device)
+        self.trained = freeze(config, self.models)
         self.chunks = [self._parallel(model, number) for number, model in enumerate(self.models)]
-        optimizers.keep_steps_on_load()
+        optimizers.mend_distributed_optimizer()
         self.optimizer = optimizers.build_optimizer(
-            config.optimizer, config.parallel, precision, self.chunks, config.backbone.tied_embeddings
+            config.optimizer, config.parallel, precision, self.chunks, groups_of(self.models, self.trained)
         )
         optimizers.prime(self.optimizer)
         # Counts are global already: finalising reduces gradients and must not divide by Megatron's own token count.
@@ -86,7 +88,7 @@ class MegatronEngine:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         account = self._run(batches, extra, forward_only=False)
-        optimizers.set_rates(self.optimizer, learning_rate, self.config.optimizer.weight_decay)
+        optimizers.set_rates(self.optimizer, learning_rate, self.config.optimizer)
         _, gradient_norm, _ = self.optimizer.step()
         return account.close(float(gradient_norm))
 
@@ -156,12 +158,20 @@ class MegatronEngine:
 
     def sharded_state(self, *, optimizer: bool, loading: bool) -> dict[str, Any]:
         metadata = {"distrib_optim_sharding_type": "fully_reshardable"}
+        state: dict[str, Any] = {"model": self._sharded_model(metadata)}
+        if optimizer:
+            # Stacked layers need all of theirs; state of some layers alone goes by names with the layer's number.
+            by_layer = {**metadata, "non_homogeneous_layers": True}
+            model = self._sharded_model(by_layer) if self.trained.partial_layers else state["model"]
+            state["optimizer"] = optimizers.sharded_state(
+                self.optimizer, model, loading=loading, metadata=metadata, device=self.device
+            )
+        return state
+
+    def _sharded_model(self, metadata: dict[str, Any]) -> dict[str, Any]:
         model = {str(number): part.sharded_state_dict(metadata=metadata) for number, part in enumerate(self.models)}
         add_prefix_for_sharding(model, MODEL_PREFIX)
-        state: dict[str, Any] = {"model": model}
-        if optimizer:
-            state["optimizer"] = self.optimizer.sharded_state_dict(model, is_loading=loading, metadata=metadata)
-        return state
+        return model
 
     def load_state(self, state: dict[str, Any], *, optimizer: bool) -> None:
         for number, model in enumerate(self.models):

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from data_pipeline.batch import Batch
+from train.trainable import Trained
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Objective(Protocol):
 class Engine(Protocol):
     data_rank: int
     data_size: int
+    trained: Trained  # what of the model this stage trains, and in which groups
 
     def train_step(self, batches: list[Batch], learning_rate: float, extra: list[float]) -> Outcome:
         """One optimiser step over this rank's micro-batches, an equal number on every rank."""

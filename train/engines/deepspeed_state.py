@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -21,13 +21,12 @@ from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 
 from checkpoints.manifest import MODEL_PREFIX
-from runtime.exits import BadInput
 from train.engines import deepspeed_library
+from train.engines.optimizer_state import MASTER, step_of
 from train.models.speech_lm import SpeechLM
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-MASTER = "fp32_param"
-Template = ShardedTensor | ShardedTensorFactory
+Template: TypeAlias = ShardedTensor | ShardedTensorFactory
 
 
 @dataclass(frozen=True)
@@ -101,31 +100,30 @@ class ZeroState:
 
         state: dict[str, Any] = {"model": tensors(MODEL_PREFIX, self._weight)}
         if optimizer:
-            state["optimizer"] = {"step": self._step()}
+            state["optimizer"] = {"step": self._step(), "tensors": {}}
             for kind in self._kinds:
                 prefix = f"optimizer.state.{kind}.{MODEL_PREFIX}"
                 read = _reader(self._optimizer_tensor, kind)
-                state["optimizer"][kind] = tensors(prefix, read, learned=True)
+                state["optimizer"]["tensors"][kind] = tensors(prefix, read, learned=True)
         return state
 
     def load(self, state: dict[str, Any], *, optimizer: bool) -> None:
-        """Take what was read into a `sharded(loading=True)`. Raises BadInput where it is another engine's state."""
+        """Take what was read into a `sharded(loading=True)`. Raises BadInput where it has an older form."""
         for held in self._held:
             self._set_weight(held, state["model"].get(held.name))
         if not optimizer:
             self.follow_weights()
             return
-        if "step" not in state["optimizer"]:
-            raise BadInput(
-                "the checkpoint's optimiser state is of another kind, without its step; start from its weights"
-            )
+        step = step_of(state["optimizer"])
         if MASTER not in self._kinds:
             self.follow_weights()
         for kind in self._kinds:
             for held in self._trained():
-                self._set_optimizer_tensor(held, kind, state["optimizer"].get(kind, {}).get(held.name))
+                self._set_optimizer_tensor(
+                    held, kind, state["optimizer"].get("tensors", {}).get(kind, {}).get(held.name)
+                )
         for inner in self._inner_state():
-            inner["step"].fill_(state["optimizer"]["step"])
+            inner["step"].fill_(step)
 
     @torch.no_grad()
     def follow_weights(self) -> None:

@@ -31,7 +31,7 @@ pip install --constraint constraints.txt --editable ".[quickstart,data,lint,test
 say "deepspeed, without its operators"
 (
     export DS_ACCELERATOR=cpu DS_BUILD_OPS=0
-    pip install --no-build-isolation --constraint constraints.txt --editable ".[deepspeed]"
+    pip install --no-build-isolation --constraint constraints.txt deepspeed
 )
 
 say "packages wanted for what they carry"
@@ -42,7 +42,7 @@ peers="$(dirname "$python")/../peers"
 rm -rf "$peers"
 pip install --no-deps --target "$peers" --requirement constraints-peers.txt
 
-"$python" -W ignore - <<'PYTHON'
+DS_ACCELERATOR=cpu "$python" -W ignore - <<'PYTHON'
 import importlib.metadata
 import pathlib
 

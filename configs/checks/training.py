@@ -37,6 +37,7 @@ def check_training(config: Config) -> None:
             f"train.sequence_length={config.train.sequence_length} is above "
             f"backbone.max_positions={config.backbone.max_positions}"
         )
+    check_checkpoints(config)
     if config.train.validate_every and not config.train.validation_packs:
         raise BadInput("train.validate_every asks for validation of train.validation_packs=0 packs; set one of them")
 
@@ -71,3 +72,12 @@ def check_trained(config: Config) -> None:
             raise BadInput("stage.lora.targets is empty; it needs a pattern of the linear layers to update")
     for pattern in patterns:
         matcher(pattern)
+
+
+def check_checkpoints(config: Config) -> None:
+    every, keep_every = config.checkpoint.every, config.checkpoint.keep_every
+    if keep_every and (not every or keep_every % every):
+        raise BadInput(
+            f"checkpoint.keep_every={keep_every}: has to be a multiple of checkpoint.every={every}, at whose steps "
+            "checkpoints are made"
+        )

@@ -27,6 +27,7 @@ from configs.schema.model import (
     LoraConfig,
     StageConfig,
 )
+from configs.schema.resilience import OnIncident, ResilienceConfig
 from configs.schema.training import (
     CheckpointConfig,
     EngineConfig,
@@ -34,10 +35,13 @@ from configs.schema.training import (
     ParallelConfig,
     ParameterGroupConfig,
     Precision,
+    Recompute,
+    RecomputeMethod,
     RunConfig,
     Schedule,
     TrackerConfig,
     TrainConfig,
+    Verification,
 )
 
 __all__ = [
@@ -55,11 +59,15 @@ __all__ = [
     "LoaderConfig",
     "LoraConfig",
     "MixtureConfig",
+    "OnIncident",
     "OptimizerConfig",
     "ParallelConfig",
     "ParameterGroupConfig",
     "Precision",
     "QualityConfig",
+    "Recompute",
+    "RecomputeMethod",
+    "ResilienceConfig",
     "RunConfig",
     "Schedule",
     "SourceConfig",
@@ -68,6 +76,7 @@ __all__ = [
     "SynthesisConfig",
     "TrackerConfig",
     "TrainConfig",
+    "Verification",
 ]
 
 
@@ -89,5 +98,6 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    resilience: ResilienceConfig = field(default_factory=ResilienceConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     export: ExportConfig = field(default_factory=ExportConfig)

@@ -105,7 +105,7 @@ def save_again(config_file: str) -> None:
 
     with _joined(load_config(Path(config_file)), StopFlag()) as stage:
         stage.progress = stage.checkpoints.resume()
-        stage.checkpoints.save(stage.progress, None)
+        stage.checkpoints.save(stage.progress)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ class StepAccount:
     def __init__(self, objective: Objective, batches: list[Batch], extra: list[float], device: torch.device) -> None:
         self._objective = objective
         self._speaks = parallel_state.is_pipeline_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0
+        self._micro_batches: list[tuple[torch.Tensor, torch.Tensor]] = []  # sum and count
         self._sums = torch.zeros(objective.terms, dtype=torch.float64, device=device)
         self._totals = torch.zeros(objective.terms + len(extra), dtype=torch.float64, device=device)
         if self._speaks:
@@ -33,7 +34,13 @@ class StepAccount:
         """This micro-batch's share of the step's loss, a scalar to differentiate; losses: each token's, [1, N]."""
         if self._speaks:
             self._sums.add_(self._objective.sums(losses, batch))
-        return self._objective.total(losses, batch) / self._count
+        total = self._objective.total(losses, batch)
+        self._micro_batches.append((total.detach(), self._objective.counts(batch).sum()))
+        return total / self._count
+
+    def micro_batch_losses(self) -> list[float]:
+        """The average loss of each micro-batch of this rank, in order; empty where the last layer is elsewhere."""
+        return [float(total) / max(float(count), 1e-9) for total, count in self._micro_batches]
 
     def close(self, gradient_norm: float | None) -> Outcome:
         """The figures of all ranks."""

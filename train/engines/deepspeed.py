@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from train.engines import megatron_optimizer as optimizers
 from train.engines.accounting import StepAccount, any_rank
 from train.engines.deepspeed_config import deepspeed_config
 from train.engines.deepspeed_state import ZeroState, gathered, inventory
-from train.engines.protocol import Engine, Objective, Outcome
+from train.engines.protocol import Engine, Evidence, Objective, Outcome
 from train.engines.trained_set import freeze, groups_of
 from train.models.initialise import initialise, place_rows
 from train.models.speech_lm import SpeechLM, run
@@ -70,9 +72,8 @@ class DeepSpeedEngine:
         self.optimizer = self.engine.optimizer
         masters = config.train.precision is Precision.bf16
         self.state = ZeroState(self.engine, self.stage, held, masters=masters)
-        self._norm = torch.zeros(())
-        if not self.stage:
-            self.optimizer.register_step_pre_hook(self._clip)
+        self._step: Step | None = None  # the last, or the one being taken
+        self._gate()
 
     def _wrapped(self) -> Any:
         deepspeed = deepspeed_library.load()
@@ -90,17 +91,27 @@ class DeepSpeedEngine:
 
     # --- steps ----------------------------------------------------------------------------------------------
 
-    def train_step(self, batches: list[Batch], learning_rate: float, extra: list[float]) -> Outcome:
+    def train_step(
+        self,
+        batches: list[Batch],
+        learning_rate: float,
+        extra: list[float],
+        accept: Callable[[Outcome], bool],
+    ) -> Outcome:
         self.engine.train()
         optimizers.set_rates(self.optimizer, learning_rate, self.config.optimizer)
         batches = [batch.to(self.device) for batch in batches]
-        account = StepAccount(self.objective, batches, extra, self.device)
+        self._step = step = Step(StepAccount(self.objective, batches, extra, self.device), accept)
         for number, batch in enumerate(batches, start=1):
             self.engine.set_gradient_accumulation_boundary(number == len(batches))
             losses = run(self.engine, batch, batch.labels).float()
-            self.engine.backward(account.loss(batch, losses) * self.data_size, scale_wrt_gas=False)
+            self.engine.backward(step.account.loss(batch, losses) * self.data_size, scale_wrt_gas=False)
         self.engine.step()
-        return account.close(self._gradient_norm())
+        return step.settled()
+
+    def evidence(self) -> Evidence:
+        """Gradients are summed over ranks as they come, so no rank can tell whether its own were finite."""
+        return Evidence(self._step.account.micro_batch_losses() if self._step else [], None)
 
     def evaluate(self, batches: list[Batch], extra: list[float]) -> Outcome:
         self.engine.eval()
@@ -121,24 +132,38 @@ class DeepSpeedEngine:
     def any(self, flag: bool) -> bool:
         return any_rank(flag, self.device)
 
-    def _gradient_norm(self) -> float:
-        return float(self.engine.get_global_grad_norm() if self.stage else self._norm)
+    def _gate(self) -> None:
+        """Have torch's optimiser ask before it updates anything.
+
+        DeepSpeed calls it when gradients are summed, their norm known and clipped: once, or once a group of parameters.
+        """
+        inner = self.state.torch_optimizer
+        update = inner.step
+
+        def step(*arguments: Any) -> Any:
+            assert self._step is not None
+            if self._step.accepted is None:
+                self._step.decide(self._clipped(inner) if not self.stage else self.engine.optimizer._global_grad_norm)
+            return update(*arguments) if self._step.accepted else None
+
+        inner.step = step  # type: ignore[assignment, method-assign]
 
     @torch.no_grad()
-    def _clip(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        """Without ZeRO: the global norm of the gradients, and their clipping, before torch's optimiser steps."""
+    def _clipped(self, optimizer: torch.optim.Optimizer) -> torch.Tensor:
+        """Without ZeRO: clip the gradients by their global norm, which is returned."""
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         square = torch.zeros((), device=self.device)
         for parameter in parameters:
             if counts_in_norm(parameter):
                 square += parameter.grad.float().square().sum()
         dist.all_reduce(square, group=parallel_state.get_model_parallel_group())
-        self._norm = square.sqrt()
+        norm = square.sqrt()
         bound = self.config.optimizer.clip_grad
-        factor = bound / (float(self._norm) + 1e-6) if bound else 1.0
+        factor = bound / (float(norm) + 1e-6) if bound else 1.0
         if factor < 1.0:
             for parameter in parameters:
                 parameter.grad.mul_(factor)
+        return norm
 
     # --- state ----------------------------------------------------------------------------------------------
 
@@ -154,6 +179,28 @@ class DeepSpeedEngine:
 
     def load_state(self, state: dict[str, Any], *, optimizer: bool) -> None:
         self.state.load(state, optimizer=optimizer)
+
+
+@dataclass
+class Step:
+    """A step being taken: whether its gradients may be applied (None: not asked yet), and its figures."""
+
+    account: StepAccount
+    accept: Callable[[Outcome], bool]
+    accepted: bool | None = None
+    outcome: Outcome | None = None
+
+    def decide(self, norm: float | torch.Tensor) -> None:
+        """Close the account and ask; DeepSpeed writes -1 for the norm of gradients that are not finite."""
+        self.outcome = self.account.close(float(norm) if float(norm) >= 0 else math.inf)
+        self.accepted = self.accept(self.outcome)
+
+    def settled(self) -> Outcome:
+        """The figures. Where gradients were not finite, DeepSpeed dropped them before anybody was asked."""
+        if self.outcome is None:
+            self.decide(math.inf)
+        assert self.outcome is not None
+        return self.outcome
 
 
 def adamw(config: OptimizerConfig, groups: Mapping[torch.nn.Parameter, Group]) -> torch.optim.AdamW:

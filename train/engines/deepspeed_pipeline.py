@@ -19,7 +19,7 @@ from data_pipeline.batch import Batch
 from train.engines import deepspeed_library
 from train.engines import megatron_optimizer as optimizers
 from train.engines.accounting import StepAccount
-from train.engines.deepspeed import DeepSpeedEngine
+from train.engines.deepspeed import DeepSpeedEngine, Step
 from train.engines.deepspeed_config import deepspeed_config
 from train.engines.protocol import Outcome
 from train.models.speech_lm import SpeechLM, run
@@ -84,15 +84,21 @@ class DeepSpeedPipeline(DeepSpeedEngine):
         weight.ds_pipe_replicated = not self.model.pre_process
         module.get_tied_weights_and_groups = lambda: [(weight, parallel_state.get_embedding_group())]
 
-    def train_step(self, batches: list[Batch], learning_rate: float, extra: list[float]) -> Outcome:
+    def train_step(
+        self,
+        batches: list[Batch],
+        learning_rate: float,
+        extra: list[float],
+        accept: Callable[[Outcome], bool],
+    ) -> Outcome:
         optimizers.set_rates(self.optimizer, learning_rate, self.config.optimizer)
         batches = [batch.to(self.device) for batch in batches]
-        account = StepAccount(self.objective, batches, extra, self.device)
+        self._step = step = Step(StepAccount(self.objective, batches, extra, self.device), accept)
         # DeepSpeed averages over micro-batches and data-parallel ranks; sums are wanted.
         scale = self.engine.gradient_accumulation_steps() * self.data_size
-        self._feed(batches, lambda batch, losses: account.loss(batch, losses) * scale, labelled=True)
+        self._feed(batches, lambda batch, losses: step.account.loss(batch, losses) * scale, labelled=True)
         self.engine.train_batch(_tokens(batches))
-        return account.close(self._gradient_norm())
+        return step.settled()
 
     def evaluate(self, batches: list[Batch], extra: list[float]) -> Outcome:
         batches = [batch.to(self.device) for batch in batches]

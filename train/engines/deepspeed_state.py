@@ -186,11 +186,13 @@ class ZeroState:
     def _trained(self) -> Iterator[Held]:
         return (held for held in self._held if held.parameter.requires_grad)
 
-    def _torch_optimizer(self) -> torch.optim.Optimizer:
+    @property
+    def torch_optimizer(self) -> torch.optim.Optimizer:
+        """The one that updates what this rank holds of parameters."""
         return self._engine.optimizer.optimizer if self._stage else self._engine.optimizer
 
     def _inner_state(self) -> list[dict[str, torch.Tensor]]:
-        return list(self._torch_optimizer().state.values())
+        return list(self.torch_optimizer.state.values())
 
     def _step(self) -> int:
         return next((int(inner["step"]) for inner in self._inner_state()), 0)
@@ -201,7 +203,7 @@ class ZeroState:
         With several parameter groups it must be there before DeepSpeed 0.19.8's ZeRO-1 and 2 first step: they map
         parameters to optimiser state once, after the first group's step, when the others have none yet.
         """
-        wrapper, inner = self._engine.optimizer, self._torch_optimizer()
+        wrapper, inner = self._engine.optimizer, self.torch_optimizer
         partitions = (
             getattr(wrapper, "fp32_partitioned_groups_flat", None)  # ZeRO-3
             or getattr(wrapper, "single_partition_of_fp32_groups", None)  # ZeRO-1 and 2

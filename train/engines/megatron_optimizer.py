@@ -10,6 +10,7 @@ import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePredicate
 
@@ -50,6 +51,7 @@ def build_optimizer(
             bf16=precision is Precision.bf16,
             params_dtype=torch.bfloat16 if precision is Precision.bf16 else torch.float32,
             use_distributed_optimizer=parallel.distributed_optimizer,
+            overlap_param_gather=parallel.overlap_parameters,
         ),
         chunks,
         config_overrides=dict(override(pair) for pair in sorted({of(parameter) for parameter in groups})),
@@ -72,6 +74,20 @@ def set_rates(
 
 def _decay_unit(config: OptimizerConfig) -> float:
     return config.weight_decay or 1.0
+
+
+def gradient_norm(optimizer: MegatronOptimizer) -> float:
+    """The global norm of the gradients, which are then ready to be applied."""
+    optimizer.prepare_grads()
+    return optimizer.get_grad_norm()
+
+
+def apply(optimizer: MegatronOptimizer, norm: float) -> None:
+    """Clip the gradients, whose global norm is known, and take the step: the second half of Megatron-Core's `step`."""
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        if not getattr(part, "is_stub_optimizer", False) and (parameters := part.get_parameters()):
+            clip_grad_by_total_norm_fp32(parameters, max_norm=part.config.clip_grad, total_norm=norm)
+    optimizer.step_with_ready_grads()
 
 
 def prime(optimizer: MegatronOptimizer) -> None:

@@ -84,8 +84,14 @@ def _check_topology(config: Config) -> None:
     ):
         if size > 1:
             raise BadInput(f"parallel.{key}={size}: engine.name=deepspeed cannot; engine.name=megatron can")
-    if parallel.distributed_optimizer:
-        raise BadInput("parallel.distributed_optimizer=true is Megatron's; engine.zero_stage=1 is DeepSpeed's")
+    for key, instead in (
+        ("distributed_optimizer", "engine.zero_stage"),
+        ("overlap_gradients", "engine.deepspeed.zero_optimization.overlap_comm"),
+        ("overlap_parameters", "engine.deepspeed.zero_optimization.overlap_comm"),
+        ("bucket_size", "engine.deepspeed.zero_optimization.reduce_bucket_size"),
+    ):
+        if value := getattr(parallel, key):
+            raise BadInput(f"parallel.{key}={str(value).lower()} is Megatron's; DeepSpeed's is {instead}")
     if parallel.tensor > 1 and stage == 3:
         raise BadInput(
             f"parallel.tensor={parallel.tensor} with engine.zero_stage=3: ZeRO-3 cuts up parameters by itself; "

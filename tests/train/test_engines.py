@@ -146,3 +146,51 @@ def killed_stage(config_file: str, victim: int, turn: int) -> int:
 
         engine.train_step = hit  # type: ignore[method-assign]
     return stage(config_file)
+
+
+@pytest.mark.parametrize(
+    ("processes", "settings"),
+    [
+        (2, zero(0)),
+        (2, zero(2)),
+        (2, ZERO_3),
+        (2, zero(1, parallel__pipeline=2)),
+        (2, zero(1, train__precision="bf16")),
+    ],
+    ids=["ZeRO-0", "ZeRO-2", "ZeRO-3", "pipeline", "ZeRO-1 bf16"],
+)
+def test_a_step_that_is_not_accepted_changes_nothing(
+    processes: int, settings: dict[str, Any], corpus: Path, tmp_path: Path
+) -> None:
+    for answers in run_ranks(refuse_one, processes, write(config_of(tmp_path, corpus, **settings))):
+        before, refused, after = answers
+        assert before == refused != after
+
+
+def refuse_one(config_file: str) -> list[str]:
+    """Hashes of all that this rank would save: before a step that is refused, after it, and after one that is not."""
+    import hashlib
+
+    from configs.compose import load_config
+    from runtime.signals import StopFlag
+    from train.loop import _joined
+
+    with _joined(load_config(Path(config_file)), StopFlag()) as stage:
+
+        def state() -> str:
+            from megatron.core.dist_checkpointing.dict_utils import nested_values
+
+            saved = stage.engine.sharded_state(optimizer=True, loading=False)
+            tensors = [value.data for value in nested_values(saved) if getattr(value, "data", None) is not None]
+            every = [str(saved["optimizer"]["step"]).encode(), *(t.float().cpu().numpy().tobytes() for t in tensors)]
+            return hashlib.sha256(b"".join(every)).hexdigest()
+
+        batches = stage._micro_batches(stage.loader.next_step())
+        hashes = [state()]
+        for answer in (False, True):
+            asked: list[float] = []
+            stage.engine.train_step(batches, 1e-3, [], lambda seen, a=answer, to=asked: (to.append(seen.sums[0]), a)[1])
+            assert len(asked) == 1
+            hashes.append(state())
+        stage.loader.close()
+        return hashes

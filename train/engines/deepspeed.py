@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 
+from configs.pipeline import settled
 from configs.schema import Config, OptimizerConfig, Precision
 from data_pipeline.batch import Batch
 from runtime.exits import BadInput
@@ -53,7 +54,8 @@ class DeepSpeedEngine:
         self.stage = config.engine.zero_stage
         tensor_parallel.model_parallel_cuda_manual_seed(config.train.seed)
 
-        megatron_config = transformer_config(config.backbone, config.parallel, config.train.precision)
+        parallel = settled(config.backbone, config.parallel, padded_vocabulary)
+        megatron_config = transformer_config(config.backbone, parallel, config.train.precision)
         self.model = SpeechLM(config.backbone, megatron_config, padded_vocabulary)
         initialise(self.model, config.train.seed, config.backbone.init_std)
         self.model.to(device)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from configs.schema import AttentionKernel, Config, ParallelConfig, Precision
+from configs.schema import AttentionKernel, Config, EngineConfig, ParallelConfig, Precision
 from data_pipeline.batch import Pack
 from runtime.exits import BadInput
 from runtime.signals import StopFlag
@@ -68,6 +68,7 @@ def check_export(config: Config, stop: StopFlag) -> None:
     alone = replace(
         config,
         parallel=ParallelConfig(),
+        engine=EngineConfig(),
         train=replace(
             config.train,
             precision=Precision.fp32,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -140,4 +141,11 @@ class TrackerConfig:
 
 @dataclass
 class EngineConfig:
-    name: str = "megatron"
+    """What runs the steps; options but the name are DeepSpeed's."""
+
+    name: str = "megatron"  # or deepspeed
+    # What is cut up over data-parallel ranks. 0: nothing; 1: optimiser state; 2: gradients too; 3: parameters too
+    zero_stage: int = 1
+    # DeepSpeed's own configuration, passed on as it is: zero_optimization.offload_optimizer, bucket sizes and the like.
+    # Keys of what other options here decide are refused.
+    deepspeed: dict[str, Any] = field(default_factory=dict)

@@ -129,7 +129,7 @@ def test_a_written_config_reads_back_equal(recipe: str, tmp_path: Path) -> None:
         ("backbone=5", "choose one of smollm2_135m, tiny"),
         ("mixture.sources.asr=3", "it has keys of its own"),
         ("backbone=tinny", "no such backbone; did you mean tiny?"),
-        ("engine=none", "no such engine; there are deepspeed, megatron"),
+        ("engine=none", "no such engine; there are deepspeed, deepspeed_pipeline"),
         ("train.steps=1,2", "one run takes one value"),
         ("train.steps", "'train.steps' is not of the form key=value"),
         ("=3", "'=3' is not of the form key=value"),

@@ -24,7 +24,7 @@ from configs.pipeline import settled
 from configs.schema import Config, Precision
 from data_pipeline.batch import Batch
 from data_pipeline.context import share_of
-from train.engines import distributed_state
+from train.engines import distributed_state, optimizer_state
 from train.engines import megatron_optimizer as optimizers
 from train.engines.accounting import StepAccount, any_rank
 from train.engines.protocol import Evidence, Objective, Outcome
@@ -264,9 +264,11 @@ class MegatronEngine:
             # Stacked layers need all of theirs; state of some layers alone goes by names with the layer's number.
             by_layer = {**metadata, "non_homogeneous_layers": True}
             model = self._sharded_model(by_layer) if self.trained.partial_layers else state["model"]
-            state["optimizer"] = optimizers.sharded_state(
+            own = optimizers.sharded_state(
                 self.optimizer, model, loading=loading, metadata=metadata, device=self.device
             )
+            masters = self.config.train.precision is Precision.bf16
+            state["optimizer"] = optimizer_state.packed(own, masters=masters, loading=loading)
         return state
 
     def _sharded_model(self, metadata: dict[str, Any]) -> dict[str, Any]:
@@ -279,7 +281,7 @@ class MegatronEngine:
             model.load_state_dict(state["model"][str(number)], strict=True)
         if optimizer:
             with torch.no_grad():
-                self.optimizer.load_state_dict(state["optimizer"])
+                self.optimizer.load_state_dict(optimizer_state.unpacked(state["optimizer"], self.optimizer))
             optimizers.unshare_steps(self.optimizer)
         else:
             self.optimizer.reload_model_params()

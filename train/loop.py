@@ -69,9 +69,9 @@ def _joined(config: Config, stop: StopFlag) -> Iterator[Stage]:
     check(config, int(os.environ.get("WORLD_SIZE", "1")))
     check_layouts(layouts_of(config.mixture.sources))
     corpus = Corpus.open(corpus_folder(config))
+    objective = NextToken(corpus.vocabulary.modalities, config.loss)
     device = process_groups.join(config.parallel)
     try:
-        objective = NextToken(corpus.vocabulary.modalities)
         engine = MegatronEngine(config, corpus.vocabulary.padded_size, objective, device)
         yield Stage(config, corpus, engine, objective, stop)
     finally:

@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 from configs.checks.codec import check_codec
 from configs.checks.data import check_making, check_mixture
+from configs.checks.loss import check_loss
 from configs.checks.quality import check_alignment, check_quality
 from configs.checks.topology import check_data_parallel, check_not_yet, check_topology, data_parallel_size
 from configs.checks.training import check_backbone, check_training
@@ -33,6 +34,7 @@ def check(config: Config, processes: int | None = None) -> None:
     check_backbone(config)
     check_topology(config)
     check_training(config)
+    check_loss(config)
     check_mixture(config)
     check_data_parallel(config, data_parallel_size(config, processes))
 
@@ -63,6 +65,7 @@ _NOT_NEGATIVE = {
     "train": ("seed", "validate_every", "validation_packs"),
     "checkpoint": ("every", "keep"),
     "optimizer": ("weight_decay", "clip_grad", "warmup_steps"),
+    "loss": ("z", "chunk"),
 }
 _SHARE = {
     "corpus": ("validation_share", "damaged_share"),

@@ -23,6 +23,7 @@ from configs.schema import Config, Precision
 from data_pipeline.batch import Batch
 from train.engines import megatron_optimizer as optimizers
 from train.engines.protocol import Objective, Outcome
+from train.models.heads.terms import Losses, Targets
 from train.models.initialise import initialise, place_rows
 from train.models.speech_lm import SpeechLM, run
 from train.models.trunk import transformer_config
@@ -105,7 +106,7 @@ class MegatronEngine:
         seen: list[torch.Tensor] = []
 
         def forward(batches: Iterator[Batch], chunk: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
-            return run(chunk, next(batches), labels=None), collect
+            return run(chunk, next(batches)), collect
 
         def collect(output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
             seen.append(tensor_parallel.gather_from_tensor_model_parallel_region(output).float())
@@ -114,7 +115,7 @@ class MegatronEngine:
         # The interleaved schedule takes no fewer micro-batches than there are stages; one is wanted.
         copies = self.config.parallel.pipeline if len(self.chunks) > 1 else 1
         with torch.no_grad():
-            self._schedule(forward, [batch.to(self.device)] * copies, forward_only=True)
+            self._schedule(forward, [batch.to(self.device)] * copies, batch.tokens.shape[1], forward_only=True)
         return seen[0] if seen else None
 
     def any(self, flag: bool) -> bool:
@@ -131,36 +132,37 @@ class MegatronEngine:
         self, batches: list[Batch], extra: list[float], *, forward_only: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Micro-batches through the schedule. Returns this rank's loss sums and the global counts and extras."""
-        batches = [batch.to(self.device) for batch in batches]
-        totals = torch.zeros(self.objective.terms + len(extra), dtype=torch.float64, device=self.device)
+        terms = self.objective.terms
+        known = torch.zeros(terms + len(extra), dtype=torch.float64)
         if self._reports:
-            for batch in batches:
-                totals[: self.objective.terms] += self.objective.counts(batch)
-            totals[self.objective.terms :] = torch.tensor(extra, dtype=torch.float64)
+            known[:terms] = torch.stack([self.objective.counts(batch) for batch in batches]).sum(0)
+            known[terms:] = torch.tensor(extra, dtype=torch.float64)
+        totals = known.to(self.device)
         dist.all_reduce(totals)
-        count = totals[: self.objective.terms].sum().clamp(min=1e-9).float()
-        sums = torch.zeros(self.objective.terms, dtype=torch.float64, device=self.device)
+        sums = torch.zeros(terms, dtype=torch.float64, device=self.device)
+        asked = [(batch.to(self.device), self.objective.targets(batch).to(self.device)) for batch in batches]
 
-        def loss(batch: Batch, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        def loss(batch: Batch, losses: Losses) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
             if self._reports:
                 sums.add_(self.objective.sums(losses, batch))
-            scalar = self.objective.total(losses, batch) / count
-            return scalar, torch.ones((), dtype=torch.int, device=losses.device), {}
+            scalar = self.objective.loss(losses, totals[:terms])
+            return scalar, torch.ones((), dtype=torch.int, device=self.device), {}
 
-        def forward(source: Iterator[Batch], chunk: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
-            batch = next(source)
-            return run(chunk, batch, batch.labels), partial(loss, batch)
+        def forward(source: Iterator[tuple[Batch, Targets]], chunk: torch.nn.Module) -> tuple[Any, Callable[..., Any]]:
+            batch, targets = next(source)
+            return run(chunk, batch, targets), partial(loss, batch)
 
-        self._schedule(forward, batches, forward_only=forward_only)
+        self._schedule(forward, asked, batches[0].tokens.shape[1], forward_only=forward_only)
         return sums, totals
 
-    def _schedule(self, forward: Callable[..., Any], batches: list[Batch], *, forward_only: bool) -> None:
+    def _schedule(self, forward: Callable[..., Any], asked: list[Any], tokens: int, *, forward_only: bool) -> None:
+        """`forward` over each of `asked`, what one micro-batch of `tokens` tokens is, in the order of the topology."""
         get_forward_backward_func()(
             forward_step_func=forward,
-            data_iterator=[iter(batches) for _ in self.chunks],
+            data_iterator=[iter(asked) for _ in self.chunks],
             model=self.chunks,
-            num_microbatches=len(batches),
-            seq_length=batches[0].tokens.shape[1],
+            num_microbatches=len(asked),
+            seq_length=tokens,
             micro_batch_size=1,
             forward_only=forward_only,
         )

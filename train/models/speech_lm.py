@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from megatron.core import parallel_state
@@ -14,6 +15,8 @@ from configs.schema import BackboneConfig
 from data_pipeline.batch import Batch
 from data_pipeline.layouts import Layout
 from runtime.exits import BadInput
+from train.models.heads.language import LANGUAGE, language_losses
+from train.models.heads.terms import Targets
 from train.models.trunk import trunk_spec
 
 
@@ -40,6 +43,15 @@ class SpeechLM(GPTModel):
             vp_stage=virtual_stage,
         )
 
+    def _postprocess(self, hidden_states: torch.Tensor, labels: Targets | None = None, **given: Any) -> Any:
+        """Megatron-Core's end of the forward pass, with our head where losses are asked for."""
+        if labels is None or not self.post_process:
+            return super()._postprocess(hidden_states=hidden_states, labels=None, **given)
+        tied = self.share_embeddings_and_output_weights
+        weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
+        head = language_losses(hidden_states, weight, labels, self.pg_collection.tp, self.config.sequence_parallel)
+        return {LANGUAGE: head}
+
 
 def check_layouts(layouts: Mapping[str, Layout]) -> None:
     """Raises BadInput for a layout, by its source, of which `run` cannot take all that it makes."""
@@ -51,12 +63,11 @@ def check_layouts(layouts: Mapping[str, Layout]) -> None:
             )
 
 
-def run(model: torch.nn.Module, batch: Batch, labels: torch.Tensor | None) -> torch.Tensor:
+def run(model: torch.nn.Module, batch: Batch, targets: Targets | None = None) -> Any:
     """Forward a packed batch through `model`, a SpeechLM or a wrapper around one.
 
-    Returns hidden states [N / SP, 1, hidden] on all stages but the last. There: without labels, the logits of this
-    tensor-parallel rank's slice of the vocabulary [1, N, V / TP]; with labels [1, N], each token's cross entropy in
-    nats, fp32 [1, N].
+    Returns hidden states [N / SP, 1, hidden] on all stages but the last. There: without targets, the logits of this
+    tensor-parallel rank's slice of the vocabulary [1, N, V / TP]; with targets, `heads.terms.Losses`.
     """
     packing = PackedSeqParams(
         qkv_format="thd",
@@ -69,6 +80,6 @@ def run(model: torch.nn.Module, batch: Batch, labels: torch.Tensor | None) -> to
         input_ids=batch.tokens,
         position_ids=batch.positions,
         attention_mask=None,
-        labels=labels,
+        labels=targets,
         packed_seq_params=packing,
     )

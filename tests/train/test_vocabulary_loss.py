@@ -163,7 +163,7 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
-        if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm_, torch.ops.aten.addmm):
+        if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm_):
             self.products += 1
         for tensor in result if isinstance(result, tuple | list) else (result,):
             if torch.is_tensor(tensor):

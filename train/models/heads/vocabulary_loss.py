@@ -70,12 +70,16 @@ class _VocabularyLoss(torch.autograd.Function):
             torch.zeros(weight.shape, dtype=exact, device=weight.device) if wanted[1] else None,
         )
         count = len(hidden) if places is None else len(places)
-        for start in range(0, count, targets.chunk or max(count, 1)):
-            part: Any = slice(start, min(count, start + (targets.chunk or count)))
+        size = min(targets.chunk or count, count)
+        room = torch.empty(
+            (size, len(weight)), dtype=exact, device=hidden.device
+        )  # for one chunk's logits after another
+        for start in range(0, count, max(size, 1)):
+            part: Any = slice(start, min(count, start + size))
             if places is not None:
                 part = places[part]
             states, scale = hidden[part], weights[part]
-            logits = _product(states, weight.t(), exact)
+            logits = _product(states, weight.t(), room[: len(states)])
             log_z, chosen, mean, share, row = _statistics(logits, labels[part], targets.smoothing > 0, group)
             cross_entropy[part], z[part] = log_z - chosen, log_z.square()
             smoothed = log_z - (1 - targets.smoothing) * chosen - targets.smoothing * mean
@@ -140,14 +144,23 @@ def _add_gradients(
     if gradients.hidden is not None:
         gradients.hidden[part] = logits @ weight
     if gradients.weight is not None:
-        if gradients.weight.dtype == logits.dtype:
-            gradients.weight.addmm_(logits.t(), states)
-        else:  # half-precision products are added up in fp32
-            gradients.weight.add_(_product(logits.t(), states, gradients.weight.dtype))
+        _add_product(logits.t(), states, gradients.weight)
 
 
-def _product(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """`left @ right` in `dtype`, fp32 for half-precision factors; only CUDA's kernels do not round in between."""
-    if left.is_cuda and left.dtype != dtype:
-        return torch.mm(left, right, out_dtype=dtype)
-    return (left @ right).to(dtype)
+def _product(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """`left @ right` in `out`, which is returned: fp32 for half-precision factors, without rounding on CUDA."""
+    if left.dtype == out.dtype:
+        return torch.mm(left, right, out=out)
+    if left.is_cuda:
+        return torch.mm(left, right, out_dtype=out.dtype, out=out)
+    return out.copy_(left @ right)
+
+
+def _add_product(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> None:
+    """`out += left @ right`, where half-precision products are added up in fp32."""
+    if left.dtype == out.dtype:
+        out.addmm_(left, right)
+    elif left.is_cuda:
+        torch.addmm(out, left, right, out_dtype=out.dtype, out=out)
+    else:
+        out.add_(left @ right)

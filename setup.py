@@ -41,6 +41,7 @@ EXTRAS = {
     # Importing, measuring and aligning speech that others recorded. Weights of its models come with packages that
     # install.sh takes without their requirements.
     "data": [
+        "aiohttp>=3.9",  # what fsspec reads https:// with
         "av>=18",
         "fsspec>=2026.1",
         "jiwer>=4",

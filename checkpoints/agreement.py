@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -26,10 +27,7 @@ def together(action: Callable[[], T], doing: str) -> T:
         result = action()
     except (Exception, CheckpointException) as error:  # Torch's is no Exception
         mine = error
-    told = [_told(mine)]
-    if dist.get_world_size() > 1:
-        told = told * dist.get_world_size()
-        dist.all_gather_object(told, _told(mine))
+    told = gather(_told(mine))
     failed = [(rank, *report) for rank, report in enumerate(told) if report is not None]
     if not failed:
         return result  # type: ignore[return-value]
@@ -46,6 +44,25 @@ def together(action: Callable[[], T], doing: str) -> T:
 def on_first_rank(action: Callable[[], Any], doing: str) -> None:
     """`together`, with something to do on rank 0 alone."""
     together(lambda: action() if dist.get_rank() == 0 else None, doing)
+
+
+def gather(mine: T) -> list[T]:
+    """What every rank has, by rank; on all of them."""
+    if dist.get_world_size() == 1:
+        return [mine]
+    found = [mine] * dist.get_world_size()
+    dist.all_gather_object(found, mine)
+    return found
+
+
+def highest(*numbers: int) -> list[int]:
+    """The highest of each number over all ranks; cheap enough to ask at every step."""
+    if dist.get_world_size() == 1:
+        return list(numbers)
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    tensor = torch.tensor(numbers, dtype=torch.int64, device=device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor.tolist()
 
 
 def _told(error: BaseException | None) -> tuple[bool, str] | None:

@@ -22,6 +22,7 @@ from checkpoints.formats.huggingface import (
     write_weights,
 )
 from checkpoints.formats.native import NativeReader, Slab, write_tensors
+from checkpoints.layout import STATE_FILE, TENSORS
 from checkpoints.manifest import (
     MODEL_PREFIX,
     Manifest,
@@ -34,7 +35,6 @@ from checkpoints.manifest import (
 )
 from checkpoints.maps import llama
 from checkpoints.rules import Rule
-from checkpoints.store import STATE_FILE, TENSORS
 from checkpoints.vocabulary_surgery import describe_growth, grow_rows
 from configs.schema import BackboneConfig, Precision
 from runtime.exits import BadInput, StoppedEarly

@@ -142,11 +142,12 @@ def problems(folder: Path, contents: bool = True) -> list[str]:
         manifest = read_manifest(folder)
     except (BadInput, OSError) as error:
         return [str(error)]
-    found = [line for name, record in manifest.files.items() if (line := _problem(folder, name, record, contents))]
+    found = [line for name, record in manifest.files.items() if (line := problem_of(folder, name, record, contents))]
     return found + [f"{name}: a symbolic link" for name in _links(folder, manifest.files)]
 
 
-def _problem(folder: Path, name: str, record: FileRecord, contents: bool) -> str | None:
+def problem_of(folder: Path, name: str, record: FileRecord, contents: bool = True) -> str | None:
+    """What is wrong with one file of a checkpoint, in one line; None if nothing."""
     path = folder / name
     try:
         if path.is_symlink():

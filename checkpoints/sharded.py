@@ -1,55 +1,13 @@
-"""Megatron-Core's sharded state dicts to and from `torch_dist` folders, by all ranks of the default process group."""
+"""Megatron-Core's sharded state dicts from `torch_dist` folders, by all ranks of the default process group."""
 
 from __future__ import annotations
 
-import io
-import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from checkpoints.agreement import on_first_rank, together
-from checkpoints.formats.native import COMMON_FILE, FORMAT_FILE, TORCH_DIST, InProcessWriter
+from checkpoints.agreement import together
 from checkpoints.metadata import check_objects, read_metadata, tensor_records
 from runtime.exits import BadInput
-
-
-def write_sharded(folder: Path, sharded_state: dict[str, Any], doing: str) -> None:
-    """Write a sharded state dict into a `torch_dist` folder with Torch's own writer, in this process.
-
-    Megatron's writer starts a manager and forks writers at each save, and its rank 0 writes the common file between
-    collectives, where a full disk would leave the others waiting. The files are the same. Raises on all ranks,
-    BadInput where the disk is at fault, beginning with `doing`.
-    """
-    from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
-    from megatron.core.dist_checkpointing.strategies.torch import (
-        MCoreSavePlanner,
-        _replace_state_dict_keys_with_sharded_keys,
-        mcore_to_pyt_state_dict,
-    )
-    from torch.distributed.checkpoint import save
-
-    wanted = _without_extra_state(sharded_state)
-    sharded, common = together(lambda: save_preprocess(wanted), doing)
-    common_bytes = together(lambda: _plain_bytes(common), doing)
-    flat, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded, True)
-    entries = mcore_to_pyt_state_dict(flat, False)
-
-    def write() -> None:
-        save(
-            entries,
-            storage_writer=InProcessWriter(folder),
-            planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
-        )
-
-    together(write, doing)  # a failure of any rank's writing is raised by Torch on every rank
-
-    def write_common() -> None:
-        (folder / COMMON_FILE).write_bytes(common_bytes)
-        (folder / FORMAT_FILE).write_text(json.dumps(TORCH_DIST), encoding="utf-8")
-
-    on_first_rank(write_common, doing)
 
 
 def read_sharded(folder: Path, sharded_state: dict[str, Any]) -> dict[str, Any]:
@@ -59,20 +17,12 @@ def read_sharded(folder: Path, sharded_state: dict[str, Any]) -> dict[str, Any]:
     """
     from megatron.core import dist_checkpointing
 
-    wanted = _without_extra_state(sharded_state)
+    wanted = without_extra_state(sharded_state)
     together(lambda: _check_fit(folder, wanted), "cannot load")
     return together(lambda: dist_checkpointing.load(wanted, str(folder)), f"cannot load {folder.parent}")
 
 
-def _plain_bytes(common: dict[str, Any]) -> bytes:
-    """Serialise what is not sharded, refusing now what a load would refuse later."""
-    buffer = io.BytesIO()
-    torch.save(common, buffer)
-    torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
-    return buffer.getvalue()
-
-
-def _without_extra_state(sharded_state: dict[str, Any]) -> dict[str, Any]:
+def without_extra_state(sharded_state: dict[str, Any]) -> dict[str, Any]:
     """The same state dict, with the modules' `_extra_state` kept out of the checkpoint.
 
     Without TransformerEngine these are empty; written down they would tie a checkpoint to one layer implementation.

@@ -13,40 +13,31 @@ is found by looking; there is no pointer that could disagree with what is there.
 from __future__ import annotations
 
 import json
-import re
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
-from checkpoints.agreement import on_first_rank, together
-from checkpoints.atomic import PARTIAL, REMOVED, partial_of, put_in_place, remove, sync_folder
-from checkpoints.manifest import (
-    MANIFEST_FILE,
-    FileRecord,
-    Manifest,
-    count_parameters,
-    problems,
-    read_manifest,
-    record_file,
-    record_files,
-    versions,
-    write_manifest,
-)
-from checkpoints.metadata import read_metadata, tensor_records
-from checkpoints.sharded import read_sharded, write_sharded
+from checkpoints.agreement import gather, together
+from checkpoints.layout import STATE_FILE, TENSORS, step_folder, step_folders
+from checkpoints.manifest import MANIFEST_FILE, FileRecord, problem_of, problems, read_manifest
+from checkpoints.readers import reading
+from checkpoints.saving import Contents, Saver
+from checkpoints.sharded import read_sharded
 from runtime.exits import BadInput
 
-TENSORS = "tensors"
-STATE_FILE = "state.json"
-_STEP = re.compile(r"step-(\d{8,})")
-
-
-def step_folder(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step is."""
-    return folder / f"step-{step:08d}"
+__all__ = [
+    "STATE_FILE",
+    "TENSORS",
+    "complete_checkpoints",
+    "load",
+    "newest_usable",
+    "newest_usable_together",
+    "read_state",
+    "save",
+    "step_folder",
+]
 
 
 def save(
@@ -60,50 +51,12 @@ def save(
     texts: Mapping[str, str] | None = None,
     origin: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Save a checkpoint; every rank of the default process group calls this with its part.
+    """Save a single checkpoint; every rank of the default process group calls this with its part.
 
-    `sharded_state` is a Megatron-Core sharded state dict, of modules and optimisers alike; what is not sharded in it
-    must be equal on all ranks and plain data. `state` (rank 0's counts) becomes state.json, `texts` files by
-    name. An older checkpoint of the same step is replaced. Returns the checkpoint's folder.
-
-    Raises BadInput on all ranks, with one line, if the disk is full or fails anywhere; then no folder looks
-    complete, what was written is removed, and earlier checkpoints are as they were.
+    See `checkpoints.saving`: `Saver.save` for what is raised, `Contents` for what is kept beside tensors.
     """
-    final = step_folder(folder, step)
-    partial = partial_of(final)
-    doing = f"cannot save checkpoint {final}"
-    try:
-        on_first_rank(lambda: _start(partial, state, texts or {}), doing)
-        write_sharded(partial / TENSORS, sharded_state, doing)
-        hashes = _gather(together(lambda: _own_files(partial / TENSORS), doing))
-
-        def finish() -> None:
-            tensors = tensor_records(read_metadata(partial / TENSORS))
-            manifest = Manifest(
-                step=step,
-                topology=dict(topology),
-                tensors=tensors,
-                parameters=count_parameters(tensors),
-                files=record_files(partial, {f"{TENSORS}/{name}": record for name, record in hashes.items()}),
-                vocabulary=None if vocabulary is None else dict(vocabulary),
-                origin=dict(origin or {}),
-                versions=versions(),
-            )
-            finish_checkpoint(partial, final, manifest)
-
-        on_first_rank(finish, doing)
-    except BaseException:
-        if dist.get_rank() == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return final
-
-
-def finish_checkpoint(partial: Path, final: Path, manifest: Manifest) -> None:
-    """Mark what `partial` holds complete and give it its name."""
-    write_manifest(partial, manifest)
-    sync_folder(partial)
-    put_in_place(partial, final)
+    contents = Contents(state, topology, vocabulary, texts or {}, origin or {})
+    return Saver(folder).save(step, sharded_state, contents)
 
 
 def load(checkpoint: Path, sharded_state: dict[str, Any]) -> dict[str, Any]:
@@ -114,7 +67,8 @@ def load(checkpoint: Path, sharded_state: dict[str, Any]) -> dict[str, Any]:
     is not complete, is not safe to read, or does not fit; file contents are for `newest_usable` to verify.
     """
     together(lambda: read_manifest(checkpoint), "cannot load")
-    return read_sharded(checkpoint / TENSORS, sharded_state)
+    with reading(checkpoint):
+        return read_sharded(checkpoint / TENSORS, sharded_state)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -127,7 +81,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 def complete_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints of a run that say they are complete, oldest first. Their contents are not verified."""
-    return [path for path in _step_folders(folder) if (path / MANIFEST_FILE).is_file()]
+    return [path for path in step_folders(folder) if (path / MANIFEST_FILE).is_file()]
 
 
 def newest_usable(folder: Path, log: Callable[[str], None]) -> Path | None:
@@ -136,54 +90,50 @@ def newest_usable(folder: Path, log: Callable[[str], None]) -> Path | None:
     Each newer one that is not is refused by name in one line to `log`. Reads every byte of the answer: call it on
     one rank and broadcast.
     """
-    for path in reversed(_step_folders(folder)):
+    for path in reversed(step_folders(folder)):
         found = problems(path)
         if not found:
             return path
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        log(f"refused checkpoint {path.name}: {found[0]}{more}")
+        log(_refusal(path, found))
     return None
 
 
-def prune(folder: Path, keep: int) -> list[Path]:
-    """Remove all complete checkpoints but the newest `keep` (0 keeps all), and what unfinished saves left.
+def newest_usable_together(folder: Path, log: Callable[[str], None], contents: bool = True) -> Path | None:
+    """`newest_usable`, asked by every rank of the default process group and answered the same on all.
 
-    For one rank, while no save is under way. Returns what was removed.
+    Every rank hashes a share of the files. `contents` False: only their sizes are looked at, which misses a damaged
+    byte and takes no time.
     """
-    checkpoints = complete_checkpoints(folder)
-    removed = checkpoints[:-keep] if keep else []
-    for path in removed:
-        remove(path)
-    left = [path for path in folder.glob("step-*") if path.suffix in (PARTIAL, REMOVED)] if folder.is_dir() else []
-    for path in left:
-        shutil.rmtree(path, ignore_errors=True)
-    return removed
+    for path in gather(list(reversed(step_folders(folder))))[0]:
+        found, files = gather(_looked_at(path) if dist.get_rank() == 0 else ([], {}))[0]
+        if contents and not found:
+            mine = _share(files, dist.get_rank(), dist.get_world_size())
+            found = [line for name in mine if (line := problem_of(path, name, files[name])) is not None]
+            found = [line for part in gather(found) for line in part]
+        if not found:
+            return path
+        log(_refusal(path, found))
+    return None
 
 
-def _step_folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    steps = [(int(match[1]), path) for path in folder.iterdir() if (match := _STEP.fullmatch(path.name))]
-    return [path for _, path in sorted(steps) if path.is_dir() and not path.is_symlink()]
+def _looked_at(checkpoint: Path) -> tuple[list[str], dict[str, FileRecord]]:
+    """What is wrong with a checkpoint by its manifest and its files' sizes; the files where nothing is."""
+    found = problems(checkpoint, contents=False)
+    return found, {} if found else read_manifest(checkpoint).files
 
 
-def _start(partial: Path, state: Mapping[str, Any], texts: Mapping[str, str]) -> None:
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / TENSORS).mkdir(parents=True)
-    (partial / STATE_FILE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-    for name, text in texts.items():
-        (partial / name).write_text(text, encoding="utf-8")
+def _share(files: Mapping[str, FileRecord], rank: int, world: int) -> list[str]:
+    """The files that `rank` of `world` reads: largest first, each to who has the least so far."""
+    load = [0] * world
+    mine = []
+    for name in sorted(files, key=lambda name: (-files[name].size, name)):
+        taker = load.index(min(load))
+        load[taker] += files[name].size
+        if taker == rank:
+            mine.append(name)
+    return mine
 
 
-def _own_files(folder: Path) -> dict[str, FileRecord]:
-    """Records of the files that this rank wrote."""
-    files = sorted(folder.glob(f"__{dist.get_rank()}_*.distcp"))
-    return {path.name: record_file(path) for path in files}
-
-
-def _gather(records: dict[str, FileRecord]) -> dict[str, FileRecord]:
-    """Every rank's records."""
-    parts = [records] * dist.get_world_size()
-    if len(parts) > 1:
-        dist.all_gather_object(parts, records)
-    return {name: record for part in parts for name, record in part.items()}
+def _refusal(checkpoint: Path, found: list[str]) -> str:
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return f"refused checkpoint {checkpoint.name}: {found[0]}{more}"

@@ -10,6 +10,7 @@ from typing import Any
 
 import xxhash
 
+from data_pipeline.remote.mirror import mirror_at
 from data_pipeline.shards import read_index, replace_atomically
 from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
@@ -65,7 +66,14 @@ class Corpus:
             raise BadInput(f"{folder}: the vocabulary in {MANIFEST_FILE} is not the one in vocabulary.json")
         return cls(folder=folder, vocabulary=vocabulary, **parts)
 
+    def require_local(self, doing: str) -> None:
+        """Raise BadInput where the corpus stands for one behind a URL: `doing` writes into a corpus, or reads all."""
+        mirror = mirror_at(self.folder)
+        if mirror is not None:
+            raise BadInput(f"{doing} works where the corpus lies, on a disk; this one is behind {mirror.url}")
+
     def shards(self, split: str) -> list[Path]:
+        """Where the tars are; of a corpus behind a URL, where they come to when they are read."""
         return [self.folder / entry["file"] for entry in self.splits[split]]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from data_pipeline.corpus import Corpus
 from data_pipeline.damage import DamageTally
 from data_pipeline.layouts.groups import check_codes
+from data_pipeline.remote.mirror import Ahead, mirror_of
 from data_pipeline.shards import DamagedSample, ShardReader, read_index
 from data_pipeline.utterance import Utterance
 from runtime.exits import BadInput
@@ -66,6 +67,20 @@ class Documents:
         self.damage.add(reader)
         self.damage.judge()
         return []
+
+    @cached_property
+    def remote(self) -> bool:
+        """Whether the shards come from a storage, as they are needed."""
+        return bool(self._shards) and mirror_of(self._shards[0]) is not None
+
+    def want(self, shards: Sequence[int]) -> None:
+        """Have `shards` fetched in the background: their documents will soon be read."""
+        for shard in shards:
+            self._ahead.want(self._shards[shard])
+
+    @cached_property
+    def _ahead(self) -> Ahead:
+        return Ahead(lambda shard: ShardReader(shard).close())
 
     def _read_all(self, reader: ShardReader, samples: Sequence[int]) -> list[Utterance]:
         whole = []

@@ -75,6 +75,11 @@ class Loader:
         """Where the first hundred damaged samples are, and what is wrong with them."""
         return list(self._damage.names)
 
+    @property
+    def position(self) -> int:
+        """Steps handed out so far, since the beginning of the data."""
+        return self._step
+
     def has_next(self) -> bool:
         """Whether the next step has any sample for this rank. Sources that are read `epochs` times end at some step;
         where no rank has a sample any more, training has to."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +18,7 @@ from data_pipeline.layouts import Layout, check_same_columns, find_layout
 from data_pipeline.order import Cursor, Order
 from data_pipeline.packing import split_long
 from data_pipeline.permutation import seed_of
+from data_pipeline.remote.opening import corpus_at
 from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
 
@@ -61,6 +61,8 @@ class Source:
         Keys are `source/epoch/document/part`, the same on every topology.
         """
         cursor = Cursor(taken.epoch, taken.place)
+        if self.documents.remote:
+            self.documents.want(self.order.next_shards(cursor, lane, lanes))
         number = self.order.document(cursor, lane, lanes)
         rng = np.random.default_rng(seed_of(self.seed, self.name, cursor.epoch, number))
         utterances = self.documents.read(number)
@@ -161,6 +163,7 @@ def open_mixture(config: Config, corpus: Corpus, split: str, damage: DamageTally
 
 class _Opening:
     def __init__(self, config: Config, corpus: Corpus, split: str, damage: DamageTally) -> None:
+        self._config = config
         self._seed = config.train.seed
         self._block = config.loader.shuffle_documents
         self._split = split
@@ -186,7 +189,7 @@ class _Opening:
     def _source(self, name: str, share: float, source: SourceConfig) -> Source:
         corpus = self._corpora[None]
         if source.corpus not in self._corpora:
-            self._corpora[source.corpus] = Corpus.open(Path(str(source.corpus)))
+            self._corpora[source.corpus] = Corpus.open(corpus_at(str(source.corpus), self._config))
         own = self._corpora[source.corpus]
         if own.vocabulary != corpus.vocabulary:
             raise BadInput(f"source {name}: {own.folder} has another vocabulary than the run's corpus {corpus.folder}")

@@ -56,6 +56,18 @@ class Order:
         shard = shards[turn]
         return int(self._firsts[shard] + position - (ends[turn] - self._counts[shard]))
 
+    def next_shards(self, cursor: Cursor, lane: int, lanes: int) -> list[int]:
+        """Shards of the block that the lane reads after the one that a normal `cursor` begins; none inside a block."""
+        block, within = divmod(cursor.place, self._block)
+        if within:
+            return []
+        ahead = self.normal(Cursor(cursor.epoch, (block + 1) * self._block), lane, lanes)
+        begin, size = self._slice(ahead.epoch, lane, lanes)
+        first, last = begin + ahead.place, begin + min(ahead.place + self._block, size) - 1
+        shards, ends = self._shards(ahead.epoch)
+        turns = np.searchsorted(ends, [first, last], side="right")
+        return [int(shard) for shard in shards[turns[0] : turns[1] + 1] if self._counts[shard]]
+
     def _slice(self, epoch: int, lane: int, lanes: int) -> tuple[int, int]:
         """First position of the lane's slice in the epoch's sequence, and its length."""
         number = (lane + epoch) % lanes

@@ -22,10 +22,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
 
+from data_pipeline.remote.mirror import fetch_index, mirror_of
 from data_pipeline.sample_bytes import BAD_ARCHIVE, STORED, DamagedSample, array_from_npy, members_of, utterance_of
 from data_pipeline.utterance import Utterance
 
@@ -130,6 +131,7 @@ def read_index(shard: Path) -> ShardIndex:
     """Read the index of the tar `shard`, and the columns added to it. Raises DamagedSample (kind index) where either is
     unreadable, or the index missing."""
     path = index_path(shard)
+    fetch_index(shard, (path, columns_path(shard)))
     try:
         with np.load(path, allow_pickle=False) as arrays:
             index = ShardIndex(
@@ -300,13 +302,14 @@ class ShardReader:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.index = read_index(path)
-        try:
-            self._file = path.open("rb", buffering=0)
-        except OSError as error:
-            raise DamagedSample("missing", str(path)) from error
+        spans = np.stack([self.index.offset, self.index.offset + self.index.size], axis=1)
+        self._file = _open_shard(path, spans)
+        self._sound = self._file if mirror_of(path) is None else None  # where audio is, once it is here
 
     def close(self) -> None:
-        self._file.close()
+        for file in (self._file, self._sound):
+            if file is not None:
+                file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -320,7 +323,9 @@ class ShardReader:
     def read(self, sample: int) -> Utterance:
         """The utterance of ordinal `sample`, without its audio."""
         index = self.index
-        span = self._span(sample, int(index.offset[sample]), int(index.size[sample]), int(index.crc32[sample]))
+        span = self._span(
+            self._file, sample, int(index.offset[sample]), int(index.size[sample]), int(index.crc32[sample])
+        )
         where = f"{self.path} sample {sample}"
         members = members_of(span, where)
         described = next((content for name, content in members.items() if name.endswith(".json")), None)
@@ -334,21 +339,28 @@ class ShardReader:
                 (features if array.dtype.kind == "f" else codes)[name.split(".")[1]] = array
         return utterance_of(described, codes, features, where)
 
+    def first_member(self, sample: int) -> str:
+        """The name of the file that ordinal `sample` begins with, its json; "" where the tar ends before."""
+        header = os.pread(self._file.fileno(), tarfile.BLOCKSIZE, int(self.index.offset[sample]))
+        return header[:100].rstrip(b"\0").decode("ascii", "replace")
+
     def read_audio(self, sample: int) -> bytes | None:
         """The flac file of ordinal `sample`, or None where the shard has no audio for it."""
         index = self.index
         if not index.audio_size[sample]:
             return None
+        if self._sound is None:
+            self._sound = _open_shard(self.path, None)
         offset = int(index.offset[sample] + index.size[sample])
-        span = self._span(sample, offset, int(index.audio_size[sample]), int(index.audio_crc32[sample]))
+        span = self._span(self._sound, sample, offset, int(index.audio_size[sample]), int(index.audio_crc32[sample]))
         contents = list(members_of(span, f"{self.path} sample {sample}").values())
         if len(contents) != 1:
             raise DamagedSample("members", f"{self.path} sample {sample}")
         return contents[0]
 
-    def _span(self, sample: int, offset: int, size: int, crc32: int) -> bytes:
+    def _span(self, file: IO[bytes], sample: int, offset: int, size: int, crc32: int) -> bytes:
         try:
-            span = os.pread(self._file.fileno(), size, offset)
+            span = os.pread(file.fileno(), size, offset)
         except (OSError, OverflowError, ValueError) as error:
             raise DamagedSample("truncated", f"{self.path} sample {sample}") from error
         if len(span) != size:
@@ -356,3 +368,12 @@ class ShardReader:
         if zlib.crc32(span) != crc32:
             raise DamagedSample("checksum", f"{self.path} sample {sample}")
         return span
+
+
+def _open_shard(path: Path, spans: np.ndarray | None) -> IO[bytes]:
+    """The tar, wherever it is; of a mirrored one for sure only `spans` of its bytes, None: all."""
+    mirror = mirror_of(path)
+    try:
+        return path.open("rb", buffering=0) if mirror is None else mirror.open_shard(path, spans)
+    except OSError as error:
+        raise DamagedSample("missing", str(path)) from error

@@ -220,15 +220,17 @@ def _file(word: str | None) -> Path | None:
 
 
 def _corpus(words: list[str]) -> tuple[Path, Config | None]:
-    """The corpus that a command line means: a folder, or the one of a recipe's settings, then with its config."""
+    """The corpus that a command line means: a folder, a URL, or that of a recipe's settings, then with its config."""
+    from data_pipeline.build import corpus_folder
+    from data_pipeline.remote.opening import corpus_at
+
     folders = [word for word in words if "=" not in word]
     if len(folders) > 1:
         raise BadInput(f"one corpus at a time: {' or '.join(folders)}")
     if words == folders:
         if not folders:
             raise BadInput("name a corpus: its folder, or settings such as recipe=quickstart")
-        return Path(folders[0]), None
-    from data_pipeline.build import corpus_folder
+        return corpus_at(folders[0], Config()), None
 
     settings = [word for word in words if "=" in word] + [f"corpus.folder={folder}" for folder in folders]
     config = read_words(settings).first()

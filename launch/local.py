@@ -23,12 +23,13 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from runtime.exits import BAD_INPUT, DONE, FAILED, STOPPED_EARLY
+from runtime.exits import BAD_INPUT, DONE, FAILED, HALTED, HUNG, STOPPED_EARLY
 from runtime.signals import STOP_SIGNALS
 
 PR_SET_PDEATHSIG = 1
 POLL_SECONDS = 0.1
 LOG_TAIL_LINES = 20
+HUNG_GRACE = 3.0  # seconds
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -110,15 +111,18 @@ class Group:
             rank.signal(number)
 
 
-def run_ranks(command: Sequence[str], *, ranks: int, logs: Path, grace: float = 15.0) -> int:
+def run_ranks(
+    command: Sequence[str], *, ranks: int, logs: Path, grace: float = 15.0, asked: list[int] | None = None
+) -> int:
     """Run `command` as `ranks` processes of one job; returns the exit code of the whole.
 
     Each process gets RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT. SIGTERM, SIGUSR1 and
     SIGINT are passed on to all of them. When one fails the others have `grace` seconds to end by themselves before
-    they are killed. 0: all did; 75: all ended well and some stopped early; 2: one refused its input; 1: anything else.
+    they are killed. 0: all did; 75: all ended well and some stopped early; 2: one refused its input; 3: the run halted;
+    76: its watchdog ended it; 1: anything else. `asked` takes the stop signals that come meanwhile.
     """
     logs.mkdir(parents=True, exist_ok=True)
-    group = Group()
+    group = Group(asked=[] if asked is None else asked)
     with _reserved_port() as port, _guard() as guard, contextlib.ExitStack() as stack:
         before = {number: signal.signal(number, group.forward) for number in STOP_SIGNALS}
         stack.callback(lambda: [signal.signal(number, handler) for number, handler in before.items()])
@@ -224,7 +228,8 @@ def _watch(group: Group, output: Output, grace: float) -> None:
                 rank.code = rank.process.poll()
         failed = any(rank.code not in (None, DONE, STOPPED_EARLY) for rank in group.ranks)
         if failed and deadline is None:
-            deadline = time.monotonic() + grace
+            hung = any(rank.code == HUNG for rank in group.ranks)  # who is left then does not end by itself
+            deadline = time.monotonic() + (min(grace, HUNG_GRACE) if hung else grace)
         if deadline is not None and time.monotonic() > deadline:
             for rank in group.ranks:
                 if rank.code is None:
@@ -245,7 +250,8 @@ def _verdict(group: Group) -> int:
     codes = {rank.code for rank in group.ranks}
     if codes <= {DONE, STOPPED_EARLY}:
         return STOPPED_EARLY if STOPPED_EARLY in codes else DONE
-    refused = [rank for rank in group.ranks if rank.code == BAD_INPUT]
+    known = next((code for code in (BAD_INPUT, HALTED) if code in codes), None)  # every rank says the same line
+    refused = [rank for rank in group.ranks if rank.code == known]
     failed = [rank for rank in group.ranks if rank.code not in (DONE, STOPPED_EARLY) and not rank.killed]
     culprit = _first_cause(refused or failed)
     if culprit.code is not None and -culprit.code in group.asked:
@@ -255,12 +261,13 @@ def _verdict(group: Group) -> int:
     if culprit.number:
         for line in last_lines(culprit.log, LOG_TAIL_LINES):
             print(f"  {line}", file=sys.stderr)
-    return BAD_INPUT if refused else FAILED
+    return known or (HUNG if HUNG in codes else FAILED)
 
 
 def _first_cause(culprits: Sequence[Rank]) -> Rank:
-    """A rank ended by a signal is what made its neighbours fail, rather than the other way round."""
-    return min(culprits, key=lambda rank: (rank.code is None or rank.code >= 0, rank.number))
+    """A rank ended by a signal, or by its watchdog, is what made its neighbours fail, rather than the other way
+    round."""
+    return min(culprits, key=lambda rank: (rank.code is None or rank.code >= 0, rank.code != HUNG, rank.number))
 
 
 def describe_end(code: int | None) -> str:

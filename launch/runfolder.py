@@ -25,6 +25,7 @@ FREE_KEYS = (
     "parallel",
     "engine",
     "tracker",
+    "resilience",  # a run that stopped at an incident goes on with another policy
     "export",
     "scale",
     "corpus.folder",
@@ -35,8 +36,7 @@ FREE_KEYS = (
     "train.micro_batch",
     "train.log_samples",
     "train.validate_every",
-    "checkpoint.every",
-    "checkpoint.keep",
+    "checkpoint",
 )
 
 

@@ -13,6 +13,7 @@ from configs.checks.topology import data_parallel_size, model_parallel_size
 from configs.schema import Config
 from launch.environment import gpus
 from launch.local import run_ranks
+from launch.restarts import newest_checkpoint, run_again
 from launch.runfolder import CONFIG_FILE, prepare, refuse_other_run, wait_for_prepared
 from runtime.exits import BadInput
 
@@ -66,8 +67,15 @@ def train_locally(config: Config) -> int:
     check_local(config)
     require_corpus(config)
     file = prepare(config)
-    command = [sys.executable, "-m", STAGE, str(file)]
-    return run_ranks(command, ranks=local_ranks(config), logs=Path(config.run.folder) / "logs")
+    folder = Path(config.run.folder)
+    return run_again(
+        [sys.executable, "-m", STAGE, str(file)],
+        ranks=local_ranks(config),
+        logs=folder / "logs",
+        restarts=config.resilience.restarts,
+        pause=config.resilience.restart_pause,
+        progress=lambda: newest_checkpoint(folder),
+    )
 
 
 def evaluate_locally(config: Config) -> int:

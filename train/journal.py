@@ -15,11 +15,11 @@ from configs.schema import Config
 from data_pipeline.corpus import Corpus
 from data_pipeline.entropy import unigram_entropy
 from train.console import Console
-from train.engines.megatron_optimizer import GROUPS
 from train.flops import device_peak_flops, model_flops_per_token
 from train.metrics import MetricLog, read_validation
 from train.progress import Progress, Tally
 from train.tracker import Tracker
+from train.trainable import Trained
 
 RESULTS_FILE = "results.json"
 
@@ -27,7 +27,7 @@ RESULTS_FILE = "results.json"
 class Journal:
     """Opened by `start`, once it is known at which step the run begins or goes on."""
 
-    def __init__(self, config: Config, corpus: Corpus, processes: int) -> None:
+    def __init__(self, config: Config, corpus: Corpus, processes: int, trained: Trained) -> None:
         self._config = config
         self._corpus = corpus
         self._folder = Path(config.run.folder)
@@ -35,7 +35,7 @@ class Journal:
         device = torch.cuda.get_device_name() if torch.version.cuda and torch.cuda.is_available() else "cpu"
         peak = device_peak_flops(device, config.train.precision)
         self._peak = peak * processes if peak else None
-        self._groups = [group for group in GROUPS if group != "head" or not config.backbone.tied_embeddings]
+        self._trained = trained
 
     def start(self, progress: Progress) -> None:
         self._log = MetricLog(self._folder, progress.step)
@@ -43,6 +43,7 @@ class Journal:
         config = self._config
         self._tracker = Tracker(config.tracker, self._folder, config.run.name, asdict(config))
         self._damage_said = set(progress.damaged)
+        self._console.note(self._trained.describe())
 
     def step(
         self,
@@ -63,7 +64,7 @@ class Journal:
             "loss": terms["lm"],
             **_named_losses(terms),
             "grad_norm": gradient_norm,
-            **{f"lr/{group}": rate * self._config.optimizer.lr_multipliers.get(group, 1.0) for group in self._groups},
+            **{f"lr/{name}": rate * group.lr_multiplier for name, group in self._trained.groups.items()},
             "seconds": seconds,
             "tokens_per_second": fed.tokens / seconds,
             "audio_hours_per_second": fed.audio_seconds / 3600 / seconds,
@@ -90,6 +91,15 @@ class Journal:
         self._console.validation(record)
         self._tracker.log(record, step, prefix="validation/")
 
+    def rewind(self, step: int) -> None:
+        """Take back all lines of steps after `step`: the run is about to repeat them."""
+        self._log.close()
+        self._log = MetricLog(self._folder, step)
+
+    def note(self, line: str) -> None:
+        """A line for the console."""
+        self._console.note(f"megaphone: {line}")
+
     def sync(self) -> None:
         """Put every line on disk, so that no checkpoint outlives the curve behind it."""
         self._log.sync()
@@ -104,6 +114,7 @@ class Journal:
             "steps": self._config.train.steps,
             "tokens": progress.tokens,
             "audio_hours": progress.audio_seconds / 3600,
+            "parameters": {"all": sum(self._trained.elements.values()), "trained": self._trained.counts()},
             "entropy": entropy,
             "validation": {"before": validations[0], "after": validations[-1]} if validations else {},
             "corpus": str(self._corpus.folder),

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +13,28 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from checkpoints import store
 from configs.checks import check
-from configs.compose import to_yaml
 from configs.schema import Config
 from data_pipeline.batch import Batch, Pack, collate
 from data_pipeline.build import corpus_folder
 from data_pipeline.corpus import Corpus
 from data_pipeline.layouts import layouts_of
-from data_pipeline.loader import make_loader, merge_states, validation_packs
-from runtime.exits import BadInput, StoppedEarly
+from data_pipeline.loader import make_loader, validation_packs
+from runtime.exits import Halted, StoppedEarly
 from runtime.signals import StopFlag
 from train import weights
+from train.checkpointing import Checkpoints
 from train.engines import process_groups
 from train.engines.megatron import MegatronEngine
-from train.engines.protocol import Engine
+from train.engines.protocol import Engine, Outcome
 from train.journal import Journal
 from train.models.speech_lm import check_layouts
 from train.objectives.pretrain import NextToken
 from train.progress import Progress, Tally, tally
+from train.resilience import incidents, watchdog
+from train.resilience.guard import Action, Guard
+from train.resilience.heartbeats import Pulse
 from train.schedule import learning_rate
-
-CONFIG_FILE = "config.yaml"
 
 
 def train(config: Config, stop: StopFlag) -> None:
@@ -57,7 +55,7 @@ def evaluate(config: Config, stop: StopFlag) -> None:
 def newest_logits(config: Config, stop: StopFlag) -> tuple[list[Pack], torch.Tensor]:
     """The validation packs and, for them, the logits [1, N, V] of the run's newest usable checkpoint. One process."""
     with _joined(config, stop) as stage:
-        stage.load_newest()
+        stage.checkpoints.load_newest()
         logits = stage.engine.logits(collate(stage.validation))
         assert logits is not None, "one process is the last pipeline stage"
         return stage.validation, logits
@@ -87,26 +85,35 @@ class Stage:
         self.engine = engine
         self.objective = objective
         self.stop = stop
-        self.checkpoints = Path(config.run.folder) / "checkpoints"
         self.progress = Progress()
         self._damage_told: dict[str, int] = {}  # what the loader had counted when the last step was fed
         ranks = {"rank": engine.data_rank, "world": engine.data_size}
         self.loader = make_loader(config, corpus, split="train", **ranks)
         self.validation = validation_packs(config, corpus, **ranks)
-        self.journal = Journal(config, corpus, dist.get_world_size()) if dist.get_rank() == 0 else None
+        self.journal = Journal(config, corpus, dist.get_world_size(), engine.trained) if dist.get_rank() == 0 else None
+        self.checkpoints = Checkpoints(config, engine, self.loader, corpus.vocabulary, self.journal, self._say)
+        self.guard = Guard(config.resilience, engine.any)
+        self.pulse = Pulse()
+        self._before: dict[str, Any] = {}  # the loader's state before the last step's data
 
     def run(self) -> None:
+        with watchdog.watching(self.config) as self.pulse:
+            self._run()
+
+    def _run(self) -> None:
         try:
             self._start()
             self._validate_if_due()
             while self.progress.step < self.config.train.steps:
                 self._stop_if_asked()
+                step = self.progress.step
                 if not self._step():
                     self._end_early()
                     return
+                if self.progress.step <= step:
+                    continue  # an incident: nothing was learned
                 self._validate_if_due()
-                if self._checkpoint_is_due():
-                    self._save()
+                self._save_if_due()
             self._finish("finished")
         except StoppedEarly as stopped:
             self._save()
@@ -114,45 +121,33 @@ class Stage:
             raise StoppedEarly(
                 f"{stopped}: checkpoint of step {self.progress.step} saved; the same command goes on from there"
             ) from None
+        except Halted:
+            self._finish("halted")
+            raise
         finally:
+            self.checkpoints.close()
             self.loader.close()
             if self.journal:
                 self.journal.close()
 
     def evaluate(self) -> None:
-        checkpoint = self.load_newest()
+        checkpoint = self.checkpoints.load_newest()
         terms = self._measure()
         self._say(f"{checkpoint}: " + "  ".join(f"{name} {value:.4f}" for name, value in terms.items()))
-
-    def load_newest(self) -> Path:
-        """Parameters of the newest usable checkpoint, to look at them. Raises BadInput where there is none."""
-        checkpoint = self._newest_usable()
-        if checkpoint is None:
-            raise BadInput(f"{self.checkpoints} holds no usable checkpoint")
-        state = store.load(checkpoint, self.engine.sharded_state(optimizer=False, loading=True))
-        self.engine.load_state(state, optimizer=False)
-        return checkpoint
 
     # --- start and resume -----------------------------------------------------------------------------------
 
     def _start(self) -> None:
         """Go on from the newest usable checkpoint of this run, else from the weights that the stage names."""
-        checkpoint = self._newest_usable()
-        if checkpoint is not None:
-            kept = store.read_state(checkpoint)
-            self.progress = Progress(**kept["progress"])
-            # Before its first step an optimiser has no state, and Megatron-Core fails to load one of step 0.
-            stepped = self.progress.step > 0
-            state = store.load(checkpoint, self.engine.sharded_state(optimizer=stepped, loading=True))
-            self.engine.load_state(state, optimizer=stepped)
-            self.loader.load_state_dict(kept["loader"])
+        progress = self.checkpoints.resume()
+        if progress is not None:
+            self.progress = progress
             self._damage_told = self.loader.damaged
-            self._say(f"resuming from {checkpoint} at step {self.progress.step}")
+            self.guard.restore(progress.guard)
         else:
             source = weights.source(self.config)
             if source is not None:
-                state = store.load(source, self.engine.sharded_state(optimizer=False, loading=True))
-                self.engine.load_state(state, optimizer=False)
+                self.checkpoints.load(source, optimizer=False)
                 self._say(f"starting from the weights in {source}")
             vocabulary = self.corpus.vocabulary
             for name, points in weights.audio_rows(self.config, self.corpus).items():
@@ -160,37 +155,46 @@ class Stage:
                 self._say(f"rows of {len(points)} {name} codes start from the codec's centroids")
         if self.journal:
             self.journal.start(self.progress)
-
-    def _newest_usable(self) -> Path | None:
-        """Rank 0 verifies and all follow: reading every byte on every rank would flood the file system."""
-        found = [store.newest_usable(self.checkpoints, log=self._say) if dist.get_rank() == 0 else None]
-        dist.broadcast_object_list(found)
-        return found[0]
+        self.checkpoints.prepare()
 
     # --- steps ----------------------------------------------------------------------------------------------
 
     def _step(self) -> bool:
         """Train one step. False, and nothing done, where no rank has data for one."""
         started = time.perf_counter()
-        if self.loader.bounded and not self.engine.any(self.loader.has_next()):
+        packs = self._next_packs()
+        if packs is None:
             return False
-        packs = self.loader.next_step()
         waited = time.perf_counter() - started
+        self._at("training")
         step = self.progress.step + 1
         rate = learning_rate(self.config.optimizer, step, self.config.train.steps)
         fed = tally(packs, self.corpus.vocabulary, self._new_damage())
-        outcome = self.engine.train_step(self._micro_batches(packs), rate, fed.numbers())
+        outcome = self.engine.train_step(self._micro_batches(packs), rate, fed.numbers(), self._accept)
+        total = Tally.from_numbers(outcome.extra)
+        if self.guard.incident:
+            self._after_incident(packs, outcome)
+            return True
         terms = self.objective.averages(outcome.sums, outcome.counts)
         samples = self._global_keys(packs) if self.config.train.log_samples else None
-        if not math.isfinite(terms["lm"]):
-            raise FloatingPointError(f"loss is {terms['lm']} at step {step}; the last checkpoint is from before it")
-
-        total = Tally.from_numbers(outcome.extra)
+        self.guard.learn(self.loader.position - 1, terms["lm"], outcome.gradient_norm or 0.0)
         self.progress.add(total)
         if self.journal:
             seconds = time.perf_counter() - started
             self.journal.step(self.progress, terms, outcome.gradient_norm, rate, total, seconds, waited, samples)
         return True
+
+    def _next_packs(self) -> list[Pack] | None:
+        """This rank's packs of the next step that is not left out; None where no rank has data for one."""
+        self._at("reading data")
+        while True:
+            if self.loader.bounded and not self.engine.any(self.loader.has_next()):
+                return None
+            position = self.loader.position
+            self._before = self.loader.state_dict()
+            packs = self.loader.next_step()
+            if not self.guard.leaves_out(position):
+                return packs
 
     def _end_early(self) -> None:
         """Finish a stage whose sources have all been read as often as their `epochs` allow."""
@@ -221,6 +225,61 @@ class Stage:
         by_rank = dict(gathered)
         return [by_rank[rank][turn] for turn in range(len(packs)) for rank in range(self.engine.data_size)]
 
+    # --- incidents ------------------------------------------------------------------------------------------
+
+    def _accept(self, outcome: Outcome) -> bool:
+        """Whether the engine may apply the update of a step with this outcome."""
+        self._at("updating")
+        terms = self.objective.averages(outcome.sums, outcome.counts)
+        return self.guard.accept(terms["lm"], outcome.gradient_norm or 0.0)
+
+    def _after_incident(self, packs: list[Pack], outcome: Outcome) -> None:
+        """Write down a step that was not learned from, and do what the policy says. Raises Halted where that is to
+        stop."""
+        self._at("after an incident")
+        position = self.loader.position - 1
+        action = self.guard.decide(position)
+        assert self.guard.incident is not None
+        size = self.config.train.micro_batch
+        samples = [
+            [key for pack in packs[start : start + size] for key in pack.keys] for start in range(0, len(packs), size)
+        ]
+        incident = incidents.Incident(
+            step=self.progress.step + 1,
+            position=position,
+            kind=self.guard.incident,
+            action=action,
+            loss=self.objective.averages(outcome.sums, outcome.counts)["lm"],
+            gradient_norm=outcome.gradient_norm or 0.0,
+            limits=self.guard.limits,
+            ranks=incidents.gather(self.engine.evidence(), self.engine.data_rank, samples),
+        )
+        if self.journal:
+            incidents.write(Path(self.config.run.folder), incident)
+            self.journal.note(incident.line)
+        if action is Action.stop:
+            raise Halted(f"{incident.line}; {self.guard.why_stopped}")
+        if action is Action.redo:
+            self._rewind(position, self._before)
+        else:
+            self.progress.leave_out(Tally.from_numbers(outcome.extra))
+            first = self.guard.first_left_out(position)
+            if action is Action.leave_out and first < position:
+                self._rewind(first, None)
+
+    def _rewind(self, position: int, otherwise: dict[str, Any] | None) -> None:
+        """Go back to where no data at or beyond `position` was read. Where no checkpoint is that old, parameters stay
+        as they are, since no update was applied, and the loader goes to its state `otherwise`, if there is one."""
+        progress = self.checkpoints.rewind(position)
+        if progress is not None:
+            self.progress = progress
+            self.guard.restore(progress.guard)
+            if self.journal:
+                self.journal.rewind(progress.step)
+        elif otherwise is not None:
+            self.loader.load_state_dict(otherwise)
+        self._damage_told = self.loader.damaged
+
     # --- validation -----------------------------------------------------------------------------------------
 
     def _validate_if_due(self) -> None:
@@ -244,43 +303,39 @@ class Stage:
         together = self.config.parallel.pipeline  # enough micro-batches a time to fill the pipeline
         for start in range(0, len(batches), together):
             self._stop_if_asked()
+            self._at("validating")
             outcome = self.engine.evaluate(batches[start : start + together], [])
             sums += outcome.sums
             counts += outcome.counts
         return self.objective.averages(sums.tolist(), counts.tolist())
 
-    # --- checkpoints and stopping ---------------------------------------------------------------------------
+    # --- saving and stopping -------------------------------------------------------------------------------
 
     def _stop_if_asked(self) -> None:
         """Leave together: a signal to any one rank stops all of them at the same place."""
         if self.engine.any(bool(self.stop)):
             raise StoppedEarly(f"stopped by {self.stop.name or 'a signal to another rank'}")
 
-    def _checkpoint_is_due(self) -> bool:
-        every = self.config.checkpoint.every
-        return self.progress.step == self.config.train.steps or (every > 0 and self.progress.step % every == 0)
-
     def _save(self) -> None:
-        states: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(states, self.loader.state_dict())
-        vocabulary = self.corpus.vocabulary
-        if self.journal:
-            self.journal.sync()
-        store.save(
-            self.checkpoints,
-            self.progress.step,
-            self.engine.sharded_state(optimizer=True, loading=False),
-            state={"progress": self.progress.state(), "loader": merge_states(states)},
-            topology={**asdict(self.config.parallel), "data": self.engine.data_size},
-            vocabulary=vocabulary.describe(),
-            texts={**vocabulary.files(), CONFIG_FILE: to_yaml(self.config)},
-        )
-        if dist.get_rank() == 0:
-            store.prune(self.checkpoints, self.config.checkpoint.keep)
+        self._at("saving")
+        self.progress.guard = self.guard.state()
+        self.checkpoints.save(self.progress)
+
+    def _save_if_due(self) -> None:
+        """The periodic save, and at every step a look at how the one before is doing."""
+        self.checkpoints.poll()
+        if self.checkpoints.is_due(self.progress.step):
+            self._at("saving")
+            self.progress.guard = self.guard.state()
+            self.checkpoints.save_if_due(self.progress)
 
     def _finish(self, status: str) -> None:
         if self.journal:
             self.journal.finish(status, self.progress)
+
+    def _at(self, phase: str) -> None:
+        """Tell the watchdog where this rank is."""
+        self.pulse.move(phase, self.progress.step)
 
     def _say(self, line: str) -> None:
         if dist.get_rank() == 0:

@@ -25,6 +25,7 @@ class Progress:
     audio_seconds: float = 0.0
     validated: int = -1
     damaged: dict[str, int] = field(default_factory=dict)
+    guard: dict[str, Any] = field(default_factory=dict)  # `resilience.guard.Guard.state`, as of the last save
 
     def state(self) -> dict[str, Any]:
         return asdict(self)
@@ -34,6 +35,10 @@ class Progress:
         self.step += 1
         self.tokens += int(fed.tokens)
         self.audio_seconds += fed.audio_seconds
+        self.leave_out(fed)
+
+    def leave_out(self, fed: Tally) -> None:
+        """Count the damage alone of a step that was fed and not learned from."""
         for kind, count in fed.damaged.items():
             self.damaged[kind] = self.damaged.get(kind, 0) + count
 

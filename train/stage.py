@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from configs.schema import Config
-from runtime.exits import BAD_INPUT, DONE, FAILED, STOPPED_EARLY, BadInput, StoppedEarly
+from runtime.exits import BAD_INPUT, DONE, FAILED, HALTED, STOPPED_EARLY, BadInput, Halted, StoppedEarly
 from runtime.signals import StopFlag
 
 
@@ -33,6 +33,9 @@ def run_rank(arguments: list[str], work: Callable[[Config, StopFlag], None]) -> 
     except BadInput as error:
         print(f"megaphone: error: {error}", file=sys.stderr, flush=True)
         return BAD_INPUT
+    except Halted as halted:
+        print(f"megaphone: error: {halted}", file=sys.stderr, flush=True)
+        return HALTED
     except StoppedEarly as stopped:
         print(f"megaphone: {stopped}", file=sys.stderr, flush=True)
         return STOPPED_EARLY

@@ -7,9 +7,11 @@ from collections.abc import Collection
 from configs.checks.codec import check_codec
 from configs.checks.data import check_making, check_mixture
 from configs.checks.loss import check_loss
+from configs.checks.pipeline import check_micro_batches, check_pipeline
 from configs.checks.quality import check_alignment, check_quality
+from configs.checks.resilience import check_resilience
 from configs.checks.topology import check_data_parallel, check_not_yet, check_topology, data_parallel_size
-from configs.checks.training import check_backbone, check_training
+from configs.checks.training import check_backbone, check_trained, check_training
 from configs.schema import Config
 from runtime.exits import BadInput
 
@@ -18,7 +20,6 @@ LATER_ENGINES = ("deepspeed",)
 OBJECTIVES = ("pretrain",)
 OPTIMIZERS = ("adamw",)
 TRACKER_MODES = ("offline", "online", "disabled")
-PARAMETER_GROUPS = ("embedding", "head", "trunk")
 
 
 def check(config: Config, processes: int | None = None) -> None:
@@ -33,10 +34,15 @@ def check(config: Config, processes: int | None = None) -> None:
     check_not_yet(config)
     check_backbone(config)
     check_topology(config)
+    check_pipeline(config)
     check_training(config)
     check_loss(config)
+    check_trained(config)
+    check_resilience(config)
     check_mixture(config)
-    check_data_parallel(config, data_parallel_size(config, processes))
+    data = data_parallel_size(config, processes)
+    check_data_parallel(config, data)
+    check_micro_batches(config, data)
 
 
 def check_corpus(config: Config) -> None:
@@ -51,21 +57,24 @@ def check_corpus(config: Config) -> None:
 # --- one kind of check each -----------------------------------------------------------------------------------------
 
 _POSITIVE = {
+    "run": ("remote_shards_gb",),
     "backbone": ("layers", "hidden", "ffn", "heads", "kv_heads", "norm_eps", "rope_base", "init_std", "max_positions"),
     "corpus": ("speech_minutes", "shard_minutes", "longest_seconds"),
     "loader": ("lanes", "packing_window", "shuffle_documents"),
     "train": ("steps", "global_batch", "micro_batch", "sequence_length"),
     "optimizer": ("lr", "eps"),
-    "parallel": ("tensor", "pipeline", "context", "expert"),
+    "parallel": ("tensor", "pipeline", "context", "expert", "recompute_layers"),
     "tracker": ("console_every",),
+    "resilience": ("spike_bound", "window", "warmup", "leave_out"),
 }
 _NOT_NEGATIVE = {
     "corpus": ("text_characters",),
     "loader": ("workers", "prefetch"),
     "train": ("seed", "validate_every", "validation_packs"),
-    "checkpoint": ("every", "keep"),
+    "checkpoint": ("every", "keep", "keep_every", "failures"),
     "optimizer": ("weight_decay", "clip_grad", "warmup_steps"),
     "loss": ("z", "chunk"),
+    "resilience": ("most_incidents", "restarts", "restart_pause"),
 }
 _SHARE = {
     "corpus": ("validation_share", "damaged_share"),
@@ -75,7 +84,8 @@ _SHARE = {
 _POSITIVE_IF_GIVEN = {
     "backbone": ("head_dim",),
     "corpus": ("workers", "tasks"),
-    "parallel": ("virtual_pipeline", "data"),
+    "parallel": ("virtual_pipeline", "data", "bucket_size"),
+    "resilience": ("hang_seconds",),
 }
 
 
@@ -105,8 +115,3 @@ def _check_names(config: Config) -> None:
     ):
         if value not in known:
             raise BadInput(f"{key}={value}: not one of {', '.join(known)}")
-    for group, factor in config.optimizer.lr_multipliers.items():
-        if group not in PARAMETER_GROUPS:
-            raise BadInput(f"optimizer.lr_multipliers.{group}: no such group; there are {', '.join(PARAMETER_GROUPS)}")
-        if factor < 0:
-            raise BadInput(f"optimizer.lr_multipliers.{group}={factor}: has to be 0 or above")

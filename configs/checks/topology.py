@@ -43,7 +43,7 @@ def check_not_yet(config: Config) -> None:
 
 
 def check_topology(config: Config) -> None:
-    tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
+    tensor = config.parallel.tensor
     for key, count in (
         ("backbone.heads", config.backbone.heads),
         ("backbone.kv_heads", config.backbone.kv_heads),
@@ -54,8 +54,6 @@ def check_topology(config: Config) -> None:
             raise BadInput(f"parallel.tensor={tensor} does not divide {key}={count}")
     if VOCABULARY_MULTIPLE % tensor:
         raise BadInput(f"parallel.tensor={tensor} does not divide the vocabulary's padding of {VOCABULARY_MULTIPLE}")
-    if config.backbone.layers % pipeline:
-        raise BadInput(f"parallel.pipeline={pipeline} does not divide backbone.layers={config.backbone.layers}")
     if config.parallel.sequence:
         if tensor == 1:
             raise BadInput("parallel.sequence=true needs parallel.tensor above 1")

@@ -25,18 +25,24 @@ from configs.schema.model import (
     AudioRows,
     BackboneConfig,
     ExportConfig,
+    LoraConfig,
     StageConfig,
 )
+from configs.schema.resilience import OnIncident, ResilienceConfig
 from configs.schema.training import (
     CheckpointConfig,
     EngineConfig,
     OptimizerConfig,
     ParallelConfig,
+    ParameterGroupConfig,
     Precision,
+    Recompute,
+    RecomputeMethod,
     RunConfig,
     Schedule,
     TrackerConfig,
     TrainConfig,
+    Verification,
 )
 
 __all__ = [
@@ -52,12 +58,18 @@ __all__ = [
     "EngineConfig",
     "ExportConfig",
     "LoaderConfig",
+    "LoraConfig",
     "LossConfig",
     "MixtureConfig",
+    "OnIncident",
     "OptimizerConfig",
     "ParallelConfig",
+    "ParameterGroupConfig",
     "Precision",
     "QualityConfig",
+    "Recompute",
+    "RecomputeMethod",
+    "ResilienceConfig",
     "RunConfig",
     "Schedule",
     "SourceConfig",
@@ -66,6 +78,7 @@ __all__ = [
     "SynthesisConfig",
     "TrackerConfig",
     "TrainConfig",
+    "Verification",
 ]
 
 
@@ -88,5 +101,6 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    resilience: ResilienceConfig = field(default_factory=ResilienceConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     export: ExportConfig = field(default_factory=ExportConfig)

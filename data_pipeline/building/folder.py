@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,14 @@ import xxhash
 
 from configs.schema import Config, SpeechSourceConfig
 from data_pipeline.alignment.registry import open_aligner
+from data_pipeline.cache import cache_root
 from data_pipeline.codecs import codebooks_of, codec_identity, learns
 from data_pipeline.codecs.whisper_kmeans import pooling
 from data_pipeline.corpus import MANIFEST_FILE
 from data_pipeline.cutting import cut_identity
 from data_pipeline.packages import package_version
 from data_pipeline.quality.registry import open_measures
+from data_pipeline.remote.opening import corpus_at
 from data_pipeline.sources import find_source
 from data_pipeline.sources.speech import open_speech_source
 from data_pipeline.speech import gives_codes, voice_identity
@@ -32,15 +33,11 @@ _OF_SPEECH = {"speech", "require_text", "cut", "alignment"}  # of corpora of rec
 _NUMERIC_PACKAGES = ("numpy", "scikit-learn", "soxr", "torch", "transformers")
 
 
-def cache_root(config: Config) -> Path:
-    """Where corpora and converted assets are kept: `run.cache`, else $MEGAPHONE_CACHE, else ~/.cache/megaphone."""
-    return Path(config.run.cache or os.environ.get("MEGAPHONE_CACHE") or "~/.cache/megaphone").expanduser()
-
-
 def corpus_folder(config: Config) -> Path:
-    """The folder of the run's corpus, whether it is built or not: `corpus.folder`, else one in the cache."""
+    """The folder of the run's corpus, whether it is built or not: `corpus.folder` or what stands here for its URL, else
+    one in the cache."""
     if config.corpus.folder is not None:
-        return Path(config.corpus.folder)
+        return corpus_at(config.corpus.folder, config)
     content = json.dumps(corpus_identity(config), sort_keys=True)
     return cache_root(config) / "corpora" / f"{config.corpus.name}-{xxhash.xxh3_64_hexdigest(content.encode())}"
 

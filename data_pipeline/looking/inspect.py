@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from data_pipeline.corpus import Corpus
 from data_pipeline.looking.laid import SLOT, SPECIAL, Laid, Token, short_names
 from data_pipeline.looking.samples import facts, read_sound
 from data_pipeline.looking.spectrogram import RANGE_DB, log_mel, palette
-from data_pipeline.shards import DamagedSample, ShardReader, read_index
+from data_pipeline.shards import DamagedSample, ShardReader
 from data_pipeline.utterance import Utterance
 from data_pipeline.vocabulary import TEXT, Vocabulary
 from runtime.exits import BadInput
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
 CODES_SHOWN = 64  # of a row, and of a run of codes in a layout
 BANDS_SHOWN = 20  # rows of a spectrogram in half blocks: twice as many bands
-_HEADER = 512  # of a tar member
 _SHADES = " ░▒▓█"
 _COLOURS = ("bright_cyan", "bright_magenta", "bright_green", "bright_yellow", "bright_red")
 
@@ -78,16 +76,15 @@ def _by_number(corpus: Corpus, split: str, number: int) -> tuple[Path, int]:
 
 
 def _by_key(corpus: Corpus, split: str, key: str) -> tuple[Path, int]:
-    wanted = f"{key}.json".encode()
+    wanted = f"{key}.json"
     for shard in corpus.shards(split):
         try:
-            offsets = read_index(shard).offset.tolist()
-            with shard.open("rb", buffering=0) as file:
-                for ordinal, offset in enumerate(offsets):
-                    if os.pread(file.fileno(), _HEADER, offset)[:100].rstrip(b"\0") == wanted:
-                        return shard, ordinal
-        except (DamagedSample, OSError):
+            with ShardReader(shard) as reader:
+                ordinal = next((at for at in range(len(reader)) if reader.first_member(at) == wanted), None)
+        except DamagedSample:
             continue
+        if ordinal is not None:
+            return shard, ordinal
     raise BadInput(f"{corpus.folder} has no sample {key!r} in its {split} split, in what can be read of it")
 
 

@@ -97,12 +97,12 @@ class Survey:
 def survey(corpus: Corpus, split: str, stop: StopFlag | None = None) -> Survey:
     """Count a split, one index in memory at a time. Raises StoppedEarly on a stop request."""
     told = Survey()
-    for shard in corpus.shards(split):
+    for shard, entry in zip(corpus.shards(split), corpus.splits[split], strict=True):
         if stop:
             raise StoppedEarly("stopped while the indexes were read")
         try:
-            told.add(read_index(shard), shard.stat().st_size)
-        except (DamagedSample, OSError):
+            told.add(read_index(shard), entry["bytes"])
+        except DamagedSample:
             told.unreadable.append(shard.relative_to(corpus.folder).as_posix())
     return told
 

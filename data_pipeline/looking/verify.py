@@ -53,6 +53,7 @@ def verify(
     Raises BadInput where there is no corpus to look at, StoppedEarly within about a second of a stop request.
     """
     corpus = Corpus.open(folder)
+    corpus.require_local("data verify")
     problems = [*_manifest_problems(corpus), *_vocabulary_problems(corpus.vocabulary), *_stray_files(corpus)]
     tasks: list[Task] = [
         (verify_shard, (corpus.folder, entry, corpus.vocabulary, quick))

@@ -57,6 +57,7 @@ def measure_corpus(
         if name not in MEASURES and name not in CORPUS_MEASURES:
             raise BadInput(f"no measure {name}; there are {', '.join((*MEASURES, *CORPUS_MEASURES))}")
     processes = workers or len(os.sched_getaffinity(0))
+    corpus.require_local("measuring")
     shards = [shard for split in SPLITS for shard in corpus.shards(split)]
     held = {shard: _columns(shard) for shard in shards}
     config = replace(config, measures=[name for name in dict.fromkeys(names) if name in MEASURES])

@@ -47,6 +47,7 @@ def find_duplicates(corpus: Corpus, workers: int, stop: StopFlag | None = None) 
 
     The validation split comes first, so that a training utterance that is also in it is the copy. Raises StoppedEarly.
     """
+    corpus.require_local("finding duplicates")
     shards = [shard for split in reversed(SPLITS) for shard in corpus.shards(split)]
     progress = Progress(f"duplicates in {corpus.name}")
     with tempfile.TemporaryDirectory(prefix=".duplicates-", dir=corpus.folder) as scratch, Workers(workers) as pool:

@@ -23,6 +23,7 @@ def add_speaker_similarity(corpus: Corpus, encoder: str, workers: int, stop: Sto
     """Give every shard the column `speaker_similarity`: the cosine of an utterance's embedding and the mean of all
     others of its speaker in the corpus. Missing where the speaker has no name or no other utterance, and of sounds
     shorter than 0.8 s. Memory holds 256 numbers a speaker; embeddings wait on disk. Raises StoppedEarly."""
+    corpus.require_local("measuring")
     shards = [shard for split in SPLITS for shard in corpus.shards(split)]
     with tempfile.TemporaryDirectory(prefix=".speakers-", dir=corpus.folder) as scratch, Workers(workers) as pool:
         files = [Path(scratch) / f"{number}.npy" for number in range(len(shards))]

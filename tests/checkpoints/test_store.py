@@ -21,6 +21,7 @@ from checkpoints import store
 from checkpoints.inspect import describe, verify
 from checkpoints.manifest import MANIFEST_FILE, FileRecord, is_inside, problems, read_manifest, write_manifest
 from checkpoints.metadata import METADATA_FILE, read_metadata
+from checkpoints.retention import prune
 from runtime.exits import BadInput
 from tests.checkpoints.disks import small_disk
 from tests.ranks import run_ranks
@@ -151,8 +152,8 @@ def test_prune_keeps_the_newest_and_clears_what_was_left(tmp_path: Path) -> None
     for step in (1, 2, 3):
         save(tmp_path, step)
     (tmp_path / "step-00000004.partial").mkdir()
-    assert [path.name for path in store.prune(tmp_path, 0)] == []
-    store.prune(tmp_path, 2)
+    assert [path.name for path in prune(tmp_path, 0)] == []
+    prune(tmp_path, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
 
 
@@ -233,23 +234,23 @@ def test_a_full_disk_is_one_line_and_spoils_nothing(tmp_path: Path) -> None:
         assert problems(save(folder, 3)) == []  # the room is free again
 
 
-@pytest.mark.parametrize("file", [1, 2])
-def test_a_save_that_fails_late_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: int) -> None:
-    """The small files come first and last; each of their writes may be the one that finds the disk full."""
-    written: list[Path] = []
-    name = "write_text" if file == 1 else "write_bytes"
-    original = getattr(Path, name)
+@pytest.mark.parametrize("turn", [1, 2, 3, 4])
+def test_a_save_that_fails_late_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turn: int) -> None:
+    """The small files come first; each of their writes, and that of the index, may find the disk full."""
+    original, turns = Path.open, iter(range(1, 100))
 
-    def fail(self: Path, *arguments: Any, **options: Any) -> int:
-        written.append(self)
-        original(self, *arguments, **options)
-        raise OSError(28, "No space left on device")
+    def fail(self: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        stream = original(self, mode, *arguments, **options)
+        if "w" in mode and next(turns) == turn:
+            stream.close()
+            raise OSError(28, "No space left on device")
+        return stream
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, name, fail)
+        patched.setattr(Path, "open", fail)
         with pytest.raises(BadInput, match="No space left on device"):
-            save(tmp_path, 1)
-    assert written and list(tmp_path.iterdir()) == []
+            save(tmp_path, 1, texts={"config.yaml": ""})
+    assert next(turns) > turn and list(tmp_path.iterdir()) == []
 
 
 # --- several ranks --------------------------------------------------------------------------------------------------

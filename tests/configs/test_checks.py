@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from configs.checks import check
 from configs.checks.topology import data_parallel_size, model_parallel_size
 from configs.compose import compose_stage
 from configs.recipe import load_recipe
-from configs.schema import Config, SourceConfig
+from configs.schema import Config, Recompute, RecomputeMethod, SourceConfig
 from runtime.exits import BadInput
 from tests.configs.recipes import write_recipe
 
@@ -69,7 +70,24 @@ def test_a_possible_config_passes(base: Config) -> None:
         ("loss.terms={'lm':0}", "loss.terms.lm=0: has to be a number above 0"),
         ("loss.modalities={'text':-1}", "loss.modalities.text=-1: has to be a number, 0 or above"),
         ("backbone.max_positions=64", "is above backbone.max_positions=64"),
-        ("parallel.virtual_pipeline=2", "the interleaved pipeline is not there yet"),
+        ("parallel.virtual_pipeline=2", "parallel.virtual_pipeline=2 needs parallel.pipeline above 1"),
+        ("parallel.pipeline_layout=auto", "parallel.pipeline_layout=auto needs parallel.pipeline above 1"),
+        ("parallel.pipeline=2 parallel.virtual_pipeline=1", "parallel.virtual_pipeline=1 is the plain pipeline"),
+        ("parallel.pipeline=2 parallel.virtual_pipeline=3", "x virtual_pipeline=3 does not divide backbone.layers=4"),
+        ("parallel.pipeline=4 parallel.virtual_pipeline=2 parallel.pipeline_layout=auto", "too few for the 8 stages"),
+        ("parallel.pipeline=2 parallel.pipeline_layout=Et|tL", "Et|tL has 2 layers t, backbone.layers=4"),
+        ("parallel.pipeline=2 parallel.pipeline_layout=Et|tt|tL", "3 stages, parallel.pipeline=2 makes 2"),
+        ("parallel.pipeline=2 parallel.pipeline_layout=Ett|ttm", "m means nothing here"),
+        (
+            "parallel.pipeline=2 parallel.virtual_pipeline=2 train.global_batch=6 parallel.data=2",
+            "train.global_batch=6 makes 3 micro-batches a data-parallel copy",
+        ),
+        (
+            "parallel.pipeline=2 parallel.virtual_pipeline=2 train.validation_packs=7",
+            "train.validation_packs=7 makes 7 micro-batches a data-parallel copy",
+        ),
+        ("parallel.pipeline=2 train.micro_batch=2 train.validation_packs=31", "is no multiple of train.micro_batch=2"),
+        ("parallel.recompute_layers=0", "parallel.recompute_layers=0: has to be above 0"),
         ("parallel.context=2", "context parallelism is not there yet"),
         ("parallel.expert=2", "expert parallelism is not there yet"),
         ("backbone.kv_heads=3", "backbone.kv_heads=3 does not divide backbone.heads=4"),
@@ -83,9 +101,18 @@ def test_a_possible_config_passes(base: Config) -> None:
             "parallel.tensor=3 backbone.hidden=576 backbone.heads=9 backbone.kv_heads=3 backbone.ffn=1536",
             "parallel.tensor=3 does not divide the vocabulary's padding",
         ),
-        ("parallel.pipeline=3", "parallel.pipeline=3 does not divide backbone.layers=4"),
+        (
+            "parallel.pipeline=3",
+            "does not divide backbone.layers=4; parallel.pipeline_layout says what each stage holds",
+        ),
         ("parallel.sequence=true", "parallel.sequence=true needs parallel.tensor above 1"),
         ("parallel.tensor=2 parallel.sequence=true train.sequence_length=511", "does not divide train.sequence_length"),
+        ("parallel.overlap_parameters=true", "needs parallel.distributed_optimizer=true"),
+        (
+            "parallel.overlap_parameters=true parallel.distributed_optimizer=true",
+            "needs parallel.overlap_gradients=true",
+        ),
+        ("parallel.bucket_size=1000", "parallel.bucket_size=1000 needs parallel.overlap_gradients=true"),
         ("optimizer.warmup_steps=101", "optimizer.warmup_steps=101 is above train.steps=100"),
         ("train.validation_packs=0", "train.validation_packs=0"),
         ("mixture.sources={}", "mixture.sources is empty"),
@@ -99,6 +126,28 @@ def test_impossible_values(base: Config, settings: str, said: str) -> None:
     with pytest.raises(BadInput) as caught:
         check(changed(base, settings))
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"recompute": Recompute.selective, "recompute_modules": []}, "parallel.recompute_modules is empty"),
+        ({"recompute": Recompute.selective, "recompute_modules": ["rope"]}, "rope is not one of core_attn, layernorm"),
+        ({"recompute_layers": 3}, "parallel.recompute_layers=3 does not divide the layers of each stage, [4]"),
+        ({"recompute_layers": 2, "pipeline": 2, "pipeline_layout": "Et|tttL"}, "of each stage, [1, 3]"),
+        ({"recompute_layers": 2, "pipeline": 2, "pipeline_layout": "auto"}, "write the layout instead of auto"),
+        (
+            {"recompute_method": RecomputeMethod.block, "recompute_layers": 5},
+            "is above the layers of the largest stage",
+        ),
+    ],
+)
+def test_impossible_recomputation(base: Config, changes: dict[str, Any], said: str) -> None:
+    parallel = replace(base.parallel, **{"recompute": Recompute.full, **changes})
+    with pytest.raises(BadInput) as caught:
+        check(replace(base, parallel=parallel))
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    check(replace(base, parallel=replace(parallel, recompute=Recompute.none)))
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])

@@ -160,3 +160,26 @@ def test_too_much_damage_stops_the_run_with_one_line(
         with shard.open("r+b") as file:
             file.truncate(shard.stat().st_size // 10)
     assert run_ranks(stage, 1, write(config_of(tmp_path / "run", damaged))) == [2]
+
+
+@pytest.mark.parametrize("distributed", [False, True], ids=["plain optimiser", "distributed optimiser"])
+def test_saved_on_an_interleaved_pipeline_and_back(distributed: bool, corpus: Path, tmp_path: Path) -> None:
+    """Each leg takes the last one's newest checkpoint 4 steps further on another topology."""
+    constant = {"optimizer__schedule": "constant"}
+    whole = run_config(config_of(tmp_path / "whole", corpus, checkpoint__every=0, train__steps=20, **constant))
+    folder = tmp_path / "run"
+    interleaved = {"parallel__pipeline": 2, "parallel__virtual_pipeline": 2}
+    overlapped = {"parallel__overlap_gradients": True, "parallel__overlap_parameters": distributed}
+    lines = []
+    for step, world, changes in [
+        (4, 4, {**interleaved, **overlapped}),
+        (8, 2, {"parallel__pipeline": 2, "parallel__pipeline_layout": "Et|tttL"}),
+        (12, 2, overlapped),
+        (16, 1, {"parallel__recompute": "full"}),
+        (20, 4, {**interleaved, "parallel__tensor": 2}),
+    ]:
+        settings = {**changes, **constant, "train__steps": step, "parallel__distributed_optimizer": distributed}
+        lines = run_config(config_of(folder, corpus, **settings), world)
+    for ours, theirs in zip(lines, whole, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4), ours["step"]
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3), ours["step"]

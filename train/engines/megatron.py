@@ -16,13 +16,17 @@ from megatron.core.distributed import (
     finalize_model_grads,
 )
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import Float16Module
 
 from checkpoints.manifest import MODEL_PREFIX
+from configs.pipeline import settled
 from configs.schema import Config, Precision
 from data_pipeline.batch import Batch
+from train.engines import distributed_state
 from train.engines import megatron_optimizer as optimizers
-from train.engines.protocol import Objective, Outcome
+from train.engines.protocol import Evidence, Objective, Outcome
+from train.engines.trained_set import freeze, groups_of
 from train.models.heads.terms import Losses, Targets
 from train.models.initialise import initialise, place_rows
 from train.models.speech_lm import SpeechLM, run
@@ -47,8 +51,12 @@ class MegatronEngine:
         )  # one rank of each model replica speaks for it in global sums
         tensor_parallel.model_parallel_cuda_manual_seed(config.train.seed)
 
+        self._losses: list[torch.Tensor] = []  # of the last step: the average of each micro-batch
+        self._gradients: torch.Tensor | None = None  # finite where this rank's own gradients were, before reduction
+
         precision = config.train.precision
-        megatron_config = transformer_config(config.backbone, config.parallel, precision)
+        parallel = settled(config.backbone, config.parallel, padded_vocabulary)
+        megatron_config = transformer_config(config.backbone, parallel, precision)
         # One model a virtual pipeline stage of this rank, in order; without interleaving that is one.
         self.models = [
             SpeechLM(config.backbone, megatron_config, padded_vocabulary, stage)
@@ -57,24 +65,30 @@ class MegatronEngine:
         for model in self.models:
             initialise(model, config.train.seed, config.backbone.init_std)
             model.to(device)
+        self.trained = freeze(config, self.models)
         self.chunks = [self._parallel(model, number) for number, model in enumerate(self.models)]
-        optimizers.keep_steps_on_load()
+        optimizers.mend_distributed_optimizer()
+        distributed_state.save_without_gathering()
         self.optimizer = optimizers.build_optimizer(
-            config.optimizer, config.parallel, precision, self.chunks, config.backbone.tied_embeddings
+            config.optimizer, config.parallel, precision, self.chunks, groups_of(self.models, self.trained)
         )
         optimizers.prime(self.optimizer)
-        # Counts are global already: finalising reduces gradients and must not divide by Megatron's own token count.
-        megatron_config.finalize_model_grads_func = lambda chunks, *_, **groups: finalize_model_grads(
-            chunks, None, **{key: value for key, value in groups.items() if key == "pg_collection"}
-        )
+        megatron_config.finalize_model_grads_func = self._finalise
         megatron_config.grad_scale_func = self.optimizer.scale_loss
+        self._overlap(megatron_config)
 
     def _parallel(self, model: SpeechLM, number: int) -> DistributedDataParallel:
         """Chunk `number` of this rank, its gradients reduced over the data-parallel ranks; parameters made equal."""
+        parallel = self.config.parallel
         chunk = DistributedDataParallel(
             model.config,
             DistributedDataParallelConfig(
-                use_distributed_optimizer=self.config.parallel.distributed_optimizer, grad_reduce_in_fp32=True
+                use_distributed_optimizer=parallel.distributed_optimizer,
+                grad_reduce_in_fp32=True,
+                overlap_grad_reduce=parallel.overlap_gradients,
+                overlap_param_gather=parallel.overlap_parameters,
+                align_param_gather=parallel.overlap_parameters and parallel.virtual_pipeline is not None,
+                bucket_size=parallel.bucket_size,
             ),
             Float16Module(model.config, model) if self.config.train.precision is Precision.bf16 else model,
             disable_bucketing=number > 0,  # the later chunks' reductions are hidden behind the first ones' backward
@@ -82,17 +96,53 @@ class MegatronEngine:
         chunk.broadcast_params()
         return chunk
 
+    def _overlap(self, megatron_config: TransformerConfig) -> None:
+        """Tell the schedule how to hold gradient reductions back until the last micro-batch, and when to start them.
+
+        All pipeline stages start theirs at the same time: a stage that starts alone slows down its neighbours, which
+        then wait for it. The interleaved schedule, which knows the chunk that comes next, starts gathers likewise.
+        """
+        if not self.config.parallel.overlap_gradients:
+            return
+        hold_back = [chunk.no_sync for chunk in self.chunks]
+        reduce = [chunk.start_grad_sync for chunk in self.chunks]
+        alone = len(self.chunks) == 1
+        megatron_config.no_sync_func = hold_back[0] if alone else hold_back
+        if self.config.parallel.pipeline > 1:
+            megatron_config.grad_sync_func = reduce[0] if alone else reduce
+        if self.config.parallel.overlap_parameters and not alone:
+            megatron_config.param_sync_func = [chunk.start_param_sync for chunk in self.chunks]
+
+    def _gathered(self) -> None:
+        """Have every rank hold the parameters of the last step, where their gathering waits for a forward pass."""
+        if self.config.parallel.overlap_parameters:
+            for chunk in self.chunks:
+                chunk.start_param_sync(force_sync=True)
+
     # --- steps ----------------------------------------------------------------------------------------------
 
-    def train_step(self, batches: list[Batch], learning_rate: float, extra: list[float]) -> Outcome:
+    def train_step(
+        self,
+        batches: list[Batch],
+        learning_rate: float,
+        extra: list[float],
+        accept: Callable[[Outcome], bool],
+    ) -> Outcome:
         for chunk in self.chunks:
             chunk.train()
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         sums, totals = self._run(batches, extra, forward_only=False)
-        optimizers.set_rates(self.optimizer, learning_rate, self.config.optimizer.weight_decay)
-        _, gradient_norm, _ = self.optimizer.step()
-        return self._outcome(sums, totals, float(gradient_norm))
+        norm = optimizers.gradient_norm(self.optimizer)
+        outcome = self._outcome(sums, totals, float(norm))
+        if accept(outcome):
+            optimizers.set_rates(self.optimizer, learning_rate, self.config.optimizer)
+            optimizers.apply(self.optimizer, norm)
+        return outcome
+
+    def evidence(self) -> Evidence:
+        losses = [float(loss) for loss in self._losses]
+        return Evidence(losses, None if self._gradients is None else bool(self._gradients.isfinite().all()))
 
     def evaluate(self, batches: list[Batch], extra: list[float]) -> Outcome:
         self._look()
@@ -125,6 +175,7 @@ class MegatronEngine:
 
     def _look(self) -> None:
         """Ready for forward passes without learning."""
+        self._gathered()
         for chunk in self.chunks:
             chunk.eval()
 
@@ -134,26 +185,49 @@ class MegatronEngine:
         """Micro-batches through the schedule. Returns this rank's loss sums and the global counts and extras."""
         terms = self.objective.terms
         known = torch.zeros(terms + len(extra), dtype=torch.float64)
+        counts = torch.stack([self.objective.counts(batch) for batch in batches])
         if self._reports:
-            known[:terms] = torch.stack([self.objective.counts(batch) for batch in batches]).sum(0)
+            known[:terms] = counts.sum(0)
             known[terms:] = torch.tensor(extra, dtype=torch.float64)
         totals = known.to(self.device)
         dist.all_reduce(totals)
         sums = torch.zeros(terms, dtype=torch.float64, device=self.device)
-        asked = [(batch.to(self.device), self.objective.targets(batch).to(self.device)) for batch in batches]
+        asked = [
+            (batch.to(self.device), self.objective.targets(batch).to(self.device), own)
+            for batch, own in zip(batches, counts.to(self.device), strict=True)
+        ]
 
-        def loss(batch: Batch, losses: Losses) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        self._losses.clear()
+
+        def loss(
+            batch: Batch, own: torch.Tensor, losses: Losses
+        ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
             if self._reports:
                 sums.add_(self.objective.sums(losses, batch))
+            self._losses.append(self.objective.loss(losses, own).detach())
             scalar = self.objective.loss(losses, totals[:terms])
             return scalar, torch.ones((), dtype=torch.int, device=self.device), {}
 
-        def forward(source: Iterator[tuple[Batch, Targets]], chunk: torch.nn.Module) -> tuple[Any, Callable[..., Any]]:
-            batch, targets = next(source)
-            return run(chunk, batch, targets), partial(loss, batch)
+        def forward(
+            source: Iterator[tuple[Batch, Targets, torch.Tensor]], chunk: torch.nn.Module
+        ) -> tuple[Any, Callable[..., Any]]:
+            batch, targets, own = next(source)
+            return run(chunk, batch, targets), partial(loss, batch, own)
 
         self._schedule(forward, asked, batches[0].tokens.shape[1], forward_only=forward_only)
         return sums, totals
+
+    def _finalise(self, chunks: list[DistributedDataParallel], *_: Any, **groups: Any) -> None:
+        """Sum gradients over ranks. They must not be divided by Megatron's own token count: counts are global already.
+
+        A last look at this rank's own: a buffer's sum is finite if all of it is, and costs no memory.
+        """
+        if not any(chunk.ddp_config.overlap_grad_reduce for chunk in chunks):
+            buffers = [buffer for chunk in chunks for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers)]
+            sums = [buffer.grad_data.sum().float() for buffer in buffers]
+            self._gradients = torch.stack(sums) if sums else torch.zeros(1)
+        known = {key: value for key, value in groups.items() if key == "pg_collection"}
+        finalize_model_grads(chunks, None, **known)
 
     def _schedule(self, forward: Callable[..., Any], asked: list[Any], tokens: int, *, forward_only: bool) -> None:
         """`forward` over each of `asked`, what one micro-batch of `tokens` tokens is, in the order of the topology."""
@@ -176,18 +250,28 @@ class MegatronEngine:
     # --- state ----------------------------------------------------------------------------------------------
 
     def place_rows(self, first: int, points: torch.Tensor, text_rows: int) -> None:
+        self._gathered()
         for model in self.models:
             place_rows(model, first, points, text_rows)
         self.optimizer.reload_model_params()
 
     def sharded_state(self, *, optimizer: bool, loading: bool) -> dict[str, Any]:
+        self._gathered()
         metadata = {"distrib_optim_sharding_type": "fully_reshardable"}
+        state: dict[str, Any] = {"model": self._sharded_model(metadata)}
+        if optimizer:
+            # Stacked layers need all of theirs; state of some layers alone goes by names with the layer's number.
+            by_layer = {**metadata, "non_homogeneous_layers": True}
+            model = self._sharded_model(by_layer) if self.trained.partial_layers else state["model"]
+            state["optimizer"] = optimizers.sharded_state(
+                self.optimizer, model, loading=loading, metadata=metadata, device=self.device
+            )
+        return state
+
+    def _sharded_model(self, metadata: dict[str, Any]) -> dict[str, Any]:
         model = {str(number): part.sharded_state_dict(metadata=metadata) for number, part in enumerate(self.models)}
         add_prefix_for_sharding(model, MODEL_PREFIX)
-        state: dict[str, Any] = {"model": model}
-        if optimizer:
-            state["optimizer"] = self.optimizer.sharded_state_dict(model, is_loading=loading, metadata=metadata)
-        return state
+        return model
 
     def load_state(self, state: dict[str, Any], *, optimizer: bool) -> None:
         for number, model in enumerate(self.models):

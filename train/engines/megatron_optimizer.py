@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePredicate
 
 from configs.schema import OptimizerConfig, ParallelConfig, Precision
-
-GROUPS = ("embedding", "head", "trunk")
-
-
-def group_of(name: str, tied: bool) -> str:
-    """Learning-rate group of a parameter. A tied head is the embedding, also where a last stage holds its copy."""
-    if "output_layer." in name:
-        return "embedding" if tied else "head"
-    return "embedding" if "embedding." in name else "trunk"
+from train.trainable import Group
 
 
 def build_optimizer(
@@ -29,16 +23,21 @@ def build_optimizer(
     parallel: ParallelConfig,
     precision: Precision,
     chunks: list[DistributedDataParallel],
-    tied: bool,
+    groups: Mapping[torch.nn.Parameter, Group],
 ) -> MegatronOptimizer:
-    """AdamW over all model chunks of this rank; weight decay on matrices only."""
+    """AdamW over the trained parameters of this rank's model chunks; `groups` holds the group of each.
 
-    def override(group: str, decayed: bool) -> tuple[ParamKey, Any]:
-        def member(parameter: torch.nn.Parameter, name: str) -> bool:
-            return group_of(name, tied) == group and (parameter.dim() > 1) == decayed
+    Megatron tells groups apart by two factors: the learning rate's, and the weight decay's, which here counts in
+    `optimizer.weight_decay` (in 1 where that is 0).
+    """
 
-        key = ParamKey(with_name_predicate=ParamWithNamePredicate(f"{group}-{decayed}", member))
-        return key, {"lr_mult": config.lr_multipliers.get(group, 1.0), "wd_mult": float(decayed)}
+    def factors(parameter: torch.nn.Parameter) -> tuple[float, float]:
+        group = groups[parameter]
+        return group.lr_multiplier, group.decay(parameter.dim()) / _decay_unit(config)
+
+    def override(pair: tuple[float, float]) -> tuple[ParamKey, Any]:
+        key = ParamKey(with_name_predicate=ParamWithNamePredicate(str(pair), lambda p, _: factors(p) == pair))
+        return key, {"lr_mult": pair[0], "wd_mult": pair[1]}
 
     return get_megatron_optimizer(
         MegatronOptimizerConfig(
@@ -53,17 +52,36 @@ def build_optimizer(
             bf16=precision is Precision.bf16,
             params_dtype=torch.bfloat16 if precision is Precision.bf16 else torch.float32,
             use_distributed_optimizer=parallel.distributed_optimizer,
+            overlap_param_gather=parallel.overlap_parameters,
         ),
-        list(chunks),
-        config_overrides=dict(override(group, decayed) for group in GROUPS for decayed in (True, False)),
+        chunks,
+        config_overrides=dict(override(pair) for pair in sorted({factors(parameter) for parameter in groups})),
     )
 
 
-def set_rates(optimizer: MegatronOptimizer, learning_rate: float, weight_decay: float) -> None:
+def set_rates(optimizer: MegatronOptimizer, learning_rate: float, config: OptimizerConfig) -> None:
     """Give every parameter group its learning rate and weight decay for the next step."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["lr_mult"]
-        group["weight_decay"] = weight_decay * group["wd_mult"]
+        group["weight_decay"] = _decay_unit(config) * group["wd_mult"]
+
+
+def _decay_unit(config: OptimizerConfig) -> float:
+    return config.weight_decay or 1.0
+
+
+def gradient_norm(optimizer: MegatronOptimizer) -> float:
+    """The global norm of the gradients, which are then ready to be applied."""
+    optimizer.prepare_grads()
+    return optimizer.get_grad_norm()
+
+
+def apply(optimizer: MegatronOptimizer, norm: float) -> None:
+    """Clip the gradients, whose global norm is known, and take the step: the second half of Megatron-Core's `step`."""
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        if not getattr(part, "is_stub_optimizer", False) and (parameters := part.get_parameters()):
+            clip_grad_by_total_norm_fp32(parameters, max_norm=part.config.clip_grad, total_norm=norm)
+    optimizer.step_with_ready_grads()
 
 
 def prime(optimizer: MegatronOptimizer) -> None:
@@ -79,6 +97,34 @@ def prime(optimizer: MegatronOptimizer) -> None:
                     }
 
 
+def sharded_state(
+    optimizer: MegatronOptimizer,
+    model: dict[str, Any],
+    *,
+    loading: bool,
+    metadata: dict[str, Any],
+    device: torch.device,
+) -> dict[str, Any]:
+    """The optimiser's state as sharded tensors that follow those of `model`; all ranks call this.
+
+    The step number is common to all parameters, and a checkpoint takes it from the first rank. Where that rank trains
+    nothing, as a frozen pipeline stage does, it has none of its own: it gets that of the others.
+    """
+    own = [float(state["step"]) for inner in _torch_adams(optimizer) for state in inner.state.values()]
+    own += [float(group["step"]) for group in optimizer.param_groups if "step" in group]
+    agreed = torch.tensor(max(own, default=0.0), device=device)
+    dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
+    parts = _parts(optimizer)
+    for part in parts:
+        part._megaphone_step = agreed.item()
+    state: dict[str, Any] = optimizer.sharded_state_dict(model, is_loading=loading, metadata=metadata)
+    for part in [state] if len(parts) == 1 else state.values():
+        inner = part.get("optimizer", part)
+        if "state" in inner and agreed.item():  # Megatron writes no step 0
+            inner["state"].setdefault("common_step", agreed.cpu())
+    return state
+
+
 def unshare_steps(optimizer: MegatronOptimizer) -> None:
     """Give every parameter a step counter of its own after a load.
 
@@ -90,14 +136,16 @@ def unshare_steps(optimizer: MegatronOptimizer) -> None:
             state["step"] = state["step"].clone()
 
 
-def keep_steps_on_load() -> None:
-    """Let the distributed optimiser's fully reshardable load pass over "step".
+def mend_distributed_optimizer() -> None:
+    """Two mends of Megatron-Core 0.16.1's distributed optimiser on torch's Adam. Idempotent.
 
-    The loader of Megatron-Core 0.16.1 drops "step" from what it read, since it was restored already, and its setter
-    then asks for it.
+    The loader of the fully reshardable format drops "step" from what it read, since it was restored already, and its
+    setter then asks for it. And a rank without trained parameters of its own, as on a frozen pipeline stage or past
+    the end of a short buffer, fails to tell its state; here it tells the step that all agreed on.
     """
-    if getattr(DistributedOptimizer, "_megaphone_keeps_steps", False):
+    if getattr(DistributedOptimizer, "_megaphone_mended", False):
         return
+    told = DistributedOptimizer.state_dict
     original = DistributedOptimizer._set_main_param_and_optimizer_states
 
     def set_states(self: Any, parameter: torch.nn.Parameter, tensors: dict[str, torch.Tensor]) -> None:
@@ -107,13 +155,30 @@ def keep_steps_on_load() -> None:
             tensors = {**tensors, "step": state["step"]}
         original(self, parameter, tensors)
 
+    def state_dict(self: Any) -> dict[str, Any]:
+        if self.optimizer.state:
+            state: dict[str, Any] = told(self)
+        else:
+            groups = self.optimizer.state_dict()["param_groups"]
+            bare = [{key: value for key, value in group.items() if key != "params"} for group in groups]
+            state = {"optimizer": {"param_groups": bare}}
+        for group in state["optimizer"]["param_groups"]:
+            group.setdefault("step", getattr(self, "_megaphone_step", 0.0))
+        return state
+
     DistributedOptimizer._set_main_param_and_optimizer_states = set_states
-    DistributedOptimizer._megaphone_keeps_steps = True
+    DistributedOptimizer.state_dict = state_dict
+    DistributedOptimizer._megaphone_mended = True
+
+
+def _parts(optimizer: MegatronOptimizer) -> list[Any]:
+    """The optimisers that a chained one consists of."""
+    return list(getattr(optimizer, "chained_optimizers", [optimizer]))
 
 
 def _torch_adams(optimizer: MegatronOptimizer) -> Iterator[torch.optim.Optimizer]:
     """The torch optimisers inside; none where a fused Adam (TransformerEngine, Apex) is at work."""
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+    for part in _parts(optimizer):
         inner = getattr(part, "optimizer", None)
         if isinstance(inner, torch.optim.Adam | torch.optim.AdamW):
             yield inner

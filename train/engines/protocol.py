@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -9,6 +10,7 @@ import torch
 
 from data_pipeline.batch import Batch
 from train.models.heads.terms import Losses, Targets
+from train.trainable import Trained
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,16 @@ class Outcome:
     counts: list[float]
     gradient_norm: float | None
     extra: list[float]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What this rank alone saw in its last training step: the average loss of each micro-batch, in order (empty where
+    the last layer is elsewhere), and whether its own gradients were finite before they were summed over ranks (None:
+    they were summed as they came, so nobody can tell)."""
+
+    losses: list[float]
+    finite_gradients: bool | None
 
 
 class Objective(Protocol):
@@ -50,9 +62,23 @@ class Objective(Protocol):
 class Engine(Protocol):
     data_rank: int
     data_size: int
+    trained: Trained  # what of the model this stage trains, and in which groups
 
-    def train_step(self, batches: list[Batch], learning_rate: float, extra: list[float]) -> Outcome:
-        """One optimiser step over this rank's micro-batches, an equal number on every rank."""
+    def train_step(
+        self,
+        batches: list[Batch],
+        learning_rate: float,
+        extra: list[float],
+        accept: Callable[[Outcome], bool],
+    ) -> Outcome:
+        """One optimiser step over this rank's micro-batches, an equal number on every rank.
+
+        `accept` is called once on every rank, when losses and gradient norm are known and before anything is updated.
+        Where it answers no, which it does on all ranks or on none, parameters and optimiser state stay as they were.
+        """
+
+    def evidence(self) -> Evidence:
+        """What this rank saw in its last training step."""
 
     def evaluate(self, batches: list[Batch], extra: list[float]) -> Outcome:
         """Losses of the micro-batches, without learning from them."""

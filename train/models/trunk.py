@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
@@ -9,7 +11,7 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 
-from configs.schema import BackboneConfig, ParallelConfig, Precision
+from configs.schema import BackboneConfig, ParallelConfig, Precision, Recompute
 from train.models.attention import PackedAttention
 from train.models.norm import RMSNorm
 
@@ -36,6 +38,7 @@ def transformer_config(backbone: BackboneConfig, parallel: ParallelConfig, preci
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline,
+        pipeline_model_parallel_layout=parallel.pipeline_layout,
         # The interleaved schedule hides its sends and receives behind the other chunks' work, each by itself.
         overlap_p2p_comm=parallel.virtual_pipeline is not None,
         batch_p2p_comm=parallel.virtual_pipeline is None,
@@ -53,7 +56,21 @@ def transformer_config(backbone: BackboneConfig, parallel: ParallelConfig, preci
         masked_softmax_fusion=False,
         gradient_accumulation_fusion=False,
         persist_layer_norm=False,
+        **_recomputed(parallel),
     )
+
+
+def _recomputed(parallel: ParallelConfig) -> dict[str, Any]:
+    """Megatron's settings for activations that the backward pass computes again."""
+    if parallel.recompute is Recompute.none:
+        return {}
+    if parallel.recompute is Recompute.selective:
+        return {"recompute_granularity": "selective", "recompute_modules": list(parallel.recompute_modules)}
+    return {
+        "recompute_granularity": "full",
+        "recompute_method": parallel.recompute_method.value,
+        "recompute_num_layers": parallel.recompute_layers,
+    }
 
 
 def trunk_spec(config: TransformerConfig, virtual_stage: int = 0) -> TransformerBlockSubmodules:

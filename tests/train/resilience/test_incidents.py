@@ -1,0 +1,106 @@
+"""Steps that must not be learned from, really caused in real runs: what all ranks do about them, and what is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.compose import to_yaml
+from configs.schema import Config
+from runtime.exits import DONE
+from tests.data_pipeline.synthetic import make_corpus
+from tests.ranks import run_ranks
+from tests.train.runs import metrics, run_config, stage, tiny_config
+from train.resilience import incidents
+
+STEPS = 12
+CURVE = ("step", "tokens", "loss", "loss/text", "loss/audio", "grad_norm", "lr/trunk", "samples")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_corpus(tmp_path_factory.mktemp("corpus") / "corpus")
+
+
+def config_of(folder: Path, corpus: Path, **changes: Any) -> Config:
+    settings = {"train__steps": STEPS, "checkpoint__every": 4, "train__log_samples": True, **changes}
+    return tiny_config(folder, corpus, **settings)
+
+
+@pytest.fixture(scope="module")
+def clean(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Two data-parallel ranks with the distributed optimiser, and nothing happens to them."""
+    folder = tmp_path_factory.mktemp("clean")
+    return run_config(config_of(folder, corpus, parallel__distributed_optimizer=True), 2)
+
+
+def curve(lines: list[dict[str, Any]]) -> list[list[Any]]:
+    return [[line.get(key) for key in CURVE] for line in lines]
+
+
+def poisoned_stage(config_file: str, victim: int, factor: float, fault: dict[str, Any]) -> int:
+    """The stage, but gradients of rank `victim` are multiplied by `factor` in its `turns`-th training steps, or where
+    a pack's first sample is one of `samples`. With `kill` the rank is killed after so many training steps."""
+    from train.engines.megatron import MegatronEngine
+
+    original, done = MegatronEngine.train_step, [0]
+    here = int(os.environ["RANK"]) == victim
+
+    def train_step(self: MegatronEngine, batches: Any, *rest: Any, **named: Any) -> Any:
+        done[0] += 1
+        if here and done[0] == fault.get("kill"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        first = [int(batch.tokens.sum()) for batch in batches]
+        poison = here and (done[0] in fault.get("turns", ()) or any(total in fault.get("sums", ()) for total in first))
+        hooks = []
+        if poison:
+            parameter = next(parameter for model in self.models for parameter in model.parameters())
+            hooks = [parameter.register_hook(lambda gradient: gradient * factor)]
+        if here and (record := fault.get("record")):
+            with open(record, "a") as file:
+                print(*first, file=file)
+        try:
+            return original(self, batches, *rest, **named)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    MegatronEngine.train_step = train_step
+    return stage(config_file)
+
+
+def run_poisoned(config: Config, factor: float, world: int = 2, victim: int = 1, **fault: Any) -> list[int]:
+    folder = Path(config.run.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(to_yaml(config))
+    return run_ranks(poisoned_stage, world, str(folder / "config.yaml"), victim, factor, fault)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize("turn", [2, 7])
+@pytest.mark.parametrize("distributed", [True, False])
+def test_a_passing_fault_is_redone_and_leaves_no_trace_in_the_curve(
+    turn: int, distributed: bool, corpus: Path, clean: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """NaN in one rank's gradients only, before the first checkpoint and after it."""
+    settings = {"resilience__on_nonfinite": "rewind", "parallel__distributed_optimizer": distributed}
+    config = config_of(tmp_path / "run", corpus, **settings)
+    assert run_poisoned(config, NAN, turns=[turn]) == [DONE, DONE]
+    if distributed:
+        assert curve(metrics(tmp_path / "run")) == curve(clean)
+    else:
+        expected = run_config(config_of(tmp_path / "clean", corpus, **settings), 2)
+        assert curve(metrics(tmp_path / "run")) == curve(expected)
+    (incident,) = incidents.read(tmp_path / "run")
+    assert (incident["step"], incident["position"], incident["action"]) == (turn, turn - 1, "redo")
+    assert incident["grad_norm"] == "nan" and isinstance(incident["loss"], float)
+    assert [entry["finite_gradients"] for entry in incident["ranks"]] == [True, False]
+    assert all(entry["finite_loss"] and len(entry["loss"]) == 2 for entry in incident["ranks"])
+    keys = [entry["samples"] for entry in incident["ranks"]]
+    assert [keys[place % 2][place // 2] for place in range(4)] == clean[turn - 1]["samples"]

@@ -15,7 +15,7 @@ from configs.schema import BackboneConfig
 from data_pipeline.batch import Batch
 from data_pipeline.layouts import Layout
 from runtime.exits import BadInput
-from train.models.heads.language import LANGUAGE, language_losses
+from train.models.heads.language import LANGUAGE, LanguageHead
 from train.models.heads.terms import Targets
 from train.models.trunk import trunk_spec
 
@@ -42,15 +42,16 @@ class SpeechLM(GPTModel):
             share_embeddings_and_output_weights=backbone.tied_embeddings,
             vp_stage=virtual_stage,
         )
+        if self.post_process:  # what GPTModel built and marked, with another forward pass
+            self.output_layer.__class__ = LanguageHead
 
     def _postprocess(self, hidden_states: torch.Tensor, labels: Targets | None = None, **given: Any) -> Any:
         """Megatron-Core's end of the forward pass, with our head where losses are asked for."""
         if labels is None or not self.post_process:
             return super()._postprocess(hidden_states=hidden_states, labels=None, **given)
         tied = self.share_embeddings_and_output_weights
-        weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
-        head = language_losses(hidden_states, weight, labels, self.pg_collection.tp, self.config.sequence_parallel)
-        return {LANGUAGE: head}
+        weight = self.shared_embedding_or_output_weight() if tied else None
+        return {LANGUAGE: self.output_layer(hidden_states, weight=weight, targets=labels)}
 
 
 def check_layouts(layouts: Mapping[str, Layout]) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
 )
@@ -13,6 +16,27 @@ from train.models.heads.terms import HeadLosses, Targets
 from train.models.heads.vocabulary_loss import vocabulary_loss
 
 LANGUAGE = "lm"  # the head's name among losses
+
+
+class LanguageHead(ColumnParallelLinear):
+    """Megatron-Core's output layer, which can answer with losses instead of logits.
+
+    The weight is used inside a module's forward pass only: hooks before it wait for parameters that are still being
+    gathered over the data-parallel ranks.
+    """
+
+    def forward(
+        self,
+        input_: torch.Tensor,
+        weight: torch.Tensor | None = None,
+        runtime_gather_output: bool | None = None,
+        targets: Targets | None = None,
+    ) -> Any:
+        """Logits as the base class returns them; with targets, `language_losses` of them."""
+        if targets is None:
+            return super().forward(input_, weight, runtime_gather_output)
+        weight = self.weight if weight is None else weight
+        return language_losses(input_, weight, targets, self.tp_group, self.sequence_parallel)
 
 
 def language_losses(

@@ -56,17 +56,17 @@ def _start(config_file: Path) -> Config:
     import torch
 
     from configs.compose import load_config
-    from train.engines import optional_kernels
+    from train.engines import absent_names, optional_kernels
     from train.engines.cuda_on_cpu import emulate_cuda
+    from train.engines.determinism import be_deterministic
 
     config = load_config(config_file)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     optional_kernels.hush_megatron()
     emulate_cuda()
+    absent_names.fill_in()
     if config.train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
+        be_deterministic(os.environ)
     if os.environ.get("RANK", "0") == "0":
         print(f"megaphone: {optional_kernels.describe()}", flush=True)
     return config

@@ -12,6 +12,11 @@ from tests.train.matrix import STEPS, Matrix, Row, differences, rows
 from tests.train.runs import run_config, tiny_config
 
 LOSS, NORM = 1e-4, 1e-3  # relative
+OVERLAPPED = {
+    "parallel__distributed_optimizer": True,
+    "parallel__overlap_gradients": True,
+    "parallel__overlap_parameters": True,
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +36,8 @@ def test_the_curve_is_that_of_a_single_process(row: Row, matrix: Matrix) -> None
 
 
 def test_bf16_with_fp32_main_parameters_follows_the_fp32_curve(tmp_path: Path) -> None:
-    """With the distributed optimiser over two ranks and without, and resumed: bf16 rounds at 2^-8."""
+    """With the distributed optimiser over two ranks and without, on overlapped interleaved pipelines, and resumed: bf16
+    rounds at 2^-8."""
     corpus = make_corpus(tmp_path / "corpus")
     expected = run_config(tiny_config(tmp_path / "fp32", corpus))
     changes = {"train__precision": "bf16", "checkpoint__every": 10}
@@ -40,7 +46,11 @@ def test_bf16_with_fp32_main_parameters_follows_the_fp32_curve(tmp_path: Path) -
         assert ours["loss"] == pytest.approx(exact["loss"], rel=2e-2)
     shared = tiny_config(tmp_path / "shared", corpus, parallel__distributed_optimizer=True, **changes)
     whole = run_config(shared, 2)
-    for ours, one in zip(whole, single, strict=True):
+    interleaved = {"parallel__pipeline": 2, "parallel__virtual_pipeline": 2}
+    spread = tiny_config(tmp_path / "spread", corpus, train__precision="bf16", **interleaved, **OVERLAPPED)
+    for ours, theirs, one in zip(whole, run_config(spread, 4), single, strict=True):
         assert ours["loss"] == pytest.approx(one["loss"], rel=1e-2)
+        assert theirs["loss"] == pytest.approx(one["loss"], rel=1e-2)
+        assert theirs["grad_norm"] == pytest.approx(one["grad_norm"], rel=5e-2)
     shutil.rmtree(tmp_path / "shared/checkpoints/step-00000020")
     assert [line["loss"] for line in run_config(shared, 2)] == [line["loss"] for line in whole]

@@ -56,7 +56,9 @@ class MegatronEngine:
 
         precision = config.train.precision
         parallel = settled(config.backbone, config.parallel, padded_vocabulary)
-        megatron_config = transformer_config(config.backbone, parallel, precision)
+        megatron_config = transformer_config(
+            config.backbone, parallel, precision, deterministic=config.train.deterministic
+        )
         # One model a virtual pipeline stage of this rank, in order; without interleaving that is one.
         self.models = [
             SpeechLM(config.backbone, megatron_config, padded_vocabulary, stage)

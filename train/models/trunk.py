@@ -16,7 +16,9 @@ from train.models.attention import PackedAttention
 from train.models.norm import RMSNorm
 
 
-def transformer_config(backbone: BackboneConfig, parallel: ParallelConfig, precision: Precision) -> TransformerConfig:
+def transformer_config(
+    backbone: BackboneConfig, parallel: ParallelConfig, precision: Precision, *, deterministic: bool = False
+) -> TransformerConfig:
     """Megatron's configuration of this backbone on this topology; no dropout, no biases but (optionally) of QKV."""
     bf16 = precision is Precision.bf16
     return TransformerConfig(
@@ -46,6 +48,7 @@ def transformer_config(backbone: BackboneConfig, parallel: ParallelConfig, preci
         pipeline_dtype=torch.bfloat16 if bf16 else torch.float32,
         params_dtype=torch.bfloat16 if bf16 else torch.float32,
         bf16=bf16,
+        deterministic_mode=deterministic,
         use_cpu_initialization=not torch.cuda.is_available(),
         # Losses arrive divided by their global counts, so Megatron must neither average nor rescale.
         calculate_per_token_loss=True,

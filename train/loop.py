@@ -71,9 +71,9 @@ def _joined(config: Config, stop: StopFlag) -> Iterator[Stage]:
     check_layouts(layouts_of(config.mixture.sources))
     check_kernel(config)
     corpus = Corpus.open(corpus_folder(config))
+    objective = NextToken(corpus.vocabulary.modalities, config.loss)
     device = process_groups.join(config.parallel)
     try:
-        objective = NextToken(corpus.vocabulary.modalities)
         engine = build_engine(config, corpus.vocabulary.padded_size, objective, device)
         yield Stage(config, corpus, engine, objective, stop)
     finally:

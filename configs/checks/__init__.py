@@ -8,6 +8,7 @@ from configs.checks.attention import check_attention
 from configs.checks.codec import check_codec
 from configs.checks.data import check_making, check_mixture
 from configs.checks.engine import check_engine
+from configs.checks.loss import check_loss
 from configs.checks.observe import check_observe
 from configs.checks.pipeline import check_micro_batches, check_pipeline
 from configs.checks.quality import check_alignment, check_quality
@@ -40,6 +41,7 @@ def check(config: Config, processes: int | None = None) -> None:
     check_pipeline(config)
     check_training(config)
     check_observe(config, processes)
+    check_loss(config)
     check_trained(config)
     check_resilience(config)
     check_mixture(config)
@@ -77,6 +79,7 @@ _NOT_NEGATIVE = {
     "checkpoint": ("every", "keep", "keep_every", "failures"),
     "optimizer": ("weight_decay", "clip_grad", "warmup_steps"),
     "observe": ("ranks_every", "norms_every"),
+    "loss": ("z", "chunk"),
     "resilience": ("most_incidents", "restarts", "restart_pause"),
 }
 _SHARE = {

@@ -20,6 +20,7 @@ from configs.schema.data import (
     SpeechSourceConfig,
     SynthesisConfig,
 )
+from configs.schema.loss import LossConfig
 from configs.schema.model import (
     AudioRows,
     BackboneConfig,
@@ -64,6 +65,7 @@ __all__ = [
     "ExportConfig",
     "LoaderConfig",
     "LoraConfig",
+    "LossConfig",
     "MixtureConfig",
     "ObserveConfig",
     "OnIncident",
@@ -105,6 +107,7 @@ class Config:
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     stage: StageConfig = field(default_factory=StageConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)

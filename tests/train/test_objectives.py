@@ -7,8 +7,10 @@ import math
 import pytest
 import torch
 
-from configs.schema import OptimizerConfig, Schedule
+from configs.schema import LossConfig, OptimizerConfig, Schedule
 from data_pipeline.batch import Batch
+from runtime.exits import BadInput
+from train.models.heads.terms import Losses
 from train.objectives.pretrain import NextToken
 from train.schedule import learning_rate
 
@@ -26,18 +28,63 @@ def a_batch() -> Batch:
     )
 
 
+MODALITIES = ("text", "linguistic", "semantic")
+
+
+def losses_of(batch: Batch, cross_entropy: list[float], z: list[float], total: float) -> Losses:
+    places = {"cross_entropy": torch.tensor([cross_entropy]), "z": torch.tensor([z])}
+    return {"lm": {"total": torch.tensor(total, requires_grad=True), "places": places}}
+
+
 def test_losses_are_weighted_and_split_by_modality() -> None:
-    batch, objective = a_batch(), NextToken(("text", "linguistic", "semantic"))
-    losses = torch.tensor([[2.0, 4.0, 100.0, 1.0]])
-    assert objective.counts(batch).tolist() == [1.0, 0.5, 1.0]
-    assert objective.sums(losses, batch).tolist() == [2.0, 2.0, 1.0]
-    assert objective.total(losses, batch).item() == 5.0
-    terms = objective.averages([2.0, 2.0, 1.0], [1.0, 0.5, 1.0])
+    batch, objective = a_batch(), NextToken(MODALITIES)
+    losses = losses_of(batch, [2.0, 4.0, 100.0, 1.0], [0.0] * 4, 5.0)
+    counts = objective.counts(batch)
+    assert counts.tolist() == [1.0, 0.5, 1.0, 2.5, 2.5]
+    assert objective.sums(losses, batch).tolist() == [2.0, 2.0, 1.0, 0.0, 5.0]
+    assert objective.loss(losses, counts).item() == pytest.approx(2.0)
+    terms = objective.averages([2.0, 2.0, 1.0, 0.0, 5.0], counts.tolist())
     assert terms == {"lm": 2.0, "audio": 2.0, "text": 2.0, "linguistic": 4.0, "semantic": 1.0}
+    targets = objective.targets(batch)
+    assert targets.weights.tolist() == [[1.0, 0.5, 0.0, 1.0]]
+    assert targets.places is not None and targets.places.tolist() == [0, 1, 3]
 
 
 def test_a_modality_that_did_not_occur_has_no_term() -> None:
-    assert NextToken(("text", "semantic")).averages([3.0, 0.0], [1.0, 0.0]) == {"lm": 3.0, "text": 3.0}
+    terms = NextToken(("text", "semantic")).averages([3.0, 0.0, 0.0, 3.0], [1.0, 0.0, 1.0, 1.0])
+    assert terms == {"lm": 3.0, "text": 3.0}
+
+
+def test_modality_weights_make_a_weighted_mean_and_leave_the_reports_alone() -> None:
+    """The sum of weight x loss over the sum of weights, as torch's cross entropy has it with class weights."""
+    batch = a_batch()
+    config = LossConfig(modalities={"audio": 0.5, "semantic": 2.0}, terms={"lm": 3.0}, z=0.1)
+    objective = NextToken(MODALITIES, config)
+    assert objective.targets(batch).weights.tolist() == [[1.0, 0.25, 0.0, 2.0]]
+    each, z = [2.0, 4.0, 100.0, 1.0], [1.0, 2.0, 50.0, 3.0]
+    total = 1.0 * (2.0 + 0.1) + 0.25 * (4.0 + 0.2) + 2.0 * (1.0 + 0.3)
+    losses = losses_of(batch, each, z, total)
+    counts, sums = objective.counts(batch), objective.sums(losses, batch)
+    assert counts[-1] == 3.25
+    loss = objective.loss(losses, counts)
+    assert loss.item() == pytest.approx(3.0 * total / 3.25)
+    terms = objective.averages(sums.tolist(), counts.tolist())
+    plain = {"lm": 2.0, "audio": 2.0, "text": 2.0, "linguistic": 4.0, "semantic": 1.0}
+    assert terms == pytest.approx({**plain, "z": 5.0 / 2.5, "objective": loss.item()})
+
+
+@pytest.mark.parametrize("factor", [0.5, 4.0])
+def test_equal_weights_of_all_modalities_change_nothing(factor: float) -> None:
+    batch, plain = a_batch(), NextToken(MODALITIES)
+    scaled = NextToken(MODALITIES, LossConfig(modalities={"text": factor, "audio": factor}))
+    share = scaled.targets(batch).weights / scaled.counts(batch)[-1]
+    assert torch.allclose(share, plain.targets(batch).weights / plain.counts(batch)[-1])
+
+
+@pytest.mark.parametrize("weights", [{"music": 1.0}, {"text": 0.0, "audio": 0.0}])
+def test_weights_that_mean_nothing_are_refused(weights: dict[str, float]) -> None:
+    with pytest.raises(BadInput, match=r"loss\.modalities"):
+        NextToken(MODALITIES, LossConfig(modalities=weights))
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
 from data_pipeline.batch import Batch
 from train.engines.protocol import Objective, Outcome
+from train.models.heads.terms import Losses, Targets
 from train.observe.phases import COMMUNICATION
 from train.observe.stopwatch import Stopwatch
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One micro-batch of a step, on the device: what is asked of the model, and the objective's own counts of it."""
+
+    batch: Batch
+    targets: Targets
+    counts: torch.Tensor
 
 
 class StepAccount:
@@ -17,7 +29,7 @@ class StepAccount:
 
     One rank of each model replica, the first tensor-parallel one of the last stage, speaks for it; under context
     parallelism each for its part of the row, and the first one alone for what is not a row's (`extra`). Every loss is
-    divided by the count of the whole global batch: gradients are to be summed over data-parallel ranks, not averaged.
+    divided by the counts of the whole global batch: gradients are to be summed over data-parallel ranks, not averaged.
     """
 
     def __init__(
@@ -28,39 +40,44 @@ class StepAccount:
         device: torch.device,
         stopwatch: Stopwatch | None = None,
     ) -> None:
-        """`stopwatch`: whose communication the sums over ranks are."""
+        """batches: this rank's micro-batches, on the CPU. stopwatch: whose communication the sums over ranks are."""
         self._objective = objective
         self._speaks = parallel_state.is_pipeline_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0
-        self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._sums = torch.zeros(objective.terms, dtype=torch.float64, device=device)
-        self._totals = torch.zeros(objective.terms + len(extra), dtype=torch.float64, device=device)
+        self._seen: list[torch.Tensor] = []
+        self._terms = objective.terms
+        counts = torch.stack([objective.counts(batch) for batch in batches])
+        known = torch.zeros(self._terms + len(extra), dtype=torch.float64)
         if self._speaks:
-            for batch in batches:
-                self._totals[: objective.terms] += objective.counts(batch)
+            known[: self._terms] = counts.sum(0)
             if parallel_state.get_context_parallel_rank() == 0:
-                self._totals[objective.terms :] = torch.tensor(extra, dtype=torch.float64)
+                known[self._terms :] = torch.tensor(extra, dtype=torch.float64)
+        self._sums = torch.zeros(self._terms, dtype=torch.float64, device=device)
+        self._totals = known.to(device)
         self._stopwatch = stopwatch or Stopwatch(device)
         with self._stopwatch.phase(COMMUNICATION):
             dist.all_reduce(self._totals)
-        self._count = self._totals[: objective.terms].sum().clamp(min=1e-9).float()
+        self.asked = [
+            Asked(batch.to(device), objective.targets(batch).to(device), own)
+            for batch, own in zip(batches, counts.to(device), strict=True)
+        ]
+        self.tokens = batches[0].tokens.shape[1]
 
-    def loss(self, batch: Batch, losses: torch.Tensor) -> torch.Tensor:
-        """This micro-batch's share of the step's loss, a scalar to differentiate; losses: each token's, [1, N]."""
+    def loss(self, asked: Asked, losses: Losses) -> torch.Tensor:
+        """This micro-batch's share of the step's loss, a scalar to differentiate; losses: what `run` answered."""
         if self._speaks:
-            self._sums.add_(self._objective.sums(losses, batch))
-        total = self._objective.total(losses, batch)
-        self._seen.append((total.detach(), self._objective.counts(batch).sum()))
-        return total / self._count
+            self._sums.add_(self._objective.sums(losses, asked.batch))
+        self._seen.append(self._objective.loss(losses, asked.counts).detach())
+        return self._objective.loss(losses, self._totals[: self._terms])
 
     def averages(self) -> list[float]:
         """The average loss of each micro-batch of this rank; empty where the last layer is elsewhere."""
-        return [float(total) / max(float(count), 1e-9) for total, count in self._seen]
+        return [float(loss) for loss in self._seen]
 
     def close(self, gradient_norm: float | None) -> Outcome:
         """The figures of all ranks."""
         with self._stopwatch.phase(COMMUNICATION):
             dist.all_reduce(self._sums)
-        known, terms = self._totals.tolist(), self._objective.terms
+        known, terms = self._totals.tolist(), self._terms
         return Outcome(self._sums.tolist(), known[:terms], gradient_norm, known[terms:])
 
 

@@ -116,13 +116,12 @@ class DeepSpeedEngine:
         self.stopwatch.begin()
         self.engine.train()
         optimizers.set_rates(self.optimizer, learning_rate, self.config.optimizer)
-        batches = [batch.to(self.device) for batch in batches]
         self._step = step = Step(StepAccount(self.objective, batches, extra, self.device, self.stopwatch), accept)
-        for number, batch in enumerate(batches, start=1):
+        for number, asked in enumerate(step.account.asked, start=1):
             self.engine.set_gradient_accumulation_boundary(number == len(batches))
             with self.stopwatch.phase(FORWARD):
-                losses = run(self.engine, batch, batch.labels).float()
-                loss = step.account.loss(batch, losses) * self.data_size
+                losses = run(self.engine, asked.batch, asked.targets)
+                loss = step.account.loss(asked, losses) * self.data_size
             with self.stopwatch.phase(BACKWARD):
                 self.engine.backward(loss, scale_wrt_gas=False)
         with self.stopwatch.phase(OPTIMIZER):
@@ -135,18 +134,17 @@ class DeepSpeedEngine:
 
     def evaluate(self, batches: list[Batch], extra: list[float]) -> Outcome:
         self.engine.eval()
-        batches = [batch.to(self.device) for batch in batches]
         account = StepAccount(self.objective, batches, extra, self.device)
         with torch.no_grad():
-            for batch in batches:
-                account.loss(batch, run(self.engine, batch, batch.labels).float())
+            for asked in account.asked:
+                account.loss(asked, run(self.engine, asked.batch, asked.targets))
         return account.close(None)
 
     def logits(self, batch: Batch) -> torch.Tensor | None:
         """Logits over all rows of the vocabulary, fp32 [1, N, V]."""
         self.engine.eval()
         with torch.no_grad():
-            output = run(self.engine, batch.to(self.device), labels=None)
+            output = run(self.engine, batch.to(self.device))
             return tensor_parallel.gather_from_tensor_model_parallel_region(output).float()
 
     def any(self, flag: bool) -> bool:

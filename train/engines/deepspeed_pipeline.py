@@ -7,7 +7,7 @@ Hidden states are all that travels: every rank has its batches, and takes positi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
@@ -19,13 +19,13 @@ from megatron.core import parallel_state, tensor_parallel
 from data_pipeline.batch import Batch
 from train.engines import deepspeed_library
 from train.engines import megatron_optimizer as optimizers
-from train.engines.accounting import StepAccount
+from train.engines.accounting import Asked, StepAccount
 from train.engines.deepspeed import DeepSpeedEngine, Step
 from train.engines.deepspeed_config import deepspeed_config
 from train.engines.protocol import Outcome
 from train.models.speech_lm import SpeechLM, run
 
-Finish = Callable[[Batch, torch.Tensor], torch.Tensor]
+Finish = Callable[[Any, Any], torch.Tensor]  # of a micro-batch and the last stage's output, a scalar
 
 
 class Stage(torch.nn.Module):
@@ -35,20 +35,20 @@ class Stage(torch.nn.Module):
     def __init__(self, model: SpeechLM) -> None:
         super().__init__()
         self.model = model
-        self._batches: Iterator[Batch] = iter(())
-        self._labelled = True
+        self._asked: Iterator[Asked | Batch] = iter(())
         self._finish: Finish = lambda _, output: output.sum()
 
-    def feed(self, batches: Iterable[Batch], finish: Finish, *, labelled: bool) -> None:
-        """Micro-batches of the forward passes to come, in order: 1F1B takes them in order on every stage."""
-        self._batches, self._finish, self._labelled = iter(batches), finish, labelled
+    def feed(self, asked: Sequence[Asked | Batch], finish: Finish) -> None:
+        """Micro-batches of the forward passes to come, in order: 1F1B takes them in order on every stage. Of a batch
+        alone logits are wanted."""
+        self._asked, self._finish = iter(asked), finish
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        batch = next(self._batches)
+        asked = next(self._asked)
         if not self.model.pre_process:
             self.model.set_input_tensor(inputs)
-        output = run(self.model, batch, batch.labels if self._labelled else None)
-        return self._finish(batch, output.float()) if self.model.post_process else output
+        output = run(self.model, asked.batch, asked.targets) if isinstance(asked, Asked) else run(self.model, asked)
+        return self._finish(asked, output) if self.model.post_process else output
 
 
 class DeepSpeedPipeline(DeepSpeedEngine):
@@ -97,35 +97,33 @@ class DeepSpeedPipeline(DeepSpeedEngine):
         """DeepSpeed's schedule has no places to time its phases at: they are all one."""
         self.stopwatch.begin()
         optimizers.set_rates(self.optimizer, learning_rate, self.config.optimizer)
-        batches = [batch.to(self.device) for batch in batches]
         self._step = step = Step(StepAccount(self.objective, batches, extra, self.device, self.stopwatch), accept)
         # DeepSpeed averages over micro-batches and data-parallel ranks; sums are wanted.
         scale = self.engine.gradient_accumulation_steps() * self.data_size
-        self._feed(batches, lambda batch, losses: step.account.loss(batch, losses) * scale, labelled=True)
-        self.engine.train_batch(_tokens(batches))
+        self._feed(step.account.asked, lambda asked, losses: step.account.loss(asked, losses) * scale)
+        self.engine.train_batch(_tokens(step.account.asked))
         return replace(step.settled(), seconds=self.stopwatch.read())
 
     def evaluate(self, batches: list[Batch], extra: list[float]) -> Outcome:
-        batches = [batch.to(self.device) for batch in batches]
         account = StepAccount(self.objective, batches, extra, self.device)
-        self._look(batches, account.loss, labelled=True)
+        self._look(account.asked, account.loss)
         return account.close(None)
 
     def logits(self, batch: Batch) -> torch.Tensor | None:
         seen: list[torch.Tensor] = []
 
         def collect(_: Batch, output: torch.Tensor) -> torch.Tensor:
-            seen.append(tensor_parallel.gather_from_tensor_model_parallel_region(output))
+            seen.append(tensor_parallel.gather_from_tensor_model_parallel_region(output).float())
             return output.sum()
 
-        self._look([batch.to(self.device)], collect, labelled=False)
+        self._look([batch.to(self.device)], collect)
         return seen[0] if seen else None
 
-    def _look(self, batches: list[Batch], finish: Finish, *, labelled: bool) -> None:
+    def _look(self, asked: Sequence[Asked | Batch], finish: Finish) -> None:
         """Forward passes alone."""
-        for _, same in groupby(batches, key=lambda batch: batch.tokens.shape):
+        for _, same in groupby(asked, key=lambda one: _batch(one).tokens.shape):
             together = list(same)
-            self._feed(together, finish, labelled=labelled)
+            self._feed(together, finish)
             self.engine.eval_batch(
                 _tokens(together),
                 compute_loss=False,
@@ -134,14 +132,18 @@ class DeepSpeedPipeline(DeepSpeedEngine):
                 num_micro_batches=len(together),
             )
 
-    def _feed(self, batches: list[Batch], finish: Finish, *, labelled: bool) -> None:
-        shape = batches[0].tokens.shape
+    def _feed(self, asked: Sequence[Asked | Batch], finish: Finish) -> None:
+        shape = _batch(asked[0]).tokens.shape
         if shape != getattr(self, "_shape", None):
             self.engine.reset_activation_shape()  # else it would receive into buffers of the last micro-batches' size
             self._shape = shape
-        self.layer.feed(batches, finish, labelled=labelled)
+        self.layer.feed(asked, finish)
 
 
-def _tokens(batches: list[Batch]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _batch(asked: Asked | Batch) -> Batch:
+    return asked.batch if isinstance(asked, Asked) else asked
+
+
+def _tokens(asked: Sequence[Asked | Batch]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """What DeepSpeed's schedule loads on the first and the last stage; the layer has its batches by itself."""
-    return iter([(batch.tokens, batch.tokens) for batch in batches])
+    return iter([(_batch(one).tokens, _batch(one).tokens) for one in asked])

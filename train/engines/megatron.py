@@ -26,10 +26,11 @@ from data_pipeline.batch import Batch
 from data_pipeline.context import share_of
 from train.engines import distributed_state, optimizer_state
 from train.engines import megatron_optimizer as optimizers
-from train.engines.accounting import StepAccount, any_rank
+from train.engines.accounting import Asked, StepAccount, any_rank
 from train.engines.protocol import Evidence, Objective, Outcome
 from train.engines.trained_set import adapt, freeze, groups_of
 from train.models.attention.context import gather_row
+from train.models.heads.terms import Losses
 from train.models.initialise import initialise, place_rows
 from train.models.parameters import named_parameters
 from train.models.speech_lm import SpeechLM, run
@@ -184,7 +185,7 @@ class MegatronEngine:
         seen: list[torch.Tensor] = []
 
         def forward(batches: Iterator[Batch], chunk: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
-            return run(chunk, next(batches), labels=None), collect
+            return run(chunk, next(batches)), collect
 
         def collect(output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
             part = tensor_parallel.gather_from_tensor_model_parallel_region(output).float()
@@ -194,7 +195,8 @@ class MegatronEngine:
         # The interleaved schedule takes no fewer micro-batches than there are stages; one is wanted.
         copies = self.config.parallel.pipeline if len(self.chunks) > 1 else 1
         with torch.no_grad():
-            self._schedule(forward, [self._share(batch)] * copies, forward_only=True)
+            mine = self._share(batch).to(self.device)
+            self._schedule(forward, [mine] * copies, mine.tokens.shape[1], forward_only=True)
         return seen[0] if seen else None
 
     def any(self, flag: bool) -> bool:
@@ -208,22 +210,22 @@ class MegatronEngine:
 
     def _run(self, batches: list[Batch], extra: list[float], *, forward_only: bool) -> StepAccount:
         """Micro-batches through the schedule. Returns what they added up to, to be closed."""
-        batches = [self._share(batch) for batch in batches]
-        self._account = account = StepAccount(self.objective, batches, extra, self.device, self.stopwatch)
+        mine = [self._share(batch) for batch in batches]
+        self._account = account = StepAccount(self.objective, mine, extra, self.device, self.stopwatch)
 
-        def loss(batch: Batch, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-            return account.loss(batch, losses), torch.ones((), dtype=torch.int, device=losses.device), {}
+        def loss(asked: Asked, losses: Losses) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+            return account.loss(asked, losses), torch.ones((), dtype=torch.int, device=self.device), {}
 
-        def forward(source: Iterator[Batch], chunk: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
-            batch = next(source)
-            return run(chunk, batch, batch.labels), partial(loss, batch)
+        def forward(source: Iterator[Asked], chunk: torch.nn.Module) -> tuple[Any, Callable[..., Any]]:
+            asked = next(source)
+            return run(chunk, asked.batch, asked.targets), partial(loss, asked)
 
-        self._schedule(forward, batches, forward_only=forward_only)
+        self._schedule(forward, account.asked, account.tokens, forward_only=forward_only)
         return account
 
     def _share(self, batch: Batch) -> Batch:
-        """What this rank computes of a row, on its device."""
-        return share_of(batch, *self._context).to(self.device)
+        """What this rank computes of a row, on the CPU."""
+        return share_of(batch, *self._context)
 
     def _finalise(self, chunks: list[DistributedDataParallel], *_: Any, **groups: Any) -> None:
         """Sum gradients over ranks. They must not be divided by Megatron's own token count: counts are global already.
@@ -237,13 +239,14 @@ class MegatronEngine:
         known = {key: value for key, value in groups.items() if key == "pg_collection"}
         finalize_model_grads(chunks, None, **known)
 
-    def _schedule(self, forward: Callable[..., Any], batches: list[Batch], *, forward_only: bool) -> None:
+    def _schedule(self, forward: Callable[..., Any], asked: list[Any], tokens: int, *, forward_only: bool) -> None:
+        """`forward` over each of `asked`, one a micro-batch with `tokens` tokens of this rank's."""
         get_forward_backward_func()(
             forward_step_func=forward,
-            data_iterator=[iter(batches) for _ in self.chunks],
+            data_iterator=[iter(asked) for _ in self.chunks],
             model=self.chunks,
-            num_microbatches=len(batches),
-            seq_length=batches[0].tokens.shape[1] * self._context[1],  # of a whole row: Megatron divides it
+            num_microbatches=len(asked),
+            seq_length=tokens * self._context[1],  # of a whole row: Megatron divides it
             micro_batch_size=1,
             forward_only=forward_only,
         )

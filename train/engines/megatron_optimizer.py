@@ -91,13 +91,17 @@ def apply(optimizer: MegatronOptimizer, norm: float) -> None:
 
 
 def prime(optimizer: MegatronOptimizer) -> None:
-    """Give torch's Adam the state that it makes only in its first step: saving and loading before then need it."""
+    """Give torch's Adam the state that it makes only in its first step: saving and loading before then need it.
+
+    And have it step in one pass over its tensors, where it would make several.
+    """
     for inner in _torch_adams(optimizer):
         for group in inner.param_groups:
+            group["fused"] = True
             for parameter in group["params"]:
                 if not inner.state[parameter]:
                     inner.state[parameter] = {
-                        "step": torch.tensor(0.0),
+                        "step": torch.tensor(0.0, device=parameter.device),
                         "exp_avg": torch.zeros_like(parameter),
                         "exp_avg_sq": torch.zeros_like(parameter),
                     }
@@ -132,14 +136,16 @@ def sharded_state(
 
 
 def unshare_steps(optimizer: MegatronOptimizer) -> None:
-    """Give every parameter a step counter of its own after a load.
+    """Give every parameter a step counter of its own after a load, where the parameter is.
 
     Megatron-Core 0.16.1's distributed optimiser hands one tensor to all parameters of torch's Adam, which then counts
     once a parameter instead of once a step: a bias correction that is silently wrong after every resume.
     """
     for inner in _torch_adams(optimizer):
-        for state in inner.state.values():
-            state["step"] = state["step"].clone()
+        for group in inner.param_groups:
+            group["fused"] = True  # a checkpoint may bring what was so when it was written
+        for parameter, state in inner.state.items():
+            state["step"] = state["step"].to(parameter.device, torch.float32, copy=True)
 
 
 def mend_distributed_optimizer() -> None:

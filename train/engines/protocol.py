@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from data_pipeline.batch import Batch
+from train.models.heads.terms import Losses, Targets
 from train.trainable import Trained
 
 
@@ -42,19 +43,25 @@ class Evidence:
 
 
 class Objective(Protocol):
-    """What a stage minimises: token losses gathered into `terms` sums, each with a count of its own."""
+    """What a stage minimises: named terms, `terms` of them, each a sum with a count of its own."""
 
     @property
     def terms(self) -> int: ...
 
+    def targets(self, batch: Batch) -> Targets:
+        """What `run` asks the model of a batch; both on the CPU."""
+
     def counts(self, batch: Batch) -> torch.Tensor:
         """float64 [terms]; known from the batch alone."""
 
-    def sums(self, losses: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """float64 [terms], detached; losses: each token's, [1, N]."""
+    def sums(self, losses: Losses, batch: Batch) -> torch.Tensor:
+        """float64 [terms], detached; losses: what `run` returned."""
 
-    def total(self, losses: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """The scalar to differentiate; divided by the sum of all counts of the global batch it is the loss."""
+    def loss(self, losses: Losses, counts: torch.Tensor) -> torch.Tensor:
+        """The scalar to differentiate for one micro-batch; counts: float64 [terms] of the whole global batch.
+
+        Added up over all micro-batches of all data-parallel ranks it is the loss of the step.
+        """
 
 
 class Engine(Protocol):

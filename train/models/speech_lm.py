@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from megatron.core import parallel_state
@@ -13,6 +14,8 @@ from data_pipeline.batch import Batch
 from data_pipeline.layouts import Layout
 from runtime.exits import BadInput
 from train.models.attention.row import packed_row
+from train.models.heads.language import LANGUAGE, LanguageHead
+from train.models.heads.terms import Targets
 from train.models.trunk import trunk_spec
 from train.models.trunk_config import TrunkConfig
 
@@ -38,6 +41,16 @@ class SpeechLM(GPTModel):
             share_embeddings_and_output_weights=backbone.tied_embeddings,
             vp_stage=virtual_stage,
         )
+        if self.post_process:  # what GPTModel built and marked, with another forward pass
+            self.output_layer.__class__ = LanguageHead
+
+    def _postprocess(self, hidden_states: torch.Tensor, labels: Targets | None = None, **given: Any) -> Any:
+        """Megatron-Core's end of the forward pass, with our head where losses are asked for."""
+        if labels is None or not self.post_process:
+            return super()._postprocess(hidden_states=hidden_states, labels=None, **given)
+        tied = self.share_embeddings_and_output_weights
+        weight = self.shared_embedding_or_output_weight() if tied else None
+        return {LANGUAGE: self.output_layer(hidden_states, weight=weight, targets=labels)}
 
 
 def check_layouts(layouts: Mapping[str, Layout]) -> None:
@@ -50,17 +63,16 @@ def check_layouts(layouts: Mapping[str, Layout]) -> None:
             )
 
 
-def run(model: torch.nn.Module, batch: Batch, labels: torch.Tensor | None) -> torch.Tensor:
+def run(model: torch.nn.Module, batch: Batch, targets: Targets | None = None) -> Any:
     """Forward a packed batch through `model`, a SpeechLM or a wrapper around one.
 
-    Returns hidden states [N / SP, 1, hidden] on all stages but the last. There: without labels, the logits of this
-    tensor-parallel rank's slice of the vocabulary [1, N, V / TP]; with labels [1, N], each token's cross entropy in
-    nats, fp32 [1, N].
+    Returns hidden states [N / SP, 1, hidden] on all stages but the last. There: without targets, the logits of this
+    tensor-parallel rank's slice of the vocabulary [1, N, V / TP]; with targets, `heads.terms.Losses`.
     """
     return model(
         input_ids=batch.tokens,
         position_ids=batch.positions,
         attention_mask=None,
-        labels=labels,
+        labels=targets,
         packed_seq_params=packed_row(batch),
     )

@@ -2,44 +2,109 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 
+from configs.schema import LossConfig
 from data_pipeline.batch import Batch
+from runtime.exits import BadInput
+from train.models.heads.language import LANGUAGE
+from train.models.heads.terms import Losses, Targets
+
+TEXT, AUDIO = "text", "audio"
 
 
 @dataclass(frozen=True)
 class NextToken:
-    """Cross entropy of the next token, weighted token by token. `modalities` are the names by modality number."""
+    """Cross entropy of the next token, weighted token by token and by modality (`configs.schema.LossConfig`).
+
+    modalities: names by modality number, text first. What is minimised is one weighted mean over the global batch,
+
+        weight of the term x  sum_t w_t l_t / sum_t w_t,    w_t = the token's loss weight x its modality's weight,
+
+    l_t being the cross entropy of token t, smoothed, with its z term. So weights of modalities say how much one counts
+    beside another, and equal ones change nothing: learning rate, clipping and the z coefficient keep their meaning.
+    Terms, in order: the plain cross entropy of each modality, by the tokens' own weights; (log Z)^2, likewise; and what
+    is minimised, by w_t.
+    """
 
     modalities: tuple[str, ...]
+    config: LossConfig = field(default_factory=LossConfig)
+    weights: torch.Tensor = field(init=False, repr=False, compare=False)  # float32 [modalities]
+
+    def __post_init__(self) -> None:
+        """Raises BadInput for a weight of a modality that this corpus does not have."""
+        object.__setattr__(self, "weights", modality_weights(self.config.modalities, self.modalities))
 
     @property
     def terms(self) -> int:
-        return len(self.modalities)
+        return len(self.modalities) + 2
+
+    def targets(self, batch: Batch) -> Targets:
+        """What the head is asked of `batch`. Both are on the CPU."""
+        wanted = batch.loss_weight[0] != 0
+        return Targets(
+            labels=batch.labels,
+            weights=batch.loss_weight * self.weights[batch.label_modality.long()],
+            places=None if wanted.all() else wanted.nonzero()[:, 0],
+            smoothing=self.config.smoothing,
+            z=self.config.z,
+            chunk=self.config.chunk,
+        )
 
     def counts(self, batch: Batch) -> torch.Tensor:
-        """Summed loss weights of each label modality, float64 [modalities]: what the sums are divided by."""
-        return self._by_modality(batch.loss_weight, batch)
+        """float64 [terms]: summed loss weights of each label modality, of all, and those of what is minimised."""
+        each = self._by_modality(batch.loss_weight, batch)
+        return torch.cat([each, each.sum()[None], (each * self.weights.to(each)).sum()[None]])
 
-    def sums(self, losses: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Summed weighted losses of each label modality, float64 [modalities]; losses: [1, N], in nats."""
-        return self._by_modality(losses.detach() * batch.loss_weight, batch)
+    def sums(self, losses: Losses, batch: Batch) -> torch.Tensor:
+        """float64 [terms], detached: what `counts` divides."""
+        places = losses[LANGUAGE]["places"]
+        each = self._by_modality(places["cross_entropy"] * batch.loss_weight, batch)
+        z = (places["z"] * batch.loss_weight).sum(dtype=torch.float64)
+        return torch.cat([each, z[None], losses[LANGUAGE]["total"].detach().double()[None]])
 
-    def total(self, losses: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """The scalar to differentiate, before division by the global count."""
-        return (losses * batch.loss_weight).sum()
+    def loss(self, losses: Losses, counts: torch.Tensor) -> torch.Tensor:
+        """This micro-batch's part of the loss, to differentiate; `counts` are those of the global batch."""
+        return self._scale * losses[LANGUAGE]["total"] / counts[-1].clamp(min=1e-9).float()
 
     def averages(self, sums: list[float], counts: list[float]) -> dict[str, float]:
-        """Global averages in nats a token: "lm" over all labels, "audio" over all codebooks, then each modality.
+        """Global averages: "lm" over all labels, "audio" over all codebooks, then each modality, in nats a token.
 
-        A term that no label belongs to is left out.
+        A term that no label belongs to is left out. "z" is there where a coefficient is set, "objective" (what is
+        minimised) where it is not "lm" itself.
         """
-        each = dict(zip(self.modalities, zip(sums, counts, strict=True), strict=True))
-        terms = {"lm": (sum(sums), sum(counts)), "audio": (sum(sums[1:]), sum(counts[1:])), **each}
+        size = len(self.modalities)
+        each = dict(zip(self.modalities, zip(sums[:size], counts[:size], strict=True), strict=True))
+        terms = {"lm": (sum(sums[:size]), sum(counts[:size])), AUDIO: (sum(sums[1:size]), sum(counts[1:size])), **each}
+        if self.config.z:
+            terms["z"] = (sums[size], counts[size])
+        if self.config.z or self.config.smoothing or self._scale != 1 or bool((self.weights != 1).any()):
+            terms["objective"] = (self._scale * sums[-1], counts[-1])
         return {name: total / count for name, (total, count) in terms.items() if count > 0}
 
+    @property
+    def _scale(self) -> float:
+        return self.config.terms.get(LANGUAGE, 1.0)
+
     def _by_modality(self, values: torch.Tensor, batch: Batch) -> torch.Tensor:
-        totals = torch.zeros(self.terms, dtype=torch.float64, device=values.device)
+        totals = torch.zeros(len(self.modalities), dtype=torch.float64, device=values.device)
         return totals.index_add_(0, batch.label_modality[0].long(), values[0].double())
+
+
+def modality_weights(given: Mapping[str, float], modalities: tuple[str, ...]) -> torch.Tensor:
+    """Weights by modality number, float32: a modality's own, else (for a codebook) that of "audio", else 1.
+
+    Raises BadInput for the name of none of them, and where all weights are 0.
+    """
+    for name in given:
+        if name not in (*modalities, AUDIO):
+            known = ", ".join(dict.fromkeys((modalities[0], AUDIO, *modalities[1:])))
+            raise BadInput(f"loss.modalities.{name}: no such modality in this corpus; there are {known}")
+    fallback = [1.0, *(given.get(AUDIO, 1.0) for _ in modalities[1:])]
+    weights = torch.tensor([given.get(name, other) for name, other in zip(modalities, fallback, strict=True)])
+    if not weights.any():
+        raise BadInput(f"loss.modalities={dict(given)}: no modality is left to learn")
+    return weights

@@ -1,0 +1,57 @@
+"""The language-model head: next tokens over the whole vocabulary, text and audio codes alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
+
+from train.models.heads.terms import HeadLosses, Targets
+from train.models.heads.vocabulary_loss import vocabulary_loss
+
+LANGUAGE = "lm"  # the head's name among losses
+
+
+class LanguageHead(ColumnParallelLinear):
+    """Megatron-Core's output layer, which can answer with losses instead of logits.
+
+    The weight is used inside a module's forward pass only: hooks before it wait for parameters that are still being
+    gathered over the data-parallel ranks.
+    """
+
+    def forward(
+        self,
+        input_: torch.Tensor,
+        weight: torch.Tensor | None = None,
+        runtime_gather_output: bool | None = None,
+        targets: Targets | None = None,
+    ) -> Any:
+        """Logits as the base class returns them; with targets, `language_losses` of them."""
+        if targets is None:
+            return super().forward(input_, weight, runtime_gather_output)
+        weight = self.weight if weight is None else weight
+        return language_losses(input_, weight, targets, self.tp_group, self.sequence_parallel)
+
+
+def language_losses(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: Targets, group: dist.ProcessGroup, sequence_parallel: bool
+) -> HeadLosses:
+    """Losses of the trunk's last hidden states, [N, 1, h], or this rank's [N / TP, 1, h] under sequence parallelism.
+
+    weight: this tensor-parallel rank's rows of the head [V / TP, h]. Reported by place: "cross_entropy", plain, in
+    nats, and "z", (log Z)^2. Gradients reach `hidden` added up over the tensor-parallel ranks, as a
+    ColumnParallelLinear's do.
+    """
+    if sequence_parallel:
+        hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=True, group=group)
+    else:
+        hidden = copy_to_tensor_model_parallel_region(hidden, group=group)
+    ranks = group if dist.get_world_size(group) > 1 else None
+    total, cross_entropy, z = vocabulary_loss(hidden[:, 0], weight, targets, ranks)
+    return {"total": total, "places": {"cross_entropy": cross_entropy[None], "z": z[None]}}

@@ -1,0 +1,50 @@
+"""What is asked of a head at each place of a batch, and what it answers: the same types for every head and engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TypedDict
+
+import torch
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a token head is asked over one micro-batch of N places, on a device.
+
+    labels: int64 [1, N]; weights: float32 [1, N], of each place's loss in the sum that is differentiated, in units of
+    one token; places: int64 [n], ascending, the places whose loss is wanted at all (a reported loss may be wanted where
+    the weight is 0), None: every place. smoothing, z, chunk: as in `configs.schema.LossConfig`.
+
+    `places` are made on the CPU, where the data is, since finding them on a GPU would make the host wait.
+    """
+
+    labels: torch.Tensor
+    weights: torch.Tensor
+    places: torch.Tensor | None = None
+    smoothing: float = 0.0
+    z: float = 0.0
+    chunk: int = 0
+
+    def to(self, device: torch.device) -> Targets:
+        """A copy on `device`; to a GPU through pinned memory, so that nobody waits."""
+
+        def moved(tensor: torch.Tensor) -> torch.Tensor:
+            return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+        places = None if self.places is None else moved(self.places)
+        return replace(self, labels=moved(self.labels), weights=moved(self.weights), places=places)
+
+
+class HeadLosses(TypedDict):
+    """One head's losses over a micro-batch, on all ranks of the last stage alike.
+
+    total: fp32 scalar to differentiate, each place's loss times its weight, added up. places: what is reported, by
+    name, fp32 [1, N], detached, unweighted, 0 where no loss was wanted.
+    """
+
+    total: torch.Tensor
+    places: dict[str, torch.Tensor]
+
+
+Losses = dict[str, HeadLosses]  # by head; a plain dict, since DeepSpeed and Megatron's wrappers look into those only

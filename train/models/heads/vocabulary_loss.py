@@ -1,0 +1,166 @@
+"""Cross entropy over a large, tensor-parallel vocabulary whose logits never exist all at once.
+
+For a place with hidden state h, label y and K rows of the vocabulary (padding included), x = W h and
+log Z = log sum_k exp x_k:
+
+    cross entropy     c = log Z - x_y
+    label smoothing   s = (1 - e) c + e (log Z - mean_k x_k)         Szegedy et al., 1512.00567, section 7
+    z-loss            l = s + a (log Z)^2                            Chowdhery et al. (PaLM), 2204.02311, section 5
+    gradient          dl/dx_k = p_k (1 + 2 a log Z) - (1 - e) [k = y] - e / K,    p = softmax x
+
+Places are taken a chunk at a time. What is differentiated is a sum over places with weights known beforehand, so
+a chunk's gradients are made at once, while its logits are there, and only scaled by the one number that comes down in
+the backward pass. That is three matrix products, as many as with all logits kept; making the logits a second time in
+the backward pass would take four. The price is that the head's gradient [V / TP, h] and the hidden states' [N, h] live
+from the forward pass on; on the last pipeline stage the backward pass follows the forward pass of its micro-batch at
+once, and would allocate both itself while every activation is still there, so the peak is no higher.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from train.models.heads.terms import Targets
+
+
+@dataclass(frozen=True)
+class _Gradients:
+    """What the backward pass scales; None for what nobody asked."""
+
+    hidden: torch.Tensor | None
+    weight: torch.Tensor | None
+
+
+def vocabulary_loss(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: Targets, group: dist.ProcessGroup | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The weighted sum of l over the places of `targets`, and of each place c and (log Z)^2.
+
+    hidden: [N, h]; weight: [V / TP, h], this rank's rows of the vocabulary, both of one float dtype; group: the
+    tensor-parallel ranks, in order of their rows, None: all rows are here. Hidden states are equal on all ranks; their
+    gradient here is this rank's part of a sum over the ranks, which the caller adds up. Returns a scalar,
+    differentiable once, and two detached [N], all of at least fp32, equal on all ranks.
+    """
+    learning = torch.is_grad_enabled()
+    wanted = (learning and hidden.requires_grad, learning and weight.requires_grad)
+    total, cross_entropy, z = _VocabularyLoss.apply(hidden, weight, targets, group, wanted)
+    return total, cross_entropy, z
+
+
+class _VocabularyLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        targets: Targets,
+        group: dist.ProcessGroup | None,
+        wanted: tuple[bool, bool],
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        exact = torch.promote_types(hidden.dtype, torch.float32)
+        labels, weights, places = targets.labels.reshape(-1), targets.weights.reshape(-1).to(exact), targets.places
+        total = torch.zeros((), dtype=exact, device=hidden.device)
+        cross_entropy, z = (torch.zeros(len(hidden), dtype=exact, device=hidden.device) for _ in range(2))
+        gradients = _Gradients(
+            torch.zeros_like(hidden) if wanted[0] else None,
+            torch.zeros(weight.shape, dtype=exact, device=weight.device) if wanted[1] else None,
+        )
+        count = len(hidden) if places is None else len(places)
+        size = min(targets.chunk or count, count)
+        room = torch.empty(
+            (size, len(weight)), dtype=exact, device=hidden.device
+        )  # for one chunk's logits after another
+        for start in range(0, count, max(size, 1)):
+            part: Any = slice(start, min(count, start + size))
+            if places is not None:
+                part = places[part]
+            states, scale = hidden[part], weights[part]
+            logits = _product(states, weight.t(), room[: len(states)])
+            log_z, chosen, mean, share, row = _statistics(logits, labels[part], targets.smoothing > 0, group)
+            cross_entropy[part], z[part] = log_z - chosen, log_z.square()
+            smoothed = log_z - (1 - targets.smoothing) * chosen - targets.smoothing * mean
+            total += (scale * (smoothed + targets.z * log_z.square())).sum()
+            if any(wanted):
+                logits.mul_((scale * (1 + 2 * targets.z * log_z) * share)[:, None])
+                if targets.smoothing:
+                    rows = len(weight) * (dist.get_world_size(group) if group else 1)
+                    logits.sub_((scale * targets.smoothing / rows)[:, None])
+                here = row >= 0
+                drop = torch.where(here, (1 - targets.smoothing) * scale, 0)
+                logits.scatter_add_(1, row.clamp(min=0)[:, None], -drop[:, None])
+                _add_gradients(gradients, logits.to(hidden.dtype), states, weight, part)
+        ctx.gradients = gradients
+        ctx.mark_non_differentiable(cross_entropy, z)
+        return total, cross_entropy, z
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, scale: torch.Tensor, *_: Any) -> tuple[Any, ...]:
+        gradients: _Gradients | None = ctx.gradients
+        if gradients is None:
+            raise RuntimeError("the vocabulary loss was differentiated before, and its gradients are used up")
+        ctx.gradients = None
+        hidden, weight = (
+            None if gradient is None else gradient.mul_(scale) for gradient in (gradients.hidden, gradients.weight)
+        )
+        return hidden, weight, None, None, None
+
+
+def _statistics(
+    logits: torch.Tensor, labels: torch.Tensor, with_mean: bool, group: dist.ProcessGroup | None
+) -> tuple[torch.Tensor, ...]:
+    """Over the whole vocabulary, for the n rows of `logits` [n, V / TP], which become softmax numerators in place.
+
+    Returns log Z, the label's logit, the mean logit (0 unless asked for), the factor that makes numerators
+    probabilities, and the label's column here (-1: another rank's), each [n].
+    """
+    rows, rank, ranks = logits.shape[1], 0, 1
+    if group is not None:
+        rank, ranks = dist.get_rank(group), dist.get_world_size(group)
+    column = labels - rank * rows
+    column = torch.where((column >= 0) & (column < rows), column, -1)
+    chosen = logits.gather(1, column.clamp(min=0)[:, None])[:, 0]
+    chosen = torch.where(column >= 0, chosen, 0)
+    mean = logits.sum(1) / (rows * ranks) if with_mean else torch.zeros_like(chosen)
+    top = logits.amax(1)
+    log_z = top + logits.sub_(top[:, None]).exp_().sum(1).log()
+    if ranks > 1:  # one exchange a chunk, of three numbers a place
+        mine = torch.stack([log_z, chosen, mean])
+        everyone = mine.new_empty((ranks * len(mine), len(top)))
+        dist.all_gather_into_tensor(everyone, mine, group=group)
+        everyone = everyone.view(ranks, *mine.shape)
+        log_z, chosen, mean = everyone[:, 0].logsumexp(0), everyone[:, 1].sum(0), everyone[:, 2].sum(0)
+    return log_z, chosen, mean, (top - log_z).exp(), column
+
+
+def _add_gradients(
+    gradients: _Gradients, logits: torch.Tensor, states: torch.Tensor, weight: torch.Tensor, part: Any
+) -> None:
+    """Carry a chunk's gradient with respect to its logits on to its hidden states and the head."""
+    if gradients.hidden is not None:
+        gradients.hidden[part] = logits @ weight
+    if gradients.weight is not None:
+        _add_product(logits.t(), states, gradients.weight)
+
+
+def _product(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """`left @ right` in `out`, which is returned: fp32 for half-precision factors, without rounding on CUDA."""
+    if left.dtype == out.dtype:
+        return torch.mm(left, right, out=out)
+    if left.is_cuda:
+        return torch.mm(left, right, out_dtype=out.dtype, out=out)
+    return out.copy_(left @ right)
+
+
+def _add_product(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> None:
+    """`out += left @ right`, where half-precision products are added up in fp32."""
+    if left.dtype == out.dtype:
+        out.addmm_(left, right)
+    elif left.is_cuda:
+        torch.addmm(out, left, right, out_dtype=out.dtype, out=out)
+    else:
+        out.add_(left @ right)

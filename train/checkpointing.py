@@ -28,6 +28,12 @@ from train.progress import Progress
 CONFIG_FILE = "config.yaml"
 
 
+def engine_of(config: Config) -> dict[str, Any]:
+    """The engine that wrote a checkpoint, as its manifest tells: to know, not to load it by."""
+    engine = config.engine
+    return {"engine": engine.name, **({"zero_stage": engine.zero_stage} if engine.name == "deepspeed" else {})}
+
+
 class Checkpoints:
     """The checkpoints of one run, of which every rank holds one and calls the same methods in the same order.
 
@@ -124,7 +130,7 @@ class Checkpoints:
         states = gather(self._loader.state_dict())
         contents = Contents(
             state={"progress": progress.state(), "loader": merge_states(states)},
-            topology={**asdict(self._config.parallel), "data": self._engine.data_size},
+            topology={**asdict(self._config.parallel), "data": self._engine.data_size, **engine_of(self._config)},
             vocabulary=self._vocabulary.describe(),
             texts={**self._vocabulary.files(), CONFIG_FILE: to_yaml(self._config)},
             origin=lora.origin(self._config.stage.lora),

@@ -132,6 +132,8 @@ def sharded_state(
         inner = part.get("optimizer", part)
         if "state" in inner and agreed.item():  # Megatron writes no step 0
             inner["state"].setdefault("common_step", agreed.cpu())
+        if not part.get("param_state", True):  # nothing here: written by the first rank, it would stand in for all
+            del part["param_state"]
     return state
 
 

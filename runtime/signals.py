@@ -13,6 +13,7 @@ from types import FrameType
 from runtime.exits import StoppedEarly
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+PROFILE_SIGNAL = signal.SIGUSR2  # asks a run to record its next steps; it ends nothing
 
 
 class StopFlag:

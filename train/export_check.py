@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from configs.schema import Config, ParallelConfig, Precision
+from configs.schema import AttentionKernel, Config, EngineConfig, ParallelConfig, Precision
 from data_pipeline.batch import Pack
 from runtime.exits import BadInput
 from runtime.signals import StopFlag
@@ -68,7 +68,14 @@ def check_export(config: Config, stop: StopFlag) -> None:
     alone = replace(
         config,
         parallel=ParallelConfig(),
-        train=replace(config.train, precision=Precision.fp32, validate_every=1, validation_packs=PACKS),
+        engine=EngineConfig(),
+        train=replace(
+            config.train,
+            precision=Precision.fp32,
+            attention=AttentionKernel.auto,
+            validate_every=1,
+            validation_packs=PACKS,
+        ),
     )
     with stop.at_once("the same command checks the export again"):
         packs, native = newest_logits(alone, stop)

@@ -7,6 +7,7 @@ and the local launcher set it. The exit code is one of `runtime.exits`.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import time
@@ -17,7 +18,7 @@ from typing import NoReturn
 
 from configs.schema import Config
 from runtime.exits import BAD_INPUT, DONE, FAILED, HALTED, STOPPED_EARLY, BadInput, Halted, StoppedEarly
-from runtime.signals import StopFlag
+from runtime.signals import PROFILE_SIGNAL, StopFlag
 
 
 def main(arguments: list[str]) -> int:
@@ -28,6 +29,7 @@ def main(arguments: list[str]) -> int:
 def run_rank(arguments: list[str], work: Callable[[Config, StopFlag], None]) -> int:
     """Do `work` as one rank, with stop signals flagged and errors turned into exit codes."""
     stop = StopFlag().install()
+    signal.signal(PROFILE_SIGNAL, signal.SIG_IGN)  # until there is a step to record
     try:
         if len(arguments) != 1:
             raise BadInput(f"one argument is needed, a resolved config.yaml; there are {len(arguments)}")
@@ -58,17 +60,17 @@ def _start(config_file: Path) -> Config:
     import torch
 
     from configs.compose import load_config
-    from train.engines import optional_kernels
+    from train.engines import absent_names, optional_kernels
     from train.engines.cuda_on_cpu import emulate_cuda
+    from train.engines.determinism import be_deterministic
 
     config = load_config(config_file)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     optional_kernels.hush_megatron()
     emulate_cuda()
+    absent_names.fill_in()
     if config.train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
+        be_deterministic(os.environ)
     if os.environ.get("RANK", "0") == "0":
         print(f"megaphone: {optional_kernels.describe()}", flush=True)
     return config

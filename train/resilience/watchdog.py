@@ -161,11 +161,7 @@ def describe(first: Mapping[int, Heartbeat], last: Mapping[int, Heartbeat], worl
     here = {rank: beat for rank, beat in last.items() if beat.start == start_name}
     longest = max((beat.since for beat in here.values()), default=0.0)
     head = f"no progress for {longest:.0f} s: "
-    silent = [
-        rank
-        for rank in range(world)
-        if rank not in here or (rank in first and first[rank].written == here[rank].written)
-    ]
+    silent = [rank for rank in range(world) if rank not in here or _still(first.get(rank), here[rank])]
     if silent:
         return head + "; ".join(f"rank {rank} does not answer{_last_seen(here.get(rank))}" for rank in silent)
     fewest = min(beat.moves for beat in here.values())
@@ -175,6 +171,11 @@ def describe(first: Mapping[int, Heartbeat], last: Mapping[int, Heartbeat], worl
     if len(behind) == len(here) > 1:
         return head + f"all ranks are in the same place, after step {behind[0].step}, {behind[0].phase}"
     return head + "; ".join(f"rank {beat.rank} is behind{_last_seen(beat)}" for beat in behind)
+
+
+def _still(first: Heartbeat | None, last: Heartbeat) -> bool:
+    """Whether a rank wrote no heartbeat in between and has not answered the alarm either; who has may have left."""
+    return last.waits is None and first is not None and first.written == last.written
 
 
 def _last_seen(beat: Heartbeat | None) -> str:

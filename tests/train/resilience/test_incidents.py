@@ -11,9 +11,9 @@ import pytest
 
 from configs.compose import to_yaml
 from configs.schema import Config
-from runtime.exits import DONE
+from runtime.exits import DONE, HALTED
 from tests.data_pipeline.synthetic import make_corpus
-from tests.ranks import run_ranks
+from tests.ranks import RankFailed, run_ranks
 from tests.train.runs import metrics, run_config, stage, tiny_config
 from train.resilience import incidents
 
@@ -104,3 +104,64 @@ def test_a_passing_fault_is_redone_and_leaves_no_trace_in_the_curve(
     assert all(entry["finite_loss"] and len(entry["loss"]) == 2 for entry in incident["ranks"])
     keys = [entry["samples"] for entry in incident["ranks"]]
     assert [keys[place % 2][place // 2] for place in range(4)] == clean[turn - 1]["samples"]
+
+
+@pytest.fixture(scope="module")
+def seventh(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> int:
+    """What tells the data of rank 1's seventh step from all other data: the sum of its first pack's tokens."""
+    folder = tmp_path_factory.mktemp("recorded")
+    config = config_of(folder / "run", corpus, parallel__distributed_optimizer=True)
+    assert run_poisoned(config, 1.0, record=str(folder / "record")) == [DONE, DONE]
+    sums = [line.split()[0] for line in (folder / "record").read_text().splitlines()]
+    assert len(sums) == STEPS and sums.count(sums[6]) == 1
+    return int(sums[6])
+
+
+def test_data_that_spoils_every_try_is_left_out_and_a_killed_run_decides_the_same(
+    seventh: int, corpus: Path, clean: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    settings = {"parallel__distributed_optimizer": True, "resilience__on_nonfinite": "rewind"}
+    whole = config_of(tmp_path / "whole", corpus, **settings)
+    assert run_poisoned(whole, NAN, sums=[seventh]) == [DONE, DONE]
+    lines = metrics(tmp_path / "whole")
+    assert curve(lines[:6]) == curve(clean[:6])
+    assert [line["samples"] for line in lines[6:-1]] == [line["samples"] for line in clean[7:]]
+    assert len(lines) == STEPS
+    told = [(incident["step"], incident["action"]) for incident in incidents.read(tmp_path / "whole")]
+    assert told == [(7, "redo"), (7, "leave out")]
+
+    skipping = config_of(tmp_path / "skipping", corpus, **{**settings, "resilience__on_nonfinite": "skip"})
+    assert run_poisoned(skipping, NAN, sums=[seventh]) == [DONE, DONE]
+    assert curve(metrics(tmp_path / "skipping")) == curve(lines), "with the same data left out the run is the same"
+
+    killed = config_of(tmp_path / "killed", corpus, **settings)
+    with pytest.raises(RankFailed):
+        run_poisoned(killed, NAN, sums=[seventh], kill=9)  # between the second try and the next checkpoint
+    assert run_poisoned(killed, NAN, sums=[seventh]) == [DONE, DONE]
+    assert curve(metrics(tmp_path / "killed")) == curve(lines)
+
+
+def test_a_spike_that_recurs_takes_the_data_before_it_along(
+    seventh: int, corpus: Path, clean: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    settings = {"parallel__distributed_optimizer": True, "resilience__on_spike": "rewind", "resilience__warmup": 4}
+    config = config_of(tmp_path / "run", corpus, resilience__leave_out=4, resilience__spike_bound=20.0, **settings)
+    assert run_poisoned(config, 1e5, sums=[seventh]) == [DONE, DONE]
+    lines = metrics(tmp_path / "run")
+    # The only older checkpoint, of step 4, has read data that is to go too: so that step's data alone goes.
+    assert curve(lines[:6]) == curve(clean[:6])
+    assert [(each["kind"], each["action"]) for each in incidents.read(tmp_path / "run")] == [
+        ("spike", "redo"),
+        ("spike", "leave out"),
+    ]
+
+
+def test_stop_is_one_line_and_keeps_the_checkpoint_before(
+    seventh: int, corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = config_of(tmp_path / "run", corpus, parallel__distributed_optimizer=True)
+    assert run_poisoned(config, NAN, sums=[seventh]) == [HALTED, HALTED]
+    assert [path.name for path in sorted((tmp_path / "run/checkpoints").glob("step-*"))] == ["step-00000004"]
+    (incident,) = incidents.read(tmp_path / "run")
+    assert incident["action"] == "stop"
+    assert len(metrics(tmp_path / "run")) == 6

@@ -1,0 +1,44 @@
+"""One rank of the campaign's run: the real stage, whose gradients can be made NaN once, as by a bit that flipped.
+
+`python -m tests.faults.rank <config.yaml>`. A file `poison-<rank>` in the run folder is taken away by that rank, which
+then spoils the gradient of one parameter in one step.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from train.stage import leave, main
+
+POISON = "poison-{}"
+
+
+def poison_once(file: Path) -> None:
+    """Spoil gradients of this rank's next training step whenever `file` appears."""
+    from train.engines.megatron import MegatronEngine
+
+    original = MegatronEngine.train_step
+
+    def train_step(self: MegatronEngine, *arguments: Any, **named: Any) -> Any:
+        if not file.exists():
+            return original(self, *arguments, **named)
+        file.unlink()
+        parameter = next(self.models[0].parameters())
+        hook = parameter.register_hook(lambda gradient: gradient * float("nan"))
+        try:
+            return original(self, *arguments, **named)
+        finally:
+            hook.remove()
+
+    MegatronEngine.train_step = train_step  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    from train.engines.cuda_on_cpu import emulate_cuda
+
+    emulate_cuda()
+    poison_once(Path(sys.argv[1]).parent / POISON.format(os.environ["RANK"]))
+    leave(main(sys.argv[1:]))

@@ -54,6 +54,7 @@ def _run(world: int, folder: str, saves: int) -> list[str]:
     ranks = [context.Process(target=_rank, args=(rank, world, port, folder, saves, there)) for rank in range(world)]
     for rank in ranks:
         rank.start()
+    there.close()  # so that a rank that dies ends the wait
     found = here.recv()
     for rank in ranks:
         rank.join()
@@ -103,7 +104,7 @@ def _measure(folder: Path, world: int, saves: int) -> dict[str, dict[str, Any]]:
         nonlocal step
         step += 1
         started = time.perf_counter()
-        engine.train_step([batch], 1e-4, [])
+        engine.train_step([batch], 1e-4, [], lambda outcome: True)
         return time.perf_counter() - started
 
     alone = statistics.median([train() for _ in range(6)][1:])

@@ -130,7 +130,7 @@ def test_resume_on_other_context_sizes(corpus: Path, tmp_path: Path) -> None:
     for steps, processes, parallel in (
         (2, 2, {"context": 2, "distributed_optimizer": True}),
         (4, 2, {"data": 2, "distributed_optimizer": True}),
-        (6, 2, {"context": 2}),
+        (6, 2, {"context": 2, "distributed_optimizer": True}),
     ):
         config = tiny_config(
             folder, corpus, **settings, **{f"parallel__{key}": value for key, value in parallel.items()}

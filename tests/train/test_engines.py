@@ -139,10 +139,10 @@ def killed_stage(config_file: str, victim: int, turn: int) -> int:
     for engine in (DeepSpeedEngine, DeepSpeedPipeline):
         original, turns = engine.train_step, iter(range(1, 1_000_000))
 
-        def hit(self: Any, *arguments: Any, original: Any = original, turns: Any = turns) -> Any:
+        def hit(self: Any, *arguments: Any, original: Any = original, turns: Any = turns, **named: Any) -> Any:
             if next(turns) == turn and int(os.environ["RANK"]) == victim:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return original(self, *arguments)
+            return original(self, *arguments, **named)
 
         engine.train_step = hit  # type: ignore[method-assign]
     return stage(config_file)

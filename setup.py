@@ -53,6 +53,9 @@ EXTRAS = {
         "pyzmq>=27",
         "scipy>=1.17",
     ],
+    # The second engine. It is built from source and looks for torch while it is: install.sh takes it after torch, in
+    # the environment itself, with none of its operators compiled.
+    "deepspeed": ["deepspeed==0.19.8"],
     # Nothing is required beyond torch's CUDA build. TransformerEngine, NVIDIA Apex and flash-attn are found at run time
     # where a cluster's image has them.
     "gpu": [],

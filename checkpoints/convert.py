@@ -23,6 +23,7 @@ from checkpoints.formats.huggingface import (
 )
 from checkpoints.formats.native import NativeReader, Slab, write_tensors
 from checkpoints.layout import STATE_FILE, TENSORS
+from checkpoints.lora import MergedReader
 from checkpoints.manifest import (
     MODEL_PREFIX,
     Manifest,
@@ -103,7 +104,8 @@ def export_huggingface(
 
     `vocabulary` describes the checkpoint's ids (`text_size`, `specials`, `end_of_text`, `ranges`), `tokenizer_json`
     is the text tokenizer, and `token_names` name the ids from `text_size` on, special tokens first. The model keeps
-    every native row, padding included, so its logits are the native model's. Optimiser state stays behind.
+    every native row, padding included, so its logits are the native model's; low-rank updates are merged into the
+    weights. Optimiser state stays behind.
 
     Raises BadInput where the checkpoint is damaged, is not this backbone, or has another vocabulary, or the disk
     fails; StoppedEarly when `stop` turns true. `out` then is as it was.
@@ -113,7 +115,7 @@ def export_huggingface(
     recorded = read_manifest(native).vocabulary
     if recorded is not None and recorded != _plain(vocabulary):
         raise BadInput(f"{native} was made with another vocabulary")
-    reader = NativeReader(native / TENSORS)
+    reader = MergedReader(native)
     rules = llama.rules(backbone)
     rows = _check_shapes(reader, rules, backbone)
     size = vocabulary["text_size"] + len(token_names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,19 @@ from checkpoints.metadata import check_objects, read_metadata, tensor_records
 from runtime.exits import BadInput
 
 
-def read_sharded(folder: Path, sharded_state: dict[str, Any]) -> dict[str, Any]:
+def read_sharded(
+    folder: Path, sharded_state: dict[str, Any], optional: Callable[[str], bool] = lambda _: False
+) -> dict[str, Any]:
     """Fill a sharded state dict from a `torch_dist` folder, on any topology; returns it with plain values.
 
+    Tensors whose names are `optional` and that the folder does not hold come back as they are in `sharded_state`.
     Raises BadInput on all ranks where the folder is not safe to read or lacks or misfits what is asked for.
     """
     from megatron.core import dist_checkpointing
 
     wanted = without_extra_state(sharded_state)
+    held = together(lambda: tensor_records(read_metadata(folder)), "cannot load")
+    wanted = _kept_out(wanted, lambda value: optional(value.key) and value.key not in held)
     together(lambda: _check_fit(folder, wanted), "cannot load")
     return together(lambda: dist_checkpointing.load(wanted, str(folder)), f"cannot load {folder.parent}")
 
@@ -27,13 +33,20 @@ def without_extra_state(sharded_state: dict[str, Any]) -> dict[str, Any]:
 
     Without TransformerEngine these are empty; written down they would tie a checkpoint to one layer implementation.
     """
+    from megatron.core.dist_checkpointing.mapping import ShardedObject
+
+    return _kept_out(
+        sharded_state, lambda value: isinstance(value, ShardedObject) and value.key.endswith("_extra_state")
+    )
+
+
+def _kept_out(sharded_state: dict[str, Any], chosen: Callable[[Any], bool]) -> dict[str, Any]:
+    """The same state dict, with the `chosen` of its sharded values neither written nor read."""
     from megatron.core.dist_checkpointing.dict_utils import dict_list_map_outplace
-    from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject, ShardedObject
+    from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject, ShardedBase
 
     def keep_out(value: Any) -> Any:
-        if isinstance(value, ShardedObject) and value.key.endswith("_extra_state"):
-            return LocalNonpersistentObject(value.data)
-        return value
+        return LocalNonpersistentObject(value.data) if isinstance(value, ShardedBase) and chosen(value) else value
 
     return dict_list_map_outplace(keep_out, sharded_state)
 

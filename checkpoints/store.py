@@ -59,16 +59,19 @@ def save(
     return Saver(folder).save(step, sharded_state, contents)
 
 
-def load(checkpoint: Path, sharded_state: dict[str, Any]) -> dict[str, Any]:
+def load(
+    checkpoint: Path, sharded_state: dict[str, Any], optional: Callable[[str], bool] = lambda _: False
+) -> dict[str, Any]:
     """Fill a sharded state dict from a checkpoint; every rank of the default process group calls this.
 
     Works on any topology. A part of the checkpoint that `sharded_state` does not name, such as optimiser state, is
-    left alone. Returns the state dict with plain tensors and objects. Raises BadInput on all ranks if the checkpoint
-    is not complete, is not safe to read, or does not fit; file contents are for `newest_usable` to verify.
+    left alone; tensors with an `optional` name that the checkpoint lacks stay as they are. Returns the state dict with
+    plain tensors and objects. Raises BadInput on all ranks if the checkpoint is not complete, is not safe to read, or
+    does not fit; file contents are for `newest_usable` to verify.
     """
     together(lambda: read_manifest(checkpoint), "cannot load")
     with reading(checkpoint):
-        return read_sharded(checkpoint / TENSORS, sharded_state)
+        return read_sharded(checkpoint / TENSORS, sharded_state, optional)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from data_pipeline.chunks import Chunk, chunk_of
+
 
 @dataclass(frozen=True)
 class FeatureSlots:
@@ -124,8 +126,9 @@ class Batch:
     """A micro-batch of packs laid end to end as one row of N = packs x T tokens, on a device.
 
     tokens, labels, loss_weight (float32) and label_modality (uint8): [1, N], or [1, N, C]; positions: int64 [1, N];
-    cu_seqlens: int32 [samples + 1], where each sample starts, and N; longest: tokens of the longest sample. splices:
-    by encoder; targets: by name.
+    cu_seqlens: int32 [samples + 1], where each sample starts, and N; longest: tokens of the longest sample. chunks:
+    which places attend to which; one, the whole row, unless `context.share_of` cut it. splices: by encoder; targets:
+    by name.
     """
 
     tokens: torch.Tensor
@@ -135,6 +138,7 @@ class Batch:
     label_modality: torch.Tensor
     cu_seqlens: torch.Tensor
     longest: int
+    chunks: tuple[Chunk, ...] = ()
     splices: Mapping[str, Splice] = field(default_factory=dict)
     targets: Mapping[str, TargetRow] = field(default_factory=dict)
 
@@ -157,6 +161,7 @@ def collate(packs: Sequence[Pack]) -> Batch:
         label_modality=row("label_modality"),
         cu_seqlens=torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32),
         longest=max(lengths),
+        chunks=(chunk_of(lengths, 0, sum(lengths)),),
         splices=_splices(packs),
         targets={
             name: TargetRow(torch.from_numpy(target.values)[None], torch.from_numpy(target.weight)[None])
@@ -209,4 +214,6 @@ def _moved(part: Any, device: torch.device | str) -> Any:
             values[name] = (value.pin_memory() if pinned else value).to(device, non_blocking=True)
         elif isinstance(value, Mapping):
             values[name] = {key: _moved(inner, device) for key, inner in value.items()}
+        elif name == "chunks":
+            values[name] = tuple(_moved(chunk, device) for chunk in value)
     return type(part)(**values)

@@ -13,28 +13,39 @@ NAMED = 100  # damaged samples remembered by name
 
 
 class Damage(NamedTuple):
-    """What a tally counted in some stretch of reading."""
+    """What a tally counted in some stretch of reading: samples read, damaged ones by kind and by source, names of some.
+
+    A tally counts for all sources of a mixture; whoever reads knows which one it was (`by`).
+    """
 
     read: int
     kinds: dict[str, int]
     names: list[str]
+    sources: dict[str, int]
+
+    def by(self, source: str) -> Damage:
+        """The same, all of it met in reading `source`."""
+        count = sum(self.kinds.values())
+        return self._replace(sources={source: count} if count else {})
 
     def plus(self, other: Damage) -> Damage:
         """What was counted in both stretches."""
-        kinds = Counter(self.kinds)
+        kinds, sources = Counter(self.kinds), Counter(self.sources)
         kinds.update(other.kinds)
-        return Damage(self.read + other.read, dict(kinds), [*self.names, *other.names][:NAMED])
+        sources.update(other.sources)
+        return Damage(self.read + other.read, dict(kinds), [*self.names, *other.names][:NAMED], dict(sources))
 
 
-NO_DAMAGE = Damage(0, {}, [])
+NO_DAMAGE = Damage(0, {}, [], {})
 
 
 class DamageTally:
-    """Samples read, damaged ones by kind, and the names of the first of them."""
+    """Samples read, damaged ones by kind and by source (where they were merged in), and the names of the first."""
 
     def __init__(self, allowed_share: float) -> None:
         self.read = 0
         self.kinds: Counter[str] = Counter()
+        self.sources: Counter[str] = Counter()
         self.names: list[str] = []
         self._allowed_share = allowed_share
 
@@ -45,14 +56,15 @@ class DamageTally:
 
     def take(self) -> Damage:
         """What was counted since the last call, which is then forgotten here."""
-        taken = Damage(self.read, dict(self.kinds), list(self.names))
-        self.read, self.kinds, self.names = 0, Counter(), []
+        taken = Damage(self.read, dict(self.kinds), list(self.names), dict(self.sources))
+        self.read, self.kinds, self.names, self.sources = 0, Counter(), [], Counter()
         return taken
 
     def merge(self, damage: Damage) -> None:
         """Count what another tally gave away. Raises BadInput as `judge` does."""
         self.read += damage.read
         self.kinds.update(damage.kinds)
+        self.sources.update(damage.sources)
         for name in damage.names:
             self._name(name)
         self.judge()

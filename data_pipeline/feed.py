@@ -34,6 +34,10 @@ class Feed(Protocol):
     def next(self) -> Served:
         """The next lane's pack. Not asked again after a refusal. Raises whatever else reading raised."""
 
+    @property
+    def ready(self) -> int:
+        """Packs read ahead that `next` would give without waiting."""
+
     def close(self) -> None:
         """Stop reading ahead; `start` comes before the next `next`."""
 
@@ -70,6 +74,10 @@ class LocalFeed:
         if self._prefetcher is None:
             self._prefetcher = Prefetcher(self._served.__next__, self._ahead)
         return self._prefetcher.next()
+
+    @property
+    def ready(self) -> int:
+        return self._prefetcher.ready if self._prefetcher else 0
 
     def close(self) -> None:
         if self._prefetcher:

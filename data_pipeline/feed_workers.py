@@ -20,7 +20,9 @@ from data_pipeline.feed import Served, serve
 from data_pipeline.lanes import Lane
 from data_pipeline.mixture import open_mixture
 from data_pipeline.workers import leave_with_parent
-from runtime.signals import STOP_SIGNALS
+from runtime.signals import PROFILE_SIGNAL, STOP_SIGNALS
+
+_NOT_THEIRS = (*STOP_SIGNALS, PROFILE_SIGNAL)  # signals that are for the rank alone
 
 
 @dataclass
@@ -79,6 +81,10 @@ class WorkerFeed:
         self._turn += 1
         return served
 
+    @property
+    def ready(self) -> int:
+        return sum(stream._worker_result_queue.qsize() for stream in self._streams)
+
     def close(self) -> None:
         self._streams = []  # a DataLoader's iterator ends its process when nobody holds it any more
 
@@ -111,10 +117,10 @@ class WorkerFeed:
 def _start_server() -> None:
     """Start the server that worker processes are forked from, with stop signals blocked for it and for all it forks:
     Slurm sends them to every process of a job step, and without its server a rank takes its workers for dead."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_THEIRS)
     try:
         resource_tracker.ensure_running()  # unblocks some of them again
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_THEIRS)
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -127,7 +133,7 @@ def _as_it_is(served: Any) -> Any:
 def _settle(worker: int) -> None:
     """In a new worker process."""
     torch.set_num_threads(1)
-    for number in STOP_SIGNALS:
+    for number in _NOT_THEIRS:
         signal.signal(number, signal.SIG_IGN)  # the rank decides when to stop; an older server may not block them
     threading.Thread(target=leave_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -148,7 +148,7 @@ class Lane:
         found = NO_DAMAGE
         while (source := self._next_source(place)) is not None:
             samples, taken = source.read(place[source.name], self.number, self._lanes, self._length)
-            found = found.plus(self._damage.take())
+            found = found.plus(self._damage.take().by(source.name))
             place = place | {source.name: taken}
             if samples:
                 return _Read(samples, place, found)

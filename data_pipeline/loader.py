@@ -55,6 +55,7 @@ class Loader:
             "mixture": mixture.describe(),
         }
         self.bounded = mixture.bounded
+        self.sources = tuple(source.name for source in mixture.sources)
         self._feed = feed
         self._packs_a_step = config.train.global_batch // world
         first = mixture.sources[0]  # all make the same columns
@@ -69,6 +70,16 @@ class Loader:
     def damaged(self) -> dict[str, int]:
         """Samples left out so far by kind of damage, in reading what was handed out."""
         return dict(self._damage.kinds)
+
+    @property
+    def damaged_from(self) -> dict[str, int]:
+        """The same samples by source."""
+        return dict(self._damage.sources)
+
+    @property
+    def ready(self) -> int:
+        """Packs read ahead and waiting to be handed out."""
+        return self._feed.ready
 
     @property
     def damaged_names(self) -> list[str]:

@@ -25,6 +25,11 @@ class Prefetcher(Generic[T]):
         self._thread = threading.Thread(target=self._work, name="prefetch", daemon=True)
         self._thread.start()
 
+    @property
+    def ready(self) -> int:
+        """Results that `next` would give at once."""
+        return self._results.qsize()
+
     def next(self) -> T:
         while True:
             try:

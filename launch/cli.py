@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from runtime.exits import FAILED, BadInput, StoppedEarly
+from runtime.signals import stoppable
 
 OVERRIDES = "settings as key=value in Hydra's grammar, such as recipe=quickstart scale=tiny train.steps=50"
 
@@ -17,8 +18,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (see runtime.exits)."""
     options = _parser().parse_args(arguments)
     try:
-        module = import_module(f"launch.{options.module}")
-        return getattr(module, options.function)(options)
+        with stoppable() as stop, stop.at_once("the same command goes on from what is done"):
+            module = import_module(f"launch.{options.module}")
+            return getattr(module, options.function)(options)
     except (BadInput, StoppedEarly) as error:
         sys.stdout.flush()
         kind = "error: " if isinstance(error, BadInput) else ""

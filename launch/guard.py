@@ -13,7 +13,7 @@ import sys
 
 
 def main() -> None:
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # meant for the ranks, who get their own; this one goes last
     for group in [int(line) for line in sys.stdin]:
         with contextlib.suppress(ProcessLookupError):

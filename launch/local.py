@@ -24,12 +24,13 @@ from types import FrameType
 from typing import IO
 
 from runtime.exits import BAD_INPUT, DONE, FAILED, HALTED, HUNG, STOPPED_EARLY
-from runtime.signals import STOP_SIGNALS
+from runtime.signals import PROFILE_SIGNAL, STOP_SIGNALS
 
 PR_SET_PDEATHSIG = 1
 POLL_SECONDS = 0.1
 LOG_TAIL_LINES = 20
 HUNG_GRACE = 3.0  # seconds
+STOPPED_GRACE = 300.0  # seconds that a rank may still work after another has ended on a stop signal
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -101,6 +102,10 @@ class Group:
 
     def forward(self, number: int, frame: FrameType | None) -> None:
         self.asked.append(number)
+        self.pass_on(number, frame)
+
+    def pass_on(self, number: int, frame: FrameType | None) -> None:
+        """A signal that asks for nothing to end: whoever is there gets it."""
         for rank in self.ranks:
             if rank.code is None:
                 rank.signal(number)
@@ -116,15 +121,16 @@ def run_ranks(
 ) -> int:
     """Run `command` as `ranks` processes of one job; returns the exit code of the whole.
 
-    Each process gets RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT. SIGTERM, SIGUSR1 and
-    SIGINT are passed on to all of them. When one fails the others have `grace` seconds to end by themselves before
-    they are killed. 0: all did; 75: all ended well and some stopped early; 2: one refused its input; 3: the run halted;
-    76: its watchdog ended it; 1: anything else. `asked` takes the stop signals that come meanwhile.
+    Each process gets RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT. SIGTERM, SIGUSR1,
+    SIGINT and SIGUSR2 are passed on to all of them. When one fails the others have `grace` seconds to end by themselves
+    before they are killed. 0: all did; 75: all ended well and some stopped early; 2: one refused its input; 3: the run
+    halted; 76: its watchdog ended it; 1: anything else. `asked` takes the stop signals that come meanwhile.
     """
     logs.mkdir(parents=True, exist_ok=True)
     group = Group(asked=[] if asked is None else asked)
     with _reserved_port() as port, _guard() as guard, contextlib.ExitStack() as stack:
         before = {number: signal.signal(number, group.forward) for number in STOP_SIGNALS}
+        before[PROFILE_SIGNAL] = signal.signal(PROFILE_SIGNAL, group.pass_on)
         stack.callback(lambda: [signal.signal(number, handler) for number, handler in before.items()])
         stack.callback(lambda: _end(group))
         output = None
@@ -167,7 +173,9 @@ def _start(
 
 
 def _die_with(launcher: int) -> None:
-    """Between fork and exec: have the kernel kill this process when the launcher ends."""
+    """Between fork and exec: have the kernel kill this process when the launcher ends. A signal that only asks for a
+    profile is nothing to die of before there is something to record."""
+    signal.signal(PROFILE_SIGNAL, signal.SIG_IGN)
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != launcher:  # it ended before the request was made
         os._exit(FAILED)
@@ -220,22 +228,28 @@ def _guard() -> Iterator[IO[str]]:
 
 
 def _watch(group: Group, output: Output, grace: float) -> None:
-    deadline = None
+    deadline, patience, passed_on = None, float("inf"), False
     while any(rank.code is None for rank in group.ranks):
         output.pump(POLL_SECONDS)
         for rank in group.ranks:
             if rank.code is None:
                 rank.code = rank.process.poll()
+        if not passed_on and any(rank.code == STOPPED_EARLY for rank in group.ranks):
+            passed_on = True  # one that stopped before it could tell the others, at a rendezvous they wait at
+            patience = time.monotonic() + STOPPED_GRACE
+            for rank in group.ranks:
+                if rank.code is None:
+                    rank.signal(signal.SIGTERM)
         failed = any(rank.code not in (None, DONE, STOPPED_EARLY) for rank in group.ranks)
         if failed and deadline is None:
             hung = any(rank.code == HUNG for rank in group.ranks)  # who is left then does not end by itself
             deadline = time.monotonic() + (min(grace, HUNG_GRACE) if hung else grace)
-        if deadline is not None and time.monotonic() > deadline:
+        if time.monotonic() > min(patience, float("inf") if deadline is None else deadline):
             for rank in group.ranks:
                 if rank.code is None:
                     rank.killed = True
                     rank.kill_group()
-            deadline = float("inf")
+            deadline = patience = float("inf")
     output.drain()
 
 
@@ -253,6 +267,8 @@ def _verdict(group: Group) -> int:
     known = next((code for code in (BAD_INPUT, HALTED) if code in codes), None)  # every rank says the same line
     refused = [rank for rank in group.ranks if rank.code == known]
     failed = [rank for rank in group.ranks if rank.code not in (DONE, STOPPED_EARLY) and not rank.killed]
+    if not failed and STOPPED_EARLY in codes:
+        return STOPPED_EARLY  # the others hung at a rendezvous that was called off
     culprit = _first_cause(refused or failed)
     if culprit.code is not None and -culprit.code in group.asked:
         return STOPPED_EARLY  # the stop came before that rank could listen: its last checkpoint stands

@@ -25,6 +25,7 @@ FREE_KEYS = (
     "parallel",
     "engine",
     "tracker",
+    "observe",
     "resilience",  # a run that stopped at an incident goes on with another policy
     "export",
     "scale",

@@ -7,9 +7,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 
+from train.engines import absent_names
 from train.engines.cuda_on_cpu import emulate_cuda
 
 torch.set_num_threads(1)
 emulate_cuda()
+absent_names.fill_in()
 for name in ("megatron.core.dist_checkpointing", "megatron.core.optimizer", "train.engines.megatron", "train.loop"):
     importlib.import_module(name)

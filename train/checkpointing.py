@@ -9,13 +9,14 @@ from typing import Any
 
 import torch.distributed as dist
 
-from checkpoints import store
+from checkpoints import lora, store
 from checkpoints.agreement import gather
 from checkpoints.atomic import remove
 from checkpoints.manifest import problems
 from checkpoints.retention import prune
 from checkpoints.saving import Contents, Saver
 from configs.compose import to_yaml
+from configs.parameter_names import is_lora
 from configs.schema import Config, Verification
 from data_pipeline.loader import Loader, merge_states
 from data_pipeline.vocabulary import Vocabulary
@@ -25,6 +26,12 @@ from train.journal import Journal
 from train.progress import Progress
 
 CONFIG_FILE = "config.yaml"
+
+
+def engine_of(config: Config) -> dict[str, Any]:
+    """The engine that wrote a checkpoint, as its manifest tells: to know, not to load it by."""
+    engine = config.engine
+    return {"engine": engine.name, **({"zero_stage": engine.zero_stage} if engine.name == "deepspeed" else {})}
 
 
 class Checkpoints:
@@ -123,9 +130,10 @@ class Checkpoints:
         states = gather(self._loader.state_dict())
         contents = Contents(
             state={"progress": progress.state(), "loader": merge_states(states)},
-            topology={**asdict(self._config.parallel), "data": self._engine.data_size},
+            topology={**asdict(self._config.parallel), "data": self._engine.data_size, **engine_of(self._config)},
             vocabulary=self._vocabulary.describe(),
             texts={**self._vocabulary.files(), CONFIG_FILE: to_yaml(self._config)},
+            origin=lora.origin(self._config.stage.lora),
         )
         return self._engine.sharded_state(optimizer=True, loading=False), contents
 
@@ -193,6 +201,11 @@ class Checkpoints:
         """Take the parameters of any native checkpoint, and with `optimizer` the optimiser's state."""
         state = store.load(checkpoint, self._engine.sharded_state(optimizer=optimizer, loading=True))
         self._engine.load_state(state, optimizer=optimizer)
+
+    def start_from(self, checkpoint: Path) -> None:
+        """Take the first weights of a new run. Low-rank updates that the checkpoint does not hold stay as drawn."""
+        state = store.load(checkpoint, self._engine.sharded_state(optimizer=False, loading=True), optional=is_lora)
+        self._engine.load_state(state, optimizer=False)
 
     def _newest_usable(self) -> Path | None:
         contents = self._config.checkpoint.verify is Verification.contents

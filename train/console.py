@@ -22,6 +22,7 @@ class Console:
         self._steps = steps
         self._every = max(1, every)
         self._seconds: float | None = None
+        self._memory = ""
         self._terminal = Terminal(file=stream or sys.stdout, highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
         if self._terminal.is_terminal:
@@ -36,6 +37,7 @@ class Console:
         if seconds:
             before = self._seconds
             self._seconds = seconds if before is None else _SMOOTHING * before + (1 - _SMOOTHING) * seconds
+        self._memory = _memory(record) or self._memory
         if self._bar is not None:
             self._bar.update(self._task, completed=step, left=f"{self._left(step)} left")
         if step % self._every == 0 or step == self._steps:
@@ -65,6 +67,9 @@ class Console:
             parts.append(f"{record['tokens_per_second']:9,.0f} tok/s")
         if record.get("mfu") is not None:
             parts.append(f"mfu {100 * record['mfu']:4.1f} %")
+        parts += [f"{name} {100 * share:2.0f} %" for name, share in _waiting(record).items()]
+        if self._memory:
+            parts.append(self._memory)
         parts.append(f"{self._left(record['step']):>8} left")
         return "  ".join(parts)
 
@@ -78,6 +83,19 @@ class Console:
             return "-:--:--"
         seconds = round(self._seconds * max(0, self._steps - step))
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+def _waiting(record: Mapping[str, Any]) -> dict[str, float]:
+    """Shares of a step's seconds in which nothing was computed: data, and between ranks."""
+    names = {"data": "time/data", "comm": "time/communication"}
+    seconds = record.get("seconds")
+    return {name: record[key] / seconds for name, key in names.items() if key in record} if seconds else {}
+
+
+def _memory(record: Mapping[str, Any]) -> str:
+    """The highest mark of any rank: of its device, where it has one."""
+    peak = record.get("memory/allocated", record.get("memory/host"))
+    return "" if peak is None else f"mem {peak:5.1f} GiB"
 
 
 def _losses(record: Mapping[str, Any]) -> str:

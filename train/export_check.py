@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from configs.schema import Config, ParallelConfig, Precision
+from configs.schema import AttentionKernel, Config, EngineConfig, ParallelConfig, Precision
 from data_pipeline.batch import Pack
 from runtime.exits import BadInput
 from runtime.signals import StopFlag
@@ -68,12 +68,20 @@ def check_export(config: Config, stop: StopFlag) -> None:
     alone = replace(
         config,
         parallel=ParallelConfig(),
-        train=replace(config.train, precision=Precision.fp32, validate_every=1, validation_packs=PACKS),
+        engine=EngineConfig(),
+        train=replace(
+            config.train,
+            precision=Precision.fp32,
+            attention=AttentionKernel.auto,
+            validate_every=1,
+            validation_packs=PACKS,
+        ),
     )
-    packs, native = newest_logits(alone, stop)
-    logging.disable_progress_bar()
-    exported = AutoModelForCausalLM.from_pretrained(folder / EXPORT, dtype=torch.float32).eval()
-    agreement = compare(native, packs, exported)
+    with stop.at_once("the same command checks the export again"):
+        packs, native = newest_logits(alone, stop)
+        logging.disable_progress_bar()
+        exported = AutoModelForCausalLM.from_pretrained(folder / EXPORT, dtype=torch.float32).eval()
+        agreement = compare(native, packs, exported)
     (folder / CHECK_FILE).write_text(json.dumps(asdict(agreement), indent=2) + "\n", encoding="utf-8")
     line = (
         f"export checked on {agreement.tokens} tokens in {agreement.samples} packed samples: largest logit difference "

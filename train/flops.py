@@ -1,14 +1,23 @@
-"""Model FLOPs of the trunk and the peak of the device: the two sides of MFU.
+"""FLOPs of a step, and the peak of the device: the two sides of MFU and HFU.
 
-MFU = model FLOPs per second / dense peak of the device (Chowdhery et al. 2022, "PaLM", appendix B). Recomputation
-does not count; nor do norms, activations and the optimiser.
+MFU = model FLOPs per second / dense peak of the devices (Chowdhery et al. 2022, "PaLM", 2204.02311, appendix B): what
+the step has to compute, whatever the implementation. HFU counts what activation recomputation computes again as well
+(Korthikanti et al. 2022, 2205.05198, appendix A). Both count matrix products, a multiply-add as 2 FLOPs, for real
+tokens alone: padding, norms, activations, rotations and the optimiser count nothing, nor does what a fused attention
+kernel computes again inside itself.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from configs.schema import BackboneConfig, Precision
+from configs.parameter_names import LORA_A
+from configs.pipeline import stages_of
+from configs.schema import BackboneConfig, Config, Precision, Recompute, RecomputeMethod, StageConfig
+from train.trainable import Trained
 
 # Dense peaks in TFLOP/s as NVIDIA's data sheets give them (half of those that count 2:4 sparsity): words that a
 # device's name holds, bf16 on tensor cores, fp32 outside of them (PyTorch multiplies fp32 without TF32 unless told
@@ -33,34 +42,151 @@ _PEAKS: tuple[tuple[frozenset[str], float, float], ...] = tuple(
 )
 
 
-def mean_attended(lengths: list[int]) -> float:
-    """Tokens that a token attends to, itself included, averaged over causal samples of these lengths."""
-    return sum(length * (length + 1) / 2 for length in lengths) / sum(lengths)
+@dataclass(frozen=True)
+class Learning:
+    """What of a model learns. trains: whether the parameter of a name does (the names of a native checkpoint, layers
+    counted: `decoder.layers.3.mlp.linear_fc1.weight`); lora: rank of the low-rank update by the name of its layer
+    (`decoder.layers.3.mlp.linear_fc1`), whose factors end in `lora_a` and `lora_b`."""
+
+    trains: Callable[[str], bool] = lambda name: True
+    lora: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, stage: StageConfig, trained: Trained) -> Learning:
+        updated = [name.removesuffix(f".{LORA_A}") for name in trained.elements if name.endswith(f".{LORA_A}")]
+        return cls(trained.trains, dict.fromkeys(updated, stage.lora.rank) if stage.lora else {})
 
 
-def matmul_parameters(backbone: BackboneConfig, vocabulary_size: int) -> int:
-    """Weights that every token is multiplied with: attention and MLP matrices and the LM head.
+@dataclass(frozen=True)
+class Recomputed:
+    """What of the forward pass is computed again for the backward pass. layers: how many of the trunk's, wholly, the
+    lowest first; attention, mlp: these parts of all others."""
 
-    The embedding is a lookup and counts nothing; tied to the head, it counts once, as the head.
+    layers: int = 0
+    attention: bool = False
+    mlp: bool = False
+
+    @classmethod
+    def of(cls, config: Config, vocabulary_rows: int) -> Recomputed:
+        """As `config.parallel` asks for it; vocabulary_rows: of the embedding, padding included."""
+        parallel = config.parallel
+        if parallel.recompute is Recompute.selective:
+            return cls(attention="core_attn" in parallel.recompute_modules, mlp="mlp" in parallel.recompute_modules)
+        if parallel.recompute is Recompute.none:
+            return cls()
+        if parallel.recompute_method is RecomputeMethod.uniform:
+            return cls(layers=config.backbone.layers)
+        stages = stages_of(config.backbone, parallel, vocabulary_rows)
+        return cls(layers=sum(min(parallel.recompute_layers, stage.layers) for stage in stages))
+
+
+@dataclass(frozen=True)
+class StepFlops:
+    """FLOPs of one step over the whole global batch: `model` for MFU, `hardware` for HFU."""
+
+    forward: float
+    backward: float
+    again: float  # by recomputation
+
+    @property
+    def model(self) -> float:
+        return self.forward + self.backward
+
+    @property
+    def hardware(self) -> float:
+        return self.model + self.again
+
+
+class _Product(NamedTuple):
+    """A product with weights of `size` elements under the name of a layer; size 0: attention's own two products."""
+
+    name: str
+    size: int
+    inputs: int = 0
+    outputs: int = 0
+    layer: int = -1  # of the trunk; -1: the head
+
+
+def step_flops(
+    backbone: BackboneConfig,
+    vocabulary_size: int,
+    tokens: float,
+    attended: float,
+    learning: Learning | None = None,
+    recomputed: Recomputed | None = None,
+) -> StepFlops:
+    """FLOPs of forward and backward over `tokens` tokens that attend to `attended` tokens altogether.
+
+    A weight matrix of n elements takes 2 n a token forward, 2 n backward for the gradient of its input and 2 n for its
+    own; attention takes 4 A a forward and twice that backward, where A is heads x head size and a the tokens attended
+    to. All trained, that is 6 N + 12 L A a a token: PaLM's formula, where a is the whole sequence length T. A causal
+    sample of T tokens attends to T (T + 1) / 2 in all, so that only the half of the score matrix that has to be
+    computed counts. The embedding is a lookup and counts nothing; tied to the head, it counts once, as the head.
+
+    A frozen matrix takes no gradient of its own, and nothing below the lowest trained parameter any gradient at all. A
+    low-rank update of rank r is two more matrices, of r (inputs + outputs) elements.
     """
+    learning, recomputed = learning or Learning(), recomputed or Recomputed()
+    heads = backbone.heads * (backbone.head_dim or backbone.hidden // backbone.heads)
+    forward = backward = again = 0.0
+    below = learning.trains("embedding.word_embeddings.weight")  # whether anything so far takes a gradient
+    for product in _products(backbone, vocabulary_size):
+        below = below or any(learning.trains(name) for name in _norms(product))
+        if not product.size:
+            own = 4.0 * heads * attended
+            backward += 2 * own if below else 0.0
+        else:
+            rank = learning.lora.get(product.name, 0)
+            factors = 2.0 * rank * (product.inputs + product.outputs) * tokens
+            base = 2.0 * product.size * tokens
+            own = base + factors
+            trained = learning.trains(_weight(product, backbone))
+            backward += (below + trained) * base + factors  # and through B, whose input A's output is, into A
+            backward += 2.0 * rank * (product.outputs + below * product.inputs) * tokens
+            below = below or trained or rank > 0
+        forward += own
+        again += own if below and _comes_again(product, recomputed) else 0.0
+        below = below or learning.trains(f"{product.name}.bias")
+    return StepFlops(forward, backward, again)
+
+
+def _products(backbone: BackboneConfig, vocabulary_size: int) -> Iterator[_Product]:
+    """The matrix products of a forward pass, in order."""
     head_dim = backbone.head_dim or backbone.hidden // backbone.heads
-    query_and_output = 2 * backbone.hidden * backbone.heads * head_dim
-    key_and_value = 2 * backbone.hidden * backbone.kv_heads * head_dim
-    mlp = 3 * backbone.hidden * backbone.ffn  # gate, up, down
-    return backbone.layers * (query_and_output + key_and_value + mlp) + backbone.hidden * vocabulary_size
+    hidden, inner = backbone.hidden, backbone.heads * head_dim
+    shapes = {
+        "self_attention.linear_qkv": (hidden, inner + 2 * backbone.kv_heads * head_dim),
+        "self_attention.core": (0, 0),
+        "self_attention.linear_proj": (inner, hidden),
+        "mlp.linear_fc1": (hidden, 2 * backbone.ffn),  # gate and up
+        "mlp.linear_fc2": (backbone.ffn, hidden),
+    }
+    for layer in range(backbone.layers):
+        for name, (inputs, outputs) in shapes.items():
+            yield _Product(f"decoder.layers.{layer}.{name}", inputs * outputs, inputs, outputs, layer)
+    yield _Product("output_layer", hidden * vocabulary_size, hidden, vocabulary_size)
 
 
-def model_flops_per_token(backbone: BackboneConfig, vocabulary_size: int, attended: float) -> float:
-    """FLOPs of forward and backward for one token: 6 N + 12 L A a.
+def _norms(product: _Product) -> tuple[str, ...]:
+    """Parameters of norms between the product before this one and this one."""
+    if product.layer < 0:
+        return ("decoder.final_layernorm.weight",)
+    if product.name.endswith(".core"):
+        attention = product.name.removesuffix(".core")
+        return (f"{attention}.q_layernorm.weight", f"{attention}.k_layernorm.weight")
+    return (f"{product.name}.layer_norm_weight",)
 
-    N: `matmul_parameters`; a multiply-add is 2 FLOPs, and the backward pass takes twice the forward. L: layers. A:
-    heads x head_dim. attended: a, the mean number of tokens attended to. Scores and their weighted sum take
-    2 A a FLOPs each forward. PaLM puts the whole sequence length T for a; a causal sample of T tokens has
-    a = (T + 1) / 2 (`mean_attended`), so that only the half of the score matrix that is computed counts.
-    """
-    head_dim = backbone.head_dim or backbone.hidden // backbone.heads
-    attention = 12 * backbone.layers * backbone.heads * head_dim * attended
-    return 6 * matmul_parameters(backbone, vocabulary_size) + attention
+
+def _weight(product: _Product, backbone: BackboneConfig) -> str:
+    tied = product.name == "output_layer" and backbone.tied_embeddings
+    return "embedding.word_embeddings.weight" if tied else f"{product.name}.weight"
+
+
+def _comes_again(product: _Product, recomputed: Recomputed) -> bool:
+    if product.layer < 0:
+        return False
+    part = recomputed.attention if not product.size else recomputed.mlp and ".mlp." in product.name
+    return product.layer < recomputed.layers or part
 
 
 def device_peak_flops(device: str, precision: Precision) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from configs.schema import Config
 from data_pipeline.corpus import Corpus
 from data_pipeline.entropy import unigram_entropy
 from train.console import Console
-from train.flops import device_peak_flops, model_flops_per_token
+from train.flops import Learning, Recomputed, device_peak_flops, step_flops
 from train.metrics import MetricLog, read_validation
 from train.progress import Progress, Tally
 from train.tracker import Tracker
@@ -33,9 +34,12 @@ class Journal:
         self._folder = Path(config.run.folder)
         self._began = time.monotonic()
         device = torch.cuda.get_device_name() if torch.version.cuda and torch.cuda.is_available() else "cpu"
-        peak = device_peak_flops(device, config.train.precision)
-        self._peak = peak * processes if peak else None
+        told = config.observe.peak_teraflops
+        self._peak = told * 1e12 if told else device_peak_flops(device, config.train.precision)
+        self._processes = processes
         self._trained = trained
+        self._learning = Learning.of(config.stage, trained)
+        self._recomputed = Recomputed.of(config, corpus.vocabulary.padded_size)
 
     def start(self, progress: Progress) -> None:
         self._log = MetricLog(self._folder, progress.step)
@@ -55,8 +59,10 @@ class Journal:
         seconds: float,
         waited: float,
         samples: list[list[str]] | None,
+        observed: Mapping[str, float],
     ) -> None:
-        """One line of metrics.jsonl. `waited`: seconds of the step in which the loader kept rank 0 waiting."""
+        """One line of metrics.jsonl. `waited`: seconds of the step in which the loader kept rank 0 waiting; `observed`:
+        what `Observer.after_step` made of it."""
         record: dict[str, Any] = {
             "step": progress.step,
             "tokens": progress.tokens,
@@ -68,14 +74,17 @@ class Journal:
             "seconds": seconds,
             "tokens_per_second": fed.tokens / seconds,
             "audio_hours_per_second": fed.audio_seconds / 3600 / seconds,
-            "mfu": self._mfu(fed, seconds),
+            **self._utilisation(fed, seconds),
             "padding": fed.padding / (fed.tokens + fed.padding),
             "data_wait": waited / seconds,
             **{
                 f"modality/{name}": tokens / fed.tokens
                 for name, tokens in zip(self._corpus.vocabulary.modalities, fed.modalities, strict=True)
             },
+            **{f"source/{name}": tokens / fed.tokens for name, tokens in fed.sources.items()},
             **{f"damaged/{kind}": count for kind, count in progress.damaged.items()},
+            **{f"damaged_from/{source}": count for source, count in progress.damaged_from.items()},
+            **observed,
         }
         if samples is not None:
             record["samples"] = samples
@@ -104,8 +113,9 @@ class Journal:
         """Put every line on disk, so that no checkpoint outlives the curve behind it."""
         self._log.sync()
 
-    def finish(self, status: str, progress: Progress) -> None:
-        """Write results.json: how the run ended ("finished", "exhausted" of its data, "stopped"), what it reached."""
+    def finish(self, status: str, progress: Progress, spent: Mapping[str, float]) -> None:
+        """Write results.json: how the run ended ("finished", "exhausted" of its data, "stopped"), what it reached, and
+        on what it `spent` its seconds since it was last started."""
         validations = read_validation(self._folder)
         entropy = unigram_entropy(self._corpus, "train")
         results = {
@@ -120,8 +130,10 @@ class Journal:
             "corpus": str(self._corpus.folder),
             "corpus_hash": self._corpus.content_hash,
             "damaged": progress.damaged,
+            "damaged_from": progress.damaged_from,
             "left_out": self._corpus.left_out,
             "wall_seconds": time.monotonic() - self._began,
+            "seconds": dict(spent),
         }
         partial = self._folder / f"{RESULTS_FILE}.partial"
         partial.write_text(json.dumps(results, indent=2), encoding="utf-8")
@@ -145,12 +157,18 @@ class Journal:
                     f"on as damaged/{kind} in metrics.jsonl"
                 )
 
-    def _mfu(self, fed: Tally, seconds: float) -> float | None:
-        if self._peak is None:
-            return None
+    def _utilisation(self, fed: Tally, seconds: float) -> dict[str, float | None]:
+        """Model TFLOP/s of one device, and MFU and HFU, None where no peak is known."""
         vocabulary = self._corpus.vocabulary.padded_size
-        per_token = model_flops_per_token(self._config.backbone, vocabulary, fed.attended / fed.tokens)
-        return per_token * fed.tokens / seconds / self._peak
+        flops = step_flops(
+            self._config.backbone, vocabulary, fed.tokens, fed.attended, self._learning, self._recomputed
+        )
+        of_a_device = seconds * self._processes
+        return {
+            "teraflops": flops.model / of_a_device / 1e12,
+            "mfu": flops.model / of_a_device / self._peak if self._peak else None,
+            "hfu": flops.hardware / of_a_device / self._peak if self._peak else None,
+        }
 
 
 def _summary(validations: list[dict[str, Any]], entropy: float) -> list[str]:

@@ -25,12 +25,15 @@ from runtime.signals import StopFlag
 from train import weights
 from train.checkpointing import Checkpoints
 from train.engines import process_groups
-from train.engines.megatron import MegatronEngine
+from train.engines.build import build_engine
 from train.engines.protocol import Engine, Outcome
 from train.journal import Journal
+from train.models.attention.kernels import check_kernel
 from train.models.speech_lm import check_layouts
 from train.objectives.pretrain import NextToken
-from train.progress import Progress, Tally, tally
+from train.observe.observer import Observer
+from train.observe.phases import CHECKPOINT, INCIDENT, VALIDATION
+from train.progress import Feeding, Progress, Tally
 from train.resilience import incidents, watchdog
 from train.resilience.guard import Action, Guard
 from train.resilience.heartbeats import Pulse
@@ -66,11 +69,12 @@ def _joined(config: Config, stop: StopFlag) -> Iterator[Stage]:
     """The stage on this rank, in a process group that lasts as long as the context."""
     check(config, int(os.environ.get("WORLD_SIZE", "1")))
     check_layouts(layouts_of(config.mixture.sources))
+    check_kernel(config)
     corpus = Corpus.open(corpus_folder(config))
     device = process_groups.join(config.parallel)
     try:
         objective = NextToken(corpus.vocabulary.modalities)
-        engine = MegatronEngine(config, corpus.vocabulary.padded_size, objective, device)
+        engine = build_engine(config, corpus.vocabulary.padded_size, objective, device)
         yield Stage(config, corpus, engine, objective, stop)
     finally:
         process_groups.leave()
@@ -86,12 +90,13 @@ class Stage:
         self.objective = objective
         self.stop = stop
         self.progress = Progress()
-        self._damage_told: dict[str, int] = {}  # what the loader had counted when the last step was fed
         ranks = {"rank": engine.data_rank, "world": engine.data_size}
         self.loader = make_loader(config, corpus, split="train", **ranks)
+        self.feeding = Feeding(self.loader, corpus.vocabulary)
         self.validation = validation_packs(config, corpus, **ranks)
         self.journal = Journal(config, corpus, dist.get_world_size(), engine.trained) if dist.get_rank() == 0 else None
         self.checkpoints = Checkpoints(config, engine, self.loader, corpus.vocabulary, self.journal, self._say)
+        self.observer = Observer(config)
         self.guard = Guard(config.resilience, engine.any)
         self.pulse = Pulse()
         self._before: dict[str, Any] = {}  # the loader's state before the last step's data
@@ -127,6 +132,7 @@ class Stage:
         finally:
             self.checkpoints.close()
             self.loader.close()
+            self.observer.close()
             if self.journal:
                 self.journal.close()
 
@@ -142,12 +148,12 @@ class Stage:
         progress = self.checkpoints.resume()
         if progress is not None:
             self.progress = progress
-            self._damage_told = self.loader.damaged
+            self.feeding.restart()
             self.guard.restore(progress.guard)
         else:
             source = weights.source(self.config)
             if source is not None:
-                self.checkpoints.load(source, optimizer=False)
+                self.checkpoints.start_from(source)
                 self._say(f"starting from the weights in {source}")
             vocabulary = self.corpus.vocabulary
             for name, points in weights.audio_rows(self.config, self.corpus).items():
@@ -161,27 +167,36 @@ class Stage:
 
     def _step(self) -> bool:
         """Train one step. False, and nothing done, where no rank has data for one."""
+        step = self.progress.step + 1
+        if opened := self.observer.before_step(step, self.engine.any):
+            self._say(opened)
         started = time.perf_counter()
+        ready = self.loader.ready
         packs = self._next_packs()
         if packs is None:
             return False
         waited = time.perf_counter() - started
         self._at("training")
-        step = self.progress.step + 1
         rate = learning_rate(self.config.optimizer, step, self.config.train.steps)
-        fed = tally(packs, self.corpus.vocabulary, self._new_damage())
-        outcome = self.engine.train_step(self._micro_batches(packs), rate, fed.numbers(), self._accept)
-        total = Tally.from_numbers(outcome.extra)
+        fed = self.feeding.tally(packs)
+        outcome = self.engine.train_step(
+            self._micro_batches(packs), rate, fed.numbers(), self._accept, norms=self.observer.norms_due(step)
+        )
+        total = fed.summed(outcome.extra)
         if self.guard.incident:
-            self._after_incident(packs, outcome)
+            self._after_incident(packs, outcome, total)
+            self.observer.add(INCIDENT, time.perf_counter() - started)
             return True
         terms = self.objective.averages(outcome.sums, outcome.counts)
         samples = self._global_keys(packs) if self.config.train.log_samples else None
         self.guard.learn(self.loader.position - 1, terms["lm"], outcome.gradient_norm or 0.0)
         self.progress.add(total)
+        seconds = time.perf_counter() - started
+        observed = {"queue": ready, **self.observer.after_step(step, seconds, waited, outcome)}
         if self.journal:
-            seconds = time.perf_counter() - started
-            self.journal.step(self.progress, terms, outcome.gradient_norm, rate, total, seconds, waited, samples)
+            self.journal.step(
+                self.progress, terms, outcome.gradient_norm, rate, total, seconds, waited, samples, observed
+            )
         return True
 
     def _next_packs(self) -> list[Pack] | None:
@@ -208,11 +223,6 @@ class Stage:
         self._save()
         self._finish("exhausted")
 
-    def _new_damage(self) -> dict[str, int]:
-        """Samples that this rank's loader found damaged since this was last asked, by kind."""
-        before, self._damage_told = self._damage_told, self.loader.damaged
-        return {kind: count - before.get(kind, 0) for kind, count in self._damage_told.items()}
-
     def _micro_batches(self, packs: list[Pack]) -> list[Batch]:
         size = self.config.train.micro_batch
         return [collate(packs[start : start + size]) for start in range(0, len(packs), size)]
@@ -233,7 +243,7 @@ class Stage:
         terms = self.objective.averages(outcome.sums, outcome.counts)
         return self.guard.accept(terms["lm"], outcome.gradient_norm or 0.0)
 
-    def _after_incident(self, packs: list[Pack], outcome: Outcome) -> None:
+    def _after_incident(self, packs: list[Pack], outcome: Outcome, fed: Tally) -> None:
         """Write down a step that was not learned from, and do what the policy says. Raises Halted where that is to
         stop."""
         self._at("after an incident")
@@ -262,7 +272,7 @@ class Stage:
         if action is Action.redo:
             self._rewind(position, self._before)
         else:
-            self.progress.leave_out(Tally.from_numbers(outcome.extra))
+            self.progress.leave_out(fed)
             first = self.guard.first_left_out(position)
             if action is Action.leave_out and first < position:
                 self._rewind(first, None)
@@ -278,7 +288,7 @@ class Stage:
                 self.journal.rewind(progress.step)
         elif otherwise is not None:
             self.loader.load_state_dict(otherwise)
-        self._damage_told = self.loader.damaged
+        self.feeding.restart()
 
     # --- validation -----------------------------------------------------------------------------------------
 
@@ -291,7 +301,8 @@ class Stage:
 
     def _validate(self) -> None:
         started = time.perf_counter()
-        terms = self._measure()
+        with self.observer.between_steps(VALIDATION):
+            terms = self._measure()
         self.progress.validated = self.progress.step
         if self.journal:
             self.journal.validation(self.progress.step, terms, time.perf_counter() - started)
@@ -319,19 +330,21 @@ class Stage:
     def _save(self) -> None:
         self._at("saving")
         self.progress.guard = self.guard.state()
-        self.checkpoints.save(self.progress)
+        with self.observer.between_steps(CHECKPOINT):
+            self.checkpoints.save(self.progress)
 
     def _save_if_due(self) -> None:
         """The periodic save, and at every step a look at how the one before is doing."""
-        self.checkpoints.poll()
-        if self.checkpoints.is_due(self.progress.step):
-            self._at("saving")
-            self.progress.guard = self.guard.state()
-            self.checkpoints.save_if_due(self.progress)
+        with self.observer.between_steps(CHECKPOINT):
+            self.checkpoints.poll()
+            if self.checkpoints.is_due(self.progress.step):
+                self._at("saving")
+                self.progress.guard = self.guard.state()
+                self.checkpoints.save_if_due(self.progress)
 
     def _finish(self, status: str) -> None:
         if self.journal:
-            self.journal.finish(status, self.progress)
+            self.journal.finish(status, self.progress, self.observer.totals)
 
     def _at(self, phase: str) -> None:
         """Tell the watchdog where this rank is."""

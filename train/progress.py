@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from data_pipeline.batch import Pack
+from data_pipeline.loader import Loader
 from data_pipeline.sample_bytes import DAMAGE_KINDS
 from data_pipeline.vocabulary import Vocabulary
 
@@ -18,13 +19,15 @@ _KINDS = (*DAMAGE_KINDS, "other")
 @dataclass
 class Progress:
     """Totals since the first step, over all ranks. tokens leaves padding out; validated is the last validated step;
-    damaged is how many samples were left out, by kind, those included that were read ahead."""
+    damaged and damaged_from are how many samples were left out, by kind and by source, those included that were read
+    ahead."""
 
     step: int = 0
     tokens: int = 0
     audio_seconds: float = 0.0
     validated: int = -1
     damaged: dict[str, int] = field(default_factory=dict)
+    damaged_from: dict[str, int] = field(default_factory=dict)
     guard: dict[str, Any] = field(default_factory=dict)  # `resilience.guard.Guard.state`, as of the last save
 
     def state(self) -> dict[str, Any]:
@@ -39,14 +42,15 @@ class Progress:
 
     def leave_out(self, fed: Tally) -> None:
         """Count the damage alone of a step that was fed and not learned from."""
-        for kind, count in fed.damaged.items():
-            self.damaged[kind] = self.damaged.get(kind, 0) + count
+        for totals, counts in ((self.damaged, fed.damaged), (self.damaged_from, fed.damaged_from)):
+            for key, count in counts.items():
+                totals[key] = totals.get(key, 0) + count
 
 
 @dataclass(frozen=True)
 class Tally:
-    """What one step fed the model, and the samples found damaged meanwhile, by kind. As a list of numbers it sums over
-    data-parallel ranks."""
+    """What one step fed the model, and the samples found damaged meanwhile, by kind and by source. As a list of numbers
+    it sums over data-parallel ranks."""
 
     tokens: float
     padding: float
@@ -54,24 +58,64 @@ class Tally:
     attended: float  # summed over tokens: how many tokens each one attends to
     modalities: tuple[float, ...]  # tokens of each modality
     damaged: dict[str, int]
+    sources: dict[str, float] = field(default_factory=dict)  # tokens of each source of the mixture
+    damaged_from: dict[str, int] = field(default_factory=dict)
 
     def numbers(self) -> list[float]:
         named = [float(self.damaged.get(kind, 0)) for kind in DAMAGE_KINDS]
         other = float(sum(self.damaged.values())) - sum(named)
-        return [self.tokens, self.padding, self.audio_seconds, self.attended, *named, other, *self.modalities]
+        by_source = [float(self.damaged_from.get(source, 0)) for source in self.sources]
+        fixed = [self.tokens, self.padding, self.audio_seconds, self.attended, *named, other]
+        return [*fixed, *self.modalities, *self.sources.values(), *by_source]
 
-    @classmethod
-    def from_numbers(cls, numbers: list[float]) -> Tally:
+    def summed(self, numbers: list[float]) -> Tally:
+        """The tally whose `numbers` are these: sums of this one's and of others of the same modalities and sources."""
         tokens, padding, audio_seconds, attended, *rest = numbers
-        counts = zip(_KINDS, rest[: len(_KINDS)], strict=True)
-        damaged = {kind: round(count) for kind, count in counts if count}
-        return cls(tokens, padding, audio_seconds, attended, tuple(rest[len(_KINDS) :]), damaged)
+        kinds, rest = rest[: len(_KINDS)], rest[len(_KINDS) :]
+        modalities, rest = rest[: len(self.modalities)], rest[len(self.modalities) :]
+        fed, damaged = rest[: len(self.sources)], rest[len(self.sources) :]
+        return Tally(
+            tokens,
+            padding,
+            audio_seconds,
+            attended,
+            tuple(modalities),
+            {kind: round(count) for kind, count in zip(_KINDS, kinds, strict=True) if count},
+            dict(zip(self.sources, fed, strict=True)),
+            {source: round(count) for source, count in zip(self.sources, damaged, strict=True) if count},
+        )
 
 
-def tally(packs: list[Pack], vocabulary: Vocabulary, damaged: Mapping[str, int]) -> Tally:
+class Feeding:
+    """Tallies what a loader hands out, step by step."""
+
+    def __init__(self, loader: Loader, vocabulary: Vocabulary) -> None:
+        self._loader = loader
+        self._vocabulary = vocabulary
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin counting damage here: what the loader has counted so far was told before."""
+        self._told, self._told_from = self._loader.damaged, self._loader.damaged_from
+
+    def tally(self, packs: list[Pack]) -> Tally:
+        """Of a step's packs, and the damage found since the last one."""
+        told, told_from = self._told, self._told_from
+        self.restart()
+        damaged, damaged_from = _more(self._told, told), _more(self._told_from, told_from)
+        return tally(packs, self._vocabulary, damaged, self._loader.sources, damaged_from)
+
+
+def tally(
+    packs: list[Pack],
+    vocabulary: Vocabulary,
+    damaged: Mapping[str, int],
+    sources: Sequence[str] = (),
+    damaged_from: Mapping[str, int] | None = None,
+) -> Tally:
     """Count the tokens of `packs`; a place with several columns is one token, of all the modalities it has.
 
-    `damaged`: samples found damaged since the last step, by kind.
+    damaged, damaged_from: samples found damaged since the last step, by kind and by source; sources: the mixture's.
     """
     real = [pack.tokens[: len(pack.tokens) - pack.padding] for pack in packs]
     modalities = sum(
@@ -79,6 +123,10 @@ def tally(packs: list[Pack], vocabulary: Vocabulary, damaged: Mapping[str, int])
         start=np.zeros(len(vocabulary.modalities)),
     )
     lengths = np.concatenate([np.asarray(pack.lengths[: len(pack.keys)], dtype=np.float64) for pack in packs])
+    by_source = dict.fromkeys(sources, 0.0)
+    for pack in packs if sources else ():
+        for key, length in zip(pack.keys, pack.lengths, strict=False):  # padding, which has no key, is last
+            by_source[key.partition("/")[0]] += length
     return Tally(
         tokens=float(sum(len(ids) for ids in real)),
         padding=float(sum(pack.padding for pack in packs)),
@@ -86,4 +134,10 @@ def tally(packs: list[Pack], vocabulary: Vocabulary, damaged: Mapping[str, int])
         attended=float((lengths * (lengths + 1) / 2).sum()),
         modalities=tuple(modalities.tolist()),
         damaged=dict(damaged),
+        sources=by_source,
+        damaged_from=dict(damaged_from or {}),
     )
+
+
+def _more(now: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
+    return {key: count - before.get(key, 0) for key, count in now.items()}

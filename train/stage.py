@@ -7,7 +7,10 @@ and the local launcher set it. The exit code is one of `runtime.exits`.
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +18,7 @@ from typing import NoReturn
 
 from configs.schema import Config
 from runtime.exits import BAD_INPUT, DONE, FAILED, HALTED, STOPPED_EARLY, BadInput, Halted, StoppedEarly
-from runtime.signals import StopFlag
+from runtime.signals import PROFILE_SIGNAL, StopFlag
 
 
 def main(arguments: list[str]) -> int:
@@ -26,6 +29,7 @@ def main(arguments: list[str]) -> int:
 def run_rank(arguments: list[str], work: Callable[[Config, StopFlag], None]) -> int:
     """Do `work` as one rank, with stop signals flagged and errors turned into exit codes."""
     stop = StopFlag().install()
+    signal.signal(PROFILE_SIGNAL, signal.SIG_IGN)  # until there is a step to record
     try:
         if len(arguments) != 1:
             raise BadInput(f"one argument is needed, a resolved config.yaml; there are {len(arguments)}")
@@ -56,17 +60,17 @@ def _start(config_file: Path) -> Config:
     import torch
 
     from configs.compose import load_config
-    from train.engines import optional_kernels
+    from train.engines import absent_names, optional_kernels
     from train.engines.cuda_on_cpu import emulate_cuda
+    from train.engines.determinism import be_deterministic
 
     config = load_config(config_file)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     optional_kernels.hush_megatron()
     emulate_cuda()
+    absent_names.fill_in()
     if config.train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
+        be_deterministic(os.environ)
     if os.environ.get("RANK", "0") == "0":
         print(f"megaphone: {optional_kernels.describe()}", flush=True)
     return config
@@ -76,10 +80,26 @@ def _train(config: Config, stop: StopFlag) -> None:
     from train.loop import train
     from train.weights import prepare
 
-    # Rank 0 converts before anyone joins: the others wait for it at the rendezvous, where no collective can time out.
+    # Rank 0 converts before anyone joins: the others wait for it outside of any collective, which could time out.
     if os.environ.get("RANK", "0") == "0":
         prepare(config, stop)
+    else:
+        _wait_for_first_rank(stop)
     train(config, stop)
+
+
+def _wait_for_first_rank(stop: StopFlag) -> None:
+    """Return once rank 0 listens at the rendezvous; raises StoppedEarly at a stop signal, which Torch's own wait, in
+    compiled code, would not see."""
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    while True:
+        try:
+            socket.create_connection(place, timeout=1).close()
+            return
+        except OSError:
+            if stop:
+                raise StoppedEarly(f"stopped by {stop.name} before training; the same command begins again") from None
+            time.sleep(0.1)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,12 @@ import numpy as np
 import torch
 import xxhash
 
+from checkpoints import lora
 from checkpoints.atomic import exclusively
-from checkpoints.manifest import MANIFEST_FILE
+from checkpoints.lora import merge
+from checkpoints.manifest import MANIFEST_FILE, MODEL_PREFIX, read_manifest
 from checkpoints.store import complete_checkpoints
+from configs.parameter_names import matching
 from configs.schema import AudioRows, Config
 from data_pipeline.build import cache_root, corpus_folder
 from data_pipeline.codecs.kmeans import Quantiser
@@ -23,13 +26,20 @@ from runtime.exits import BadInput
 from runtime.signals import StopFlag
 
 BACKBONE = "backbone"
+MERGED = "merged"  # folder of a run: the checkpoint it starts from, its low-rank updates merged
 
 
 def prepare(config: Config, stop: StopFlag | None = None) -> None:
-    """Convert the backbone's weights, grown to the corpus's vocabulary, unless that was done before. One process at a
-    time; for rank 0, before it joins the others. Raises StoppedEarly at a stop signal, with nothing half done."""
+    """Convert the backbone's weights, grown to the corpus's vocabulary, or merge the low-rank updates of the checkpoint
+    that a stage without any starts from, unless that was done before. One process at a time; for rank 0, before it
+    joins the others. Raises StoppedEarly at a stop signal, with nothing half done."""
     native = source(config)
-    if config.stage.weights != BACKBONE or native is None or (native / MANIFEST_FILE).is_file():
+    if native is None or (native / MANIFEST_FILE).is_file():
+        return
+    if config.stage.weights != BACKBONE:
+        with_updates = _named(config)
+        print(f"megaphone: merging the low-rank updates of {with_updates} into {native}", flush=True)
+        merge(with_updates, native, stop)
         return
     from checkpoints.convert import import_huggingface
     from checkpoints.formats.gguf import materialise_huggingface
@@ -55,11 +65,31 @@ def prepare(config: Config, stop: StopFlag | None = None) -> None:
 def source(config: Config) -> Path | None:
     """The native checkpoint that a new run of this stage starts from; None: random weights.
 
-    Raises BadInput where the stage names an earlier stage or a folder that has no checkpoint.
+    Where the named one holds low-rank updates and this stage has none, it is the merged copy that `prepare` makes.
+    Raises BadInput where the stage names an earlier stage or a folder that has no checkpoint, or where updates of its
+    own do not continue the checkpoint's.
     """
-    named = config.stage.weights
-    if named == BACKBONE:
+    if config.stage.weights == BACKBONE:
         return _native(config) if config.backbone.weights else None
+    checkpoint = _named(config)
+    manifest = read_manifest(checkpoint)
+    if not lora.updated(manifest.tensors):
+        return checkpoint
+    if config.stage.lora is None:
+        return Path(config.run.folder) / MERGED / checkpoint.name
+    ours, theirs = lora.origin(config.stage.lora)[lora.ORIGIN], manifest.origin.get(lora.ORIGIN)
+    if ours != theirs:
+        raise BadInput(f"stage.lora: {checkpoint} holds updates of {theirs}, this stage's are of {ours}")
+    kept = matching(config.stage.lora.targets, (_module(name) for name in lora.updated(manifest.tensors)))
+    for name in lora.updated(manifest.tensors):
+        if _module(name) not in kept:
+            raise BadInput(f"stage.lora.targets: {checkpoint} holds updates of {_module(name)} too; target it as well")
+    return checkpoint
+
+
+def _named(config: Config) -> Path:
+    """The checkpoint that `stage.weights` names: the newest of an earlier stage, or a folder."""
+    named = config.stage.weights
     earlier = Path(config.run.folder).parent / named / "checkpoints"
     checkpoints = complete_checkpoints(earlier)
     if checkpoints:
@@ -67,6 +97,11 @@ def source(config: Config) -> Path | None:
     if (Path(named) / MANIFEST_FILE).is_file():
         return Path(named)
     raise BadInput(f"stage.weights={named}: no checkpoint in {earlier}, and {named} is no native checkpoint")
+
+
+def _module(weight: str) -> str:
+    """Checkpoint name of the linear layer that a weight, named as in a manifest, belongs to."""
+    return weight.removeprefix(MODEL_PREFIX).removesuffix(".weight")
 
 
 def audio_rows(config: Config, corpus: Corpus) -> dict[str, torch.Tensor]:

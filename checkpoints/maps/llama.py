@@ -10,7 +10,9 @@ import math
 from typing import Any
 
 from checkpoints.rules import COPY, HALVES, QKV, Rule
-from configs.schema import BackboneConfig
+from configs.checks.attention import no_huggingface_form
+from configs.schema import BackboneConfig, RopeScaling, RopeScalingKind
+from runtime.exits import BadInput
 
 _LAYER = "model.layers.{layer}."
 _ATTENTION = _LAYER + "self_attn."
@@ -35,13 +37,15 @@ _HEAD = Rule("output_layer.weight", ("lm_head.weight",), COPY, vocabulary=True)
 
 
 def rules(backbone: BackboneConfig) -> list[Rule]:
-    """The rules of this backbone."""
+    """The rules of this backbone. Raises BadInput for one that the Llama family does not have."""
+    if reason := no_huggingface_form(backbone):
+        raise BadInput(f"backbone.{backbone.name}: {reason}")
     return [*_TRUNK, *([_BIAS] if backbone.qkv_bias else []), *([] if backbone.tied_embeddings else [_HEAD])]
 
 
 def config(backbone: BackboneConfig) -> dict:
     """The architecture's part of Hugging Face's config.json; `differences` compares these values."""
-    rope = {"rope_type": "default", "rope_theta": float(backbone.rope_base)}
+    rope = {"rope_theta": float(backbone.rope_base), **_scaling(backbone.rope_scaling)}
     return {
         "architectures": ["Qwen2ForCausalLM" if backbone.qkv_bias else "LlamaForCausalLM"],
         "model_type": "qwen2" if backbone.qkv_bias else "llama",
@@ -63,6 +67,8 @@ def config(backbone: BackboneConfig) -> dict:
 
 
 _DEFAULTS = {"tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}
+_SCALING_DEFAULTS = {"beta_fast": 32.0, "beta_slow": 1.0, "partial_rotary_factor": 1.0, "truncate": True}
+_SCALING_FREE = ("rope_theta", "type", "original_max_position_embeddings")
 _FREE = ("architectures", "rope_parameters", "max_position_embeddings", "initializer_range")
 
 
@@ -80,8 +86,31 @@ def differences(backbone: BackboneConfig, written: dict) -> list[str]:
         for key, value in ours.items()
         if not _same(theirs.get(key), value)
     ]
-    scaling = rope.get("rope_type", rope.get("type", "default"))
-    return found + ([] if scaling == "default" else [f"rope scaling {scaling} is not supported"])
+    scaling = {**_SCALING_DEFAULTS, "original_max_position_embeddings": written.get("max_position_embeddings")}
+    scaling |= {"rope_type": rope.get("type", "default"), **rope}
+    meant = _scaling(backbone.rope_scaling)
+    return found + [
+        f"rope scaling {key} {scaling.get(key)} there, {meant.get(key, _SCALING_DEFAULTS.get(key))} in "
+        f"backbone.{backbone.name}"
+        for key in dict.fromkeys((*meant, *(key for key in scaling if key not in _SCALING_FREE)))
+        if not _same(scaling.get(key), meant.get(key, _SCALING_DEFAULTS.get(key)))
+    ]
+
+
+def _scaling(scaling: RopeScaling | None) -> dict[str, Any]:
+    """What transformers calls this scaling, in `rope_parameters`."""
+    if scaling is None:
+        return {"rope_type": "default"}
+    named: dict[str, Any] = {"rope_type": scaling.kind.value, "factor": float(scaling.factor)}
+    if scaling.kind is not RopeScalingKind.linear:
+        named["original_max_position_embeddings"] = scaling.original_positions
+    if scaling.kind is RopeScalingKind.llama3:
+        named |= {"low_freq_factor": float(scaling.low_frequency_factor)}
+        named |= {"high_freq_factor": float(scaling.high_frequency_factor)}
+    if scaling.kind is RopeScalingKind.yarn:
+        named |= {"beta_fast": float(scaling.beta_fast), "beta_slow": float(scaling.beta_slow)}
+        named |= {} if scaling.attention_factor is None else {"attention_factor": float(scaling.attention_factor)}
+    return named
 
 
 def _same(theirs: Any, ours: Any) -> bool:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from configs.checks.attention import check_attention
 from configs.checks.codec import check_codec
 from configs.checks.data import check_making, check_mixture
+from configs.checks.engine import check_engine
+from configs.checks.observe import check_observe
 from configs.checks.pipeline import check_micro_batches, check_pipeline
 from configs.checks.quality import check_alignment, check_quality
 from configs.checks.resilience import check_resilience
@@ -14,8 +17,7 @@ from configs.checks.training import check_backbone, check_trained, check_trainin
 from configs.schema import Config
 from runtime.exits import BadInput
 
-ENGINES = ("megatron",)
-LATER_ENGINES = ("deepspeed",)
+ENGINES = ("megatron", "deepspeed")
 OBJECTIVES = ("pretrain",)
 OPTIMIZERS = ("adamw",)
 TRACKER_MODES = ("offline", "online", "disabled")
@@ -32,9 +34,12 @@ def check(config: Config, processes: int | None = None) -> None:
     _check_names(config)
     check_not_yet(config)
     check_backbone(config)
+    check_attention(config)
     check_topology(config)
+    check_engine(config)
     check_pipeline(config)
     check_training(config)
+    check_observe(config, processes)
     check_trained(config)
     check_resilience(config)
     check_mixture(config)
@@ -71,6 +76,7 @@ _NOT_NEGATIVE = {
     "train": ("seed", "validate_every", "validation_packs"),
     "checkpoint": ("every", "keep", "keep_every", "failures"),
     "optimizer": ("weight_decay", "clip_grad", "warmup_steps"),
+    "observe": ("ranks_every", "norms_every"),
     "resilience": ("most_incidents", "restarts", "restart_pause"),
 }
 _SHARE = {
@@ -82,6 +88,7 @@ _POSITIVE_IF_GIVEN = {
     "backbone": ("head_dim",),
     "corpus": ("workers", "tasks"),
     "parallel": ("virtual_pipeline", "data", "bucket_size"),
+    "observe": ("peak_teraflops",),
     "resilience": ("hang_seconds",),
 }
 
@@ -102,8 +109,6 @@ def _check_signs(config: Config, sections: Collection[str] | None = None) -> Non
 
 
 def _check_names(config: Config) -> None:
-    if config.engine.name in LATER_ENGINES:
-        raise BadInput(f"engine={config.engine.name} is not there yet; engine=megatron is")
     for key, value, known in (
         ("engine.name", config.engine.name, ENGINES),
         ("stage.objective", config.stage.objective, OBJECTIVES),

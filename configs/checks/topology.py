@@ -34,10 +34,7 @@ def data_parallel_size(config: Config, processes: int | None = None) -> int:
 
 def check_not_yet(config: Config) -> None:
     parallel = config.parallel
-    for key, size, what in (
-        ("context", parallel.context, "context parallelism"),
-        ("expert", parallel.expert, "expert parallelism"),
-    ):
+    for key, size, what in (("expert", parallel.expert, "expert parallelism"),):
         if size > 1:
             raise BadInput(f"parallel.{key}={size}: {what} is not there yet; leave it at 1")
 
@@ -54,14 +51,19 @@ def check_topology(config: Config) -> None:
             raise BadInput(f"parallel.tensor={tensor} does not divide {key}={count}")
     if VOCABULARY_MULTIPLE % tensor:
         raise BadInput(f"parallel.tensor={tensor} does not divide the vocabulary's padding of {VOCABULARY_MULTIPLE}")
+    context, tokens = config.parallel.context, config.train.sequence_length * config.train.micro_batch
+    if context > 1 and tokens % (2 * context):
+        raise BadInput(
+            f"parallel.context={context} cuts rows into {2 * context} runs, which do not divide "
+            f"train.sequence_length x train.micro_batch = {tokens}"
+        )
     if config.parallel.sequence:
         if tensor == 1:
             raise BadInput("parallel.sequence=true needs parallel.tensor above 1")
-        tokens = config.train.sequence_length * config.train.micro_batch
-        if tokens % tensor:
+        if tokens // context % tensor:
             raise BadInput(
                 f"parallel.sequence=true: parallel.tensor={tensor} does not divide "
-                f"train.sequence_length x train.micro_batch = {tokens}"
+                f"train.sequence_length x train.micro_batch / parallel.context = {tokens // context}"
             )
 
 

@@ -17,9 +17,6 @@ def check_backbone(config: Config) -> None:
             f"backbone.heads={backbone.heads} does not divide backbone.hidden={backbone.hidden}; "
             "give backbone.head_dim if that is meant"
         )
-    head_dim = backbone.head_dim or backbone.hidden // backbone.heads
-    if head_dim % 2:
-        raise BadInput(f"a head has {head_dim} dimensions; rotary positions need an even number")
     if config.train.sequence_length > backbone.max_positions:
         raise BadInput(
             f"train.sequence_length={config.train.sequence_length} is above "

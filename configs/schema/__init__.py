@@ -25,10 +25,15 @@ from configs.schema.model import (
     BackboneConfig,
     ExportConfig,
     LoraConfig,
+    Positions,
+    RopeScaling,
+    RopeScalingKind,
     StageConfig,
 )
+from configs.schema.observe import ObserveConfig, ProfileConfig
 from configs.schema.resilience import OnIncident, ResilienceConfig
 from configs.schema.training import (
+    AttentionKernel,
     CheckpointConfig,
     EngineConfig,
     OptimizerConfig,
@@ -46,6 +51,7 @@ from configs.schema.training import (
 
 __all__ = [
     "AlignmentConfig",
+    "AttentionKernel",
     "AudioRows",
     "BackboneConfig",
     "CheckpointConfig",
@@ -59,15 +65,20 @@ __all__ = [
     "LoaderConfig",
     "LoraConfig",
     "MixtureConfig",
+    "ObserveConfig",
     "OnIncident",
     "OptimizerConfig",
     "ParallelConfig",
     "ParameterGroupConfig",
+    "Positions",
     "Precision",
+    "ProfileConfig",
     "QualityConfig",
     "Recompute",
     "RecomputeMethod",
     "ResilienceConfig",
+    "RopeScaling",
+    "RopeScalingKind",
     "RunConfig",
     "Schedule",
     "SourceConfig",
@@ -98,6 +109,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    observe: ObserveConfig = field(default_factory=ObserveConfig)
     resilience: ResilienceConfig = field(default_factory=ResilienceConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     export: ExportConfig = field(default_factory=ExportConfig)

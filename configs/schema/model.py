@@ -10,9 +10,37 @@ from omegaconf import MISSING
 from configs.schema.training import Precision
 
 
+class Positions(Enum):
+    """How tokens know their order within a sample."""
+
+    rope = "rope"  # queries and keys are rotated (2104.09864), dimension i with i + half, as Llama does it
+    sqrt_alibi = "sqrt_alibi"  # -slope x sqrt(distance) is added to scores, as in Step-1
+    none = "none"  # by the causal mask alone
+
+
+class RopeScalingKind(Enum):
+    linear = "linear"  # all frequencies / factor
+    llama3 = "llama3"  # slow ones / factor, fast ones as they are
+    yarn = "yarn"
+
+
+@dataclass
+class RopeScaling:
+    """How rotary frequencies are stretched; what linear does not name it does not use."""
+
+    kind: RopeScalingKind = MISSING
+    factor: float = MISSING  # positions it is to reach over those it was trained on
+    original_positions: int | None = None  # positions it was trained on; llama3 and yarn need it
+    low_frequency_factor: float = 1.0  # llama3: what turns fewer times over the original positions is slow
+    high_frequency_factor: float = 4.0  # llama3: what turns more often is fast
+    beta_fast: float = 32.0  # yarn: turns over the original positions from which nothing is stretched
+    beta_slow: float = 1.0  # yarn: turns below which all is stretched
+    attention_factor: float | None = None  # yarn: on cosines and sines; None: 0.1 ln(factor) + 1
+
+
 @dataclass
 class BackboneConfig:
-    """The text LLM that learns to listen and speak (Llama family: RMSNorm, RoPE, GQA, SwiGLU)."""
+    """The text LLM that learns to listen and speak (RMSNorm, GQA, SwiGLU; Llama's family and Step-1's)."""
 
     name: str = MISSING
     layers: int = MISSING
@@ -22,8 +50,11 @@ class BackboneConfig:
     kv_heads: int = MISSING
     head_dim: int | None = None  # None: hidden / heads
     norm_eps: float = 1e-5
+    positions: Positions = Positions.rope
     rope_base: float = 10000.0
+    rope_scaling: RopeScaling | None = None  # None: frequencies as rope_base gives them
     qkv_bias: bool = False
+    qk_norm: bool = False  # RMSNorm of every query and key head, before positions (Qwen3)
     tied_embeddings: bool = True
     init_std: float = 0.02
     max_positions: int = 8192

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -11,6 +12,14 @@ from omegaconf import MISSING
 class Precision(Enum):
     fp32 = "fp32"
     bf16 = "bf16"  # parameters and activations; main parameters and gradient sums stay fp32
+
+
+class AttentionKernel(Enum):
+    auto = "auto"  # sdpa on the CPU; on a GPU flex for sqrt_alibi, else varlen in bf16 and sdpa in fp32
+    sdpa = "sdpa"  # PyTorch's scaled_dot_product_attention, sample by sample
+    varlen = "varlen"  # PyTorch's flash attention of variable lengths
+    flex = "flex"  # FlexAttention, compiled
+    te = "te"  # TransformerEngine's DotProductAttention, where it is installed
 
 
 class Schedule(Enum):
@@ -53,7 +62,7 @@ class ParallelConfig:
     # What each (virtual) stage holds: E embedding, t layer, L head and loss, | next stage, as in "Ett|(ttt|)*2tL";
     # "auto": balanced by cost, the head's rows counted against layers; None: layers evenly.
     pipeline_layout: str | None = None
-    context: int = 1
+    context: int = 1  # ranks that share every row of tokens, two runs of it each
     expert: int = 1
     sequence: bool = False  # sequence parallelism beside tensor parallelism
     data: int | None = None  # derived from the number of processes; if given, must agree with it
@@ -104,6 +113,7 @@ class TrainConfig:
     sequence_length: int = 1024  # tokens a pack
     seed: int = 1234
     precision: Precision = Precision.fp32
+    attention: AttentionKernel = AttentionKernel.auto
     deterministic: bool = True
     log_samples: bool = False  # global sample ids of every step in metrics.jsonl
     validate_every: int = 100  # steps; validation also runs before the first step and after the last; 0: never
@@ -131,4 +141,11 @@ class TrackerConfig:
 
 @dataclass
 class EngineConfig:
-    name: str = "megatron"
+    """What runs the steps; options but the name are DeepSpeed's."""
+
+    name: str = "megatron"  # or deepspeed
+    # What is cut up over data-parallel ranks. 0: nothing; 1: optimiser state; 2: gradients too; 3: parameters too
+    zero_stage: int = 1
+    # DeepSpeed's own configuration, passed on as it is: zero_optimization.offload_optimizer, bucket sizes and the like.
+    # Keys of what other options here decide are refused.
+    deepspeed: dict[str, Any] = field(default_factory=dict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from checkpoints.inspect import verify
 from checkpoints.manifest import MODEL_PREFIX, read_manifest
 from checkpoints.rules import HALVES, QKV
 from checkpoints.vocabulary_surgery import grow_rows
-from configs.schema import BackboneConfig, Precision
+from configs.schema import BackboneConfig, Positions, Precision, RopeScaling, RopeScalingKind
 from runtime.exits import BadInput, StoppedEarly
 from tests.checkpoints.disks import small_disk
 from tests.checkpoints.models import CODES, ROWS, SPECIALS, backbone, rewrite, tensors, tokenizer_json, vocabulary
@@ -182,13 +183,39 @@ def test_another_backbone_is_refused(tmp_path: Path, changes: dict[str, Any], sa
     assert not (tmp_path / "native").exists()
 
 
-def test_scaled_positions_are_refused(tmp_path: Path) -> None:
+def test_a_scaling_that_the_backbone_lacks_is_refused(tmp_path: Path) -> None:
     source = write(tmp_path / "source", backbone())
     config = json.loads((source / "config.json").read_text())
     config["rope_parameters"]["rope_type"] = "llama3"
     (source / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BadInput, match="rope scaling llama3"):
+    with pytest.raises(BadInput, match=r"rope scaling rope_type llama3 there, default in backbone\.test"):
         to_native(source, tmp_path / "native", backbone())
+
+
+SCALINGS = (
+    RopeScaling(RopeScalingKind.linear, 4.0),
+    RopeScaling(RopeScalingKind.llama3, 8.0, 32, 1.0, 4.0),
+    RopeScaling(RopeScalingKind.yarn, 4.0, 16),
+    RopeScaling(RopeScalingKind.yarn, 4.0, 16, beta_fast=16.0, attention_factor=1.5),
+)
+
+
+@pytest.mark.parametrize("scaling", SCALINGS, ids=lambda scaling: scaling.kind.value)
+def test_scalings_of_positions_are_told_apart(tmp_path: Path, scaling: RopeScaling) -> None:
+    """A folder that transformers writes with a scaling is the backbone that has it, and no other."""
+    source = write(tmp_path / "source", backbone(rope_scaling=scaling))
+    to_native(source, tmp_path / "native", backbone(rope_scaling=scaling))
+    for other in (None, replace(scaling, factor=3.0), *SCALINGS):
+        if other != scaling:
+            with pytest.raises(BadInput, match="rope scaling"):
+                to_native(source, tmp_path / "other", backbone(rope_scaling=other))
+
+
+@pytest.mark.parametrize("changes", [{"positions": Positions.sqrt_alibi}, {"qk_norm": True}])
+def test_a_backbone_that_llama_is_not_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    source = write(tmp_path / "source", backbone())
+    with pytest.raises(BadInput, match="no Hugging Face architecture here has"):
+        to_native(source, tmp_path / "native", backbone(**changes))
 
 
 def test_missing_and_unknown_tensors_are_refused(tmp_path: Path) -> None:

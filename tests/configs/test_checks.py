@@ -12,7 +12,7 @@ from configs.checks import check
 from configs.checks.topology import data_parallel_size, model_parallel_size
 from configs.compose import compose_stage
 from configs.recipe import load_recipe
-from configs.schema import Config, Recompute, RecomputeMethod, SourceConfig
+from configs.schema import Config, Precision, Recompute, RecomputeMethod, SourceConfig
 from runtime.exits import BadInput
 from tests.configs.recipes import write_recipe
 
@@ -41,6 +41,12 @@ def test_a_possible_config_passes(base: Config) -> None:
     check(changed(base, "parallel.tensor=2 parallel.pipeline=2 parallel.sequence=true"), processes=8)
 
 
+def test_deepspeed_adds_bf16_gradients_up_in_fp32_alone(base: Config) -> None:
+    engine = replace(base.engine, name="deepspeed", zero_stage=0)
+    with pytest.raises(BadInput, match="would add gradients up in bf16"):
+        check(replace(base, engine=engine, train=replace(base.train, precision=Precision.bf16)))
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -55,7 +61,26 @@ def test_a_possible_config_passes(base: Config) -> None:
         ("optimizer.lr=-1.0", "optimizer.lr=-1.0"),
         ("optimizer.floor=1.5", "optimizer.floor=1.5: has to be from 0 to 1"),
         ("corpus.validation_share=2", "corpus.validation_share=2"),
-        ("engine.name=deepspeed", "engine=deepspeed is not there yet"),
+        ("engine.deepspeed={'wall_clock_breakdown':True}", "engine.deepspeed is for engine.name=deepspeed"),
+        ("engine.name=deepspeed engine.zero_stage=4", "engine.zero_stage=4: has to be from 0 to 3"),
+        ("engine.name=deepspeed engine.zero_stage=3 parallel.tensor=2", "ZeRO-3 cuts up parameters by itself"),
+        ("engine.name=deepspeed engine.zero_stage=2 parallel.pipeline=2", "take engine.zero_stage=1 at most"),
+        (
+            "engine.name=deepspeed parallel.distributed_optimizer=true",
+            "is Megatron's; DeepSpeed's is engine.zero_stage",
+        ),
+        ("engine.name=deepspeed engine.deepspeed={'gradient_clipping':1}", "optimizer.clip_grad decides it"),
+        ("engine.name=deepspeed engine.deepspeed={'zero_optimization':{'stage':2}}", "engine.zero_stage decides it"),
+        ("engine.name=deepspeed engine.deepspeed={'zero_optimization':2}", "zero_optimization has to be a mapping"),
+        (
+            "engine.name=deepspeed engine.zero_stage=2 "
+            "engine.deepspeed={'zero_optimization':{'offload_param':{'device':'cpu'}}}",
+            "offload_param needs engine.zero_stage=3 or above",
+        ),
+        (
+            "engine.name=deepspeed engine.deepspeed={'zero_optimization':{'offload_optimizer':{'device':'nvme'}}}",
+            "device=nvme: has to be cpu or none",
+        ),
         ("engine.name=other", "engine.name=other: not one of megatron"),
         ("optimizer.name=sgd", "optimizer.name=sgd: not one of adamw"),
         ("tracker.wandb=sometimes", "not one of offline, online, disabled"),
@@ -82,7 +107,7 @@ def test_a_possible_config_passes(base: Config) -> None:
         ),
         ("parallel.pipeline=2 train.micro_batch=2 train.validation_packs=31", "is no multiple of train.micro_batch=2"),
         ("parallel.recompute_layers=0", "parallel.recompute_layers=0: has to be above 0"),
-        ("parallel.context=2", "context parallelism is not there yet"),
+        ("parallel.context=3", "parallel.context=3 cuts rows into 6 runs, which do not divide"),
         ("parallel.expert=2", "expert parallelism is not there yet"),
         ("backbone.kv_heads=3", "backbone.kv_heads=3 does not divide backbone.heads=4"),
         ("backbone.heads=6 backbone.kv_heads=6", "backbone.heads=6 does not divide backbone.hidden=256"),

@@ -115,7 +115,7 @@ def test_a_written_config_reads_back_equal(recipe: str, tmp_path: Path) -> None:
     ("word", "said"),
     [
         ("train.stepz=3", "train.stepz: no such key; did you mean train.steps?"),
-        ("steps=3", "steps: no such key; did you mean train.steps?"),
+        ("steps=3", "steps: no such key; did you mean train.steps or observe.profile.steps?"),
         ("trian.steps=3", "trian: no such key; did you mean train?"),
         ("zzz=1", "zzz: no such key; the config has recipe, scale, run"),
         ("mixture.sources.a.foo=1", "mixture.sources.a.foo: no such key; mixture.sources.a has layout, weight"),
@@ -129,7 +129,7 @@ def test_a_written_config_reads_back_equal(recipe: str, tmp_path: Path) -> None:
         ("backbone=5", "choose one of smollm2_135m, tiny"),
         ("mixture.sources.asr=3", "it has keys of its own"),
         ("backbone=tinny", "no such backbone; did you mean tiny?"),
-        ("engine=none", "no such engine; there are deepspeed, megatron"),
+        ("engine=none", "no such engine; there are deepspeed, deepspeed_pipeline"),
         ("train.steps=1,2", "one run takes one value"),
         ("train.steps", "'train.steps' is not of the form key=value"),
         ("=3", "'=3' is not of the form key=value"),

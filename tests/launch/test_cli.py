@@ -41,7 +41,7 @@ def recipe(tmp_path: Path) -> str:
     [
         ("train", "train.stepz=3", "did you mean train.steps?"),
         ("train", "parallel.tensor=3", "parallel.tensor=3 does not divide backbone.heads=4"),
-        ("run", "engine=deepspeed", "engine=deepspeed is not there yet"),
+        ("run", "engine.deepspeed.optimizer.type=Lion", "engine.deepspeed is for engine.name=deepspeed"),
         ("train", "parallel.data=3", "loader.lanes=8 does not divide"),
     ],
 )

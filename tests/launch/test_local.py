@@ -121,6 +121,27 @@ def test_rank_0_can_listen_on_the_port_and_others_reach_it(tmp_path: Path) -> No
     assert run_ranks(program(body), ranks=2, logs=tmp_path) == DONE
 
 
+def test_a_wish_for_a_profile_reaches_every_rank_and_ends_nothing(tmp_path: Path) -> None:
+    """Rank 1 is not ready for it yet, as a rank that still imports is not."""
+    body = f"""
+        {textwrap.indent(WRITE_PID, " " * 8).strip()}
+        got = []
+        if rank == 0:
+            signal.signal(signal.SIGUSR2, lambda number, frame: got.append(number))
+        write_pid(f'rank-{{rank}}', os.getpid())
+        deadline = time.monotonic() + 20
+        while not os.path.exists(os.path.join(os.environ['FOLDER'], 'sent')) or (rank == 0 and not got):
+            if time.monotonic() > deadline: sys.exit(1)
+            time.sleep(0.02)
+    """
+    launcher = in_launcher(tmp_path, body)
+    pids(tmp_path, 2)
+    launcher.send_signal(signal.SIGUSR2)
+    time.sleep(0.2)
+    (tmp_path / "sent").touch()
+    assert launcher.wait(30) == DONE
+
+
 def test_logs_are_appended_to(tmp_path: Path) -> None:
     for word in ("first", "second"):
         assert run_ranks(program(f"print('{word}')"), ranks=1, logs=tmp_path) == DONE

@@ -68,3 +68,17 @@ def differences(curve: Curve, expected: Curve) -> tuple[float, float]:
     ]
     norms = [abs(ours["grad_norm"] / theirs["grad_norm"] - 1) for ours, theirs in zip(curve, expected, strict=True)]
     return max(losses), max(norms)
+
+
+def group_differences(curve: Curve, expected: Curve) -> float:
+    """Largest relative difference of any group's norm, of gradients, parameters and updates; 0 where none were
+    measured."""
+    return max(
+        (
+            abs(ours[key] / theirs[key] - 1)
+            for ours, theirs in zip(curve, expected, strict=True)
+            for key in theirs.keys() & ours.keys()
+            if key.startswith("norm/")
+        ),
+        default=0.0,
+    )

@@ -46,7 +46,9 @@ def tiny_config(folder: Path, corpus: Path, **changes: Any) -> Config:
     config.tracker.wandb = "disabled"
     written = OmegaConf.structured(config)
     for key, value in changes.items():
-        OmegaConf.update(written, key.replace("__", "."), value)
+        for part in reversed(key.split("__")):
+            value = {part: value}
+        written.merge_with(value)
     return OmegaConf.to_object(written)  # type: ignore[return-value]
 
 

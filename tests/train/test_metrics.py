@@ -1,21 +1,17 @@
-"""Metric files, the console and the tracker, and the numbers behind MFU."""
+"""Metric files, the console and the tracker."""
 
 import io
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 import wandb
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.flop_counter import FlopCounterMode
 
-from configs.schema import BackboneConfig, Precision, TrackerConfig
+from configs.schema import TrackerConfig
 from train.console import Console
-from train.flops import device_peak_flops, matmul_parameters, mean_attended, model_flops_per_token
 from train.metrics import METRICS_FILE, MetricLog, read_metrics, read_validation
 from train.tracker import RUN_ID_FILE, Tracker
 
@@ -148,84 +144,3 @@ def test_a_disabled_tracker_writes_nothing(tmp_path: Path) -> None:
     tracker.log({"loss": 1.0}, step=1)
     tracker.close()
     assert list(tmp_path.iterdir()) == []
-
-
-# --- MFU --------------------------------------------------------------------------------------------------------
-
-TINY = BackboneConfig(name="tiny", layers=3, hidden=64, ffn=176, heads=4, kv_heads=2, tokenizer="none")
-
-
-class Reference(torch.nn.Module):
-    """The matrices of a Llama-like model with attention that computes every score, masked or not."""
-
-    def __init__(self, backbone: BackboneConfig, vocabulary_size: int) -> None:
-        super().__init__()
-        self.head_dim = backbone.hidden // backbone.heads
-        self.repeats = backbone.heads // backbone.kv_heads
-        narrow = backbone.kv_heads * self.head_dim
-        widths = {"q": backbone.hidden, "k": narrow, "v": narrow, "o": backbone.hidden}
-        self.embedding = torch.nn.Embedding(vocabulary_size, backbone.hidden)
-        self.layers = torch.nn.ModuleList()
-        for _ in range(backbone.layers):
-            layer = {name: torch.nn.Linear(backbone.hidden, width, bias=False) for name, width in widths.items()}
-            for name in ("gate", "up"):
-                layer[name] = torch.nn.Linear(backbone.hidden, backbone.ffn, bias=False)
-            layer["down"] = torch.nn.Linear(backbone.ffn, backbone.hidden, bias=False)
-            self.layers.append(torch.nn.ModuleDict(layer))
-        self.head = torch.nn.Linear(backbone.hidden, vocabulary_size, bias=False)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        x = self.embedding(tokens)
-        layer: Any
-        for layer in self.layers:
-            q, k, v = (self._heads(layer[name](x)) for name in "qkv")
-            k, v = k.repeat_interleave(self.repeats, 0), v.repeat_interleave(self.repeats, 0)
-            mixed = (q @ k.transpose(1, 2)).softmax(-1) @ v
-            x = x + layer["o"](mixed.transpose(0, 1).reshape(x.shape))
-            x = x + layer["down"](torch.nn.functional.silu(layer["gate"](x)) * layer["up"](x))
-        return self.head(x)
-
-    def _heads(self, x: torch.Tensor) -> torch.Tensor:
-        return x.view(len(x), -1, self.head_dim).transpose(0, 1)
-
-
-def test_matmul_parameters_are_all_the_matrices_of_a_model() -> None:
-    with torch.device("meta"):
-        model = Reference(TINY, 320)
-    linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
-    assert matmul_parameters(TINY, 320) == sum(module.weight.numel() for module in linear)
-
-
-def test_flops_are_those_that_torch_counts_when_every_score_is_computed() -> None:
-    tokens = 32
-    model = Reference(TINY, 320)
-    with FlopCounterMode(display=False) as counter:
-        model(torch.zeros(tokens, dtype=torch.long)).sum().backward()
-    assert model_flops_per_token(TINY, 320, attended=tokens) == counter.get_total_flops() / tokens
-
-
-def test_causal_samples_attend_to_half_of_themselves() -> None:
-    assert mean_attended([1]) == 1
-    assert mean_attended([4]) == 2.5
-    assert mean_attended([3, 1]) == (6 + 1) / 4
-
-
-@pytest.mark.parametrize(
-    ("device", "precision", "teraflops"),
-    [
-        ("NVIDIA A100-SXM4-80GB", Precision.bf16, 312.0),
-        ("NVIDIA A100-SXM4-80GB", Precision.fp32, 19.5),
-        ("NVIDIA H100 80GB HBM3", Precision.bf16, 989.5),
-        ("NVIDIA H100 PCIe", Precision.bf16, 756.5),
-        ("NVIDIA H200", Precision.bf16, 989.5),
-        ("NVIDIA B200", Precision.bf16, 2250.0),
-        ("NVIDIA L40S", Precision.bf16, 362.0),
-    ],
-)
-def test_known_devices(device: str, precision: Precision, teraflops: float) -> None:
-    assert device_peak_flops(device, precision) == teraflops * 1e12
-
-
-@pytest.mark.parametrize("device", ["cpu", "", "AMD EPYC 9654", "NVIDIA A10G", "NVIDIA GeForce RTX 4090"])
-def test_unknown_devices_have_no_peak(device: str) -> None:
-    assert device_peak_flops(device, Precision.bf16) is None

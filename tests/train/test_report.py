@@ -306,3 +306,26 @@ def test_damage_by_kind_is_a_curve_that_begins_at_nothing() -> None:
     records = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 1.0, "damaged/checksum": 3}]
     (_, chart) = charts_of(records, [], {})
     assert chart.key == "damaged" and [(line.name, line.y) for line in chart.lines] == [("checksum", [0.0, 3.0])]
+
+
+def test_what_is_measured_now_and_then_is_drawn_where_it_was_measured() -> None:
+    records = []
+    for step in range(1, 13):
+        record = {"step": step, "seconds": 2.0, "time/data": 0.5, "time/forward": 1.0, "time/other": 0.5}
+        if step % 5 == 0:
+            record |= {"memory/host": step / 10, "norm/grad/trunk": 3.0, "norm/grad/layer-000": 2.0}
+            record |= {"norm/param/trunk": 50.0, "norm/update/trunk": 0.5}
+            record |= {"ranks/forward/mean": 1.0, "ranks/forward/max": 1.5}
+        records.append(record)
+    charts = {chart.key: chart for chart in charts_of(records, [], {})}
+    drawn = {key: {line.name: line.y for line in chart.lines} for key, chart in charts.items()}
+    assert drawn["time"] == {"data": [0.25] * 12, "forward": [0.5] * 12, "other": [0.25] * 12}
+    assert charts["time"].style == "stack" and charts["time"].x == list(range(1, 13))
+    for key, expected in {
+        "memory": {"host": [0.5, 1.0]},
+        "norm_grad": {"trunk": [3.0, 3.0]},
+        "norm_grad_layers": {"layer-000": [2.0, 2.0]},
+        "norm_update": {"trunk": [0.01, 0.01]},
+        "slowest": {"forward": [1.5, 1.5]},
+    }.items():
+        assert drawn[key] == expected and charts[key].x == [5, 10], key

@@ -8,10 +8,15 @@ from pathlib import Path
 import pytest
 
 from tests.data_pipeline.synthetic import make_corpus
-from tests.train.matrix import STEPS, Matrix, Row, differences, rows
+from tests.train.matrix import STEPS, Matrix, Row, differences, group_differences, rows
 from tests.train.runs import run_config, tiny_config
 
 LOSS, NORM = 1e-4, 1e-3  # relative
+OVERLAPPED = {
+    "parallel__distributed_optimizer": True,
+    "parallel__overlap_gradients": True,
+    "parallel__overlap_parameters": True,
+}
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +31,17 @@ def test_the_curve_is_that_of_a_single_process(row: Row, matrix: Matrix) -> None
     loss, norm = differences(curve, expected)
     assert loss < LOSS
     assert norm < NORM
+    assert group_differences(curve, expected) < NORM
     assert [line["tokens"] for line in curve] == [line["tokens"] for line in expected]
     assert expected[-1]["loss"] < expected[0]["loss"]
+    for line in curve:
+        squares = [norm**2 for key, norm in line.items() if key.startswith("norm/grad/")]
+        assert not squares or sum(squares) == pytest.approx(line["grad_norm"] ** 2, rel=1e-5), "a group is missing"
 
 
 def test_bf16_with_fp32_main_parameters_follows_the_fp32_curve(tmp_path: Path) -> None:
-    """With the distributed optimiser over two ranks and without, and resumed: bf16 rounds at 2^-8."""
+    """With the distributed optimiser over two ranks and without, on overlapped interleaved pipelines, and resumed: bf16
+    rounds at 2^-8."""
     corpus = make_corpus(tmp_path / "corpus")
     expected = run_config(tiny_config(tmp_path / "fp32", corpus))
     changes = {"train__precision": "bf16", "checkpoint__every": 10}
@@ -40,7 +50,11 @@ def test_bf16_with_fp32_main_parameters_follows_the_fp32_curve(tmp_path: Path) -
         assert ours["loss"] == pytest.approx(exact["loss"], rel=2e-2)
     shared = tiny_config(tmp_path / "shared", corpus, parallel__distributed_optimizer=True, **changes)
     whole = run_config(shared, 2)
-    for ours, one in zip(whole, single, strict=True):
+    interleaved = {"parallel__pipeline": 2, "parallel__virtual_pipeline": 2}
+    spread = tiny_config(tmp_path / "spread", corpus, train__precision="bf16", **interleaved, **OVERLAPPED)
+    for ours, theirs, one in zip(whole, run_config(spread, 4), single, strict=True):
         assert ours["loss"] == pytest.approx(one["loss"], rel=1e-2)
+        assert theirs["loss"] == pytest.approx(one["loss"], rel=1e-2)
+        assert theirs["grad_norm"] == pytest.approx(one["grad_norm"], rel=5e-2)
     shutil.rmtree(tmp_path / "shared/checkpoints/step-00000020")
     assert [line["loss"] for line in run_config(shared, 2)] == [line["loss"] for line in whole]

@@ -110,7 +110,7 @@ def _map_devices() -> None:
 
 
 def _map_megatron() -> None:
-    """Random state, and names that Megatron-Core leaves undefined without TransformerEngine."""
+    """Megatron's own view of the random state."""
     torch_module: Any = torch
     compile_function = torch.compile
     # Megatron compiles its fusions as it loads; on a CPU that costs seconds and a C++ compiler, and wins nothing.
@@ -123,16 +123,3 @@ def _map_megatron() -> None:
     names: Any = random_state
     names._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
     names._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
-    if not hasattr(names, "FP8GlobalStateManager"):
-        names.FP8GlobalStateManager = _NoFp8
-        names.activation_recompute_forward = names.fp8_autocast = lambda **_: contextlib.nullcontext()
-
-
-class _NoFp8:
-    @staticmethod
-    def is_fp8_enabled() -> bool:
-        return False
-
-    @staticmethod
-    def get_fp8_recipe() -> None:
-        return None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 from megatron.core.distributed import (
@@ -23,13 +23,20 @@ from checkpoints.manifest import MODEL_PREFIX
 from configs.pipeline import settled
 from configs.schema import Config, Precision
 from data_pipeline.batch import Batch
-from train.engines import distributed_state
+from data_pipeline.context import share_of
+from train.engines import distributed_state, optimizer_state
 from train.engines import megatron_optimizer as optimizers
+from train.engines.accounting import StepAccount, any_rank
 from train.engines.protocol import Evidence, Objective, Outcome
-from train.engines.trained_set import freeze, groups_of
+from train.engines.trained_set import adapt, freeze, groups_of
+from train.models.attention.context import gather_row
 from train.models.initialise import initialise, place_rows
+from train.models.parameters import named_parameters
 from train.models.speech_lm import SpeechLM, run
 from train.models.trunk import transformer_config
+from train.observe.megatron_norms import GroupNorms
+from train.observe.phases import OPTIMIZER
+from train.observe.stopwatch import MegatronTimers, Stopwatch
 
 
 class MegatronEngine:
@@ -45,22 +52,27 @@ class MegatronEngine:
         self.device = device
         self.data_rank = parallel_state.get_data_parallel_rank()
         self.data_size = parallel_state.get_data_parallel_world_size()
-        self._reports = (
-            parallel_state.is_pipeline_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0
-        )  # one rank of each model replica speaks for it in global sums
+        self._context = parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
         tensor_parallel.model_parallel_cuda_manual_seed(config.train.seed)
 
-        self._losses: list[tuple[torch.Tensor, torch.Tensor]] = []  # of the last step: sum and count by micro-batch
+        self._account: StepAccount | None = None  # of the last step or validation pass
         self._gradients: torch.Tensor | None = None  # finite where this rank's own gradients were, before reduction
 
         precision = config.train.precision
         parallel = settled(config.backbone, config.parallel, padded_vocabulary)
-        megatron_config = transformer_config(config.backbone, parallel, precision)
+        megatron_config = transformer_config(
+            config.backbone,
+            parallel,
+            precision,
+            attention=config.train.attention,
+            deterministic=config.train.deterministic,
+        )
         # One model a virtual pipeline stage of this rank, in order; without interleaving that is one.
         self.models = [
             SpeechLM(config.backbone, megatron_config, padded_vocabulary, stage)
             for stage in range(config.parallel.virtual_pipeline or 1)
         ]
+        adapt(config.stage.lora, self.models)
         for model in self.models:
             initialise(model, config.train.seed, config.backbone.init_std)
             model.to(device)
@@ -75,6 +87,7 @@ class MegatronEngine:
         megatron_config.finalize_model_grads_func = self._finalise
         megatron_config.grad_scale_func = self.optimizer.scale_loss
         self._overlap(megatron_config)
+        self._observe(megatron_config)
 
     def _parallel(self, model: SpeechLM, number: int) -> DistributedDataParallel:
         """Chunk `number` of this rank, its gradients reduced over the data-parallel ranks; parameters made equal."""
@@ -118,6 +131,16 @@ class MegatronEngine:
             for chunk in self.chunks:
                 chunk.start_param_sync(force_sync=True)
 
+    def _observe(self, megatron_config: TransformerConfig) -> None:
+        """Have the schedule and the optimisers mark the stopwatch's phases, and know what norms by group are of."""
+        self.stopwatch = Stopwatch(self.device)
+        megatron_config.timers = timers = MegatronTimers(self.stopwatch)
+        for part in getattr(self.optimizer, "chained_optimizers", [self.optimizer]):
+            part.config.timers = timers
+        names = {named.parameter: named.name for model in self.models for named in named_parameters(model)}
+        layers = self.config.backbone.layers if self.config.observe.norms_by_layer else 0
+        self.norms = GroupNorms(self.optimizer, names, self.trained, layers, self.device)
+
     # --- steps ----------------------------------------------------------------------------------------------
 
     def train_step(
@@ -126,28 +149,34 @@ class MegatronEngine:
         learning_rate: float,
         extra: list[float],
         accept: Callable[[Outcome], bool],
+        *,
+        norms: bool = False,
     ) -> Outcome:
+        self.stopwatch.begin()
         for chunk in self.chunks:
             chunk.train()
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        sums, totals = self._run(batches, extra, forward_only=False)
-        norm = optimizers.gradient_norm(self.optimizer)
-        outcome = self._outcome(sums, totals, float(norm))
+        account = self._run(batches, extra, forward_only=False)
+        measured = self.norms.gradients() if norms else {}
+        with self.stopwatch.phase(OPTIMIZER):
+            norm = optimizers.gradient_norm(self.optimizer)
+        outcome = account.close(float(norm))
         if accept(outcome):
-            optimizers.set_rates(self.optimizer, learning_rate, self.config.optimizer)
-            optimizers.apply(self.optimizer, norm)
-        return outcome
+            with self.stopwatch.phase(OPTIMIZER):
+                optimizers.set_rates(self.optimizer, learning_rate, self.config.optimizer)
+                optimizers.apply(self.optimizer, norm)
+            measured |= self.norms.parameters() if norms else {}
+        return replace(outcome, seconds=self.stopwatch.read(), norms=measured)
 
     def evidence(self) -> Evidence:
-        losses = [float(total) / max(float(count), 1e-9) for total, count in self._losses]
+        losses = self._account.averages() if self._account else []
         return Evidence(losses, None if self._gradients is None else bool(self._gradients.isfinite().all()))
 
     def evaluate(self, batches: list[Batch], extra: list[float]) -> Outcome:
         self._look()
         with torch.no_grad():
-            sums, totals = self._run(batches, extra, forward_only=True)
-        return self._outcome(sums, totals, None)
+            return self._run(batches, extra, forward_only=True).close(None)
 
     def logits(self, batch: Batch) -> torch.Tensor | None:
         """Logits over all rows of the vocabulary, fp32 [1, N, V], on the last pipeline stage; None elsewhere."""
@@ -158,19 +187,18 @@ class MegatronEngine:
             return run(chunk, next(batches), labels=None), collect
 
         def collect(output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-            seen.append(tensor_parallel.gather_from_tensor_model_parallel_region(output).float())
+            part = tensor_parallel.gather_from_tensor_model_parallel_region(output).float()
+            seen.append(gather_row(part[0], parallel_state.get_context_parallel_group())[None])
             return output.sum(), torch.ones((), dtype=torch.int, device=output.device), {}
 
         # The interleaved schedule takes no fewer micro-batches than there are stages; one is wanted.
         copies = self.config.parallel.pipeline if len(self.chunks) > 1 else 1
         with torch.no_grad():
-            self._schedule(forward, [batch.to(self.device)] * copies, forward_only=True)
+            self._schedule(forward, [self._share(batch)] * copies, forward_only=True)
         return seen[0] if seen else None
 
     def any(self, flag: bool) -> bool:
-        raised = torch.tensor([float(flag)], device=self.device)
-        dist.all_reduce(raised, op=dist.ReduceOp.MAX)
-        return bool(raised.item())
+        return any_rank(flag, self.device)
 
     def _look(self) -> None:
         """Ready for forward passes without learning."""
@@ -178,36 +206,24 @@ class MegatronEngine:
         for chunk in self.chunks:
             chunk.eval()
 
-    def _run(
-        self, batches: list[Batch], extra: list[float], *, forward_only: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Micro-batches through the schedule. Returns this rank's loss sums and the global counts and extras."""
-        batches = [batch.to(self.device) for batch in batches]
-        totals = torch.zeros(self.objective.terms + len(extra), dtype=torch.float64, device=self.device)
-        if self._reports:
-            for batch in batches:
-                totals[: self.objective.terms] += self.objective.counts(batch)
-            totals[self.objective.terms :] = torch.tensor(extra, dtype=torch.float64)
-        dist.all_reduce(totals)
-        count = totals[: self.objective.terms].sum().clamp(min=1e-9).float()
-        sums = torch.zeros(self.objective.terms, dtype=torch.float64, device=self.device)
-
-        self._losses.clear()
+    def _run(self, batches: list[Batch], extra: list[float], *, forward_only: bool) -> StepAccount:
+        """Micro-batches through the schedule. Returns what they added up to, to be closed."""
+        batches = [self._share(batch) for batch in batches]
+        self._account = account = StepAccount(self.objective, batches, extra, self.device, self.stopwatch)
 
         def loss(batch: Batch, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-            if self._reports:
-                sums.add_(self.objective.sums(losses, batch))
-            total = self.objective.total(losses, batch)
-            self._losses.append((total.detach(), self.objective.counts(batch).sum()))
-            scalar = total / count
-            return scalar, torch.ones((), dtype=torch.int, device=losses.device), {}
+            return account.loss(batch, losses), torch.ones((), dtype=torch.int, device=losses.device), {}
 
         def forward(source: Iterator[Batch], chunk: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
             batch = next(source)
             return run(chunk, batch, batch.labels), partial(loss, batch)
 
         self._schedule(forward, batches, forward_only=forward_only)
-        return sums, totals
+        return account
+
+    def _share(self, batch: Batch) -> Batch:
+        """What this rank computes of a row, on its device."""
+        return share_of(batch, *self._context).to(self.device)
 
     def _finalise(self, chunks: list[DistributedDataParallel], *_: Any, **groups: Any) -> None:
         """Sum gradients over ranks. They must not be divided by Megatron's own token count: counts are global already.
@@ -227,16 +243,10 @@ class MegatronEngine:
             data_iterator=[iter(batches) for _ in self.chunks],
             model=self.chunks,
             num_microbatches=len(batches),
-            seq_length=batches[0].tokens.shape[1],
+            seq_length=batches[0].tokens.shape[1] * self._context[1],  # of a whole row: Megatron divides it
             micro_batch_size=1,
             forward_only=forward_only,
         )
-
-    def _outcome(self, sums: torch.Tensor, totals: torch.Tensor, gradient_norm: float | None) -> Outcome:
-        dist.all_reduce(sums)
-        known = totals.tolist()
-        terms = self.objective.terms
-        return Outcome(sums.tolist(), known[:terms], gradient_norm, known[terms:])
 
     # --- state ----------------------------------------------------------------------------------------------
 
@@ -254,9 +264,11 @@ class MegatronEngine:
             # Stacked layers need all of theirs; state of some layers alone goes by names with the layer's number.
             by_layer = {**metadata, "non_homogeneous_layers": True}
             model = self._sharded_model(by_layer) if self.trained.partial_layers else state["model"]
-            state["optimizer"] = optimizers.sharded_state(
+            own = optimizers.sharded_state(
                 self.optimizer, model, loading=loading, metadata=metadata, device=self.device
             )
+            masters = self.config.train.precision is Precision.bf16
+            state["optimizer"] = optimizer_state.packed(own, masters=masters, loading=loading)
         return state
 
     def _sharded_model(self, metadata: dict[str, Any]) -> dict[str, Any]:
@@ -269,7 +281,7 @@ class MegatronEngine:
             model.load_state_dict(state["model"][str(number)], strict=True)
         if optimizer:
             with torch.no_grad():
-                self.optimizer.load_state_dict(state["optimizer"])
+                self.optimizer.load_state_dict(optimizer_state.unpacked(state["optimizer"], self.optimizer))
             optimizers.unshare_steps(self.optimizer)
         else:
             self.optimizer.reload_model_params()

@@ -31,12 +31,11 @@ def build_optimizer(
     `optimizer.weight_decay` (in 1 where that is 0).
     """
 
-    def factors(parameter: torch.nn.Parameter) -> tuple[float, float]:
-        group = groups[parameter]
-        return group.lr_multiplier, group.decay(parameter.dim()) / _decay_unit(config)
+    def of(parameter: torch.nn.Parameter) -> tuple[float, float]:
+        return factors(parameter, groups[parameter], config)
 
     def override(pair: tuple[float, float]) -> tuple[ParamKey, Any]:
-        key = ParamKey(with_name_predicate=ParamWithNamePredicate(str(pair), lambda p, _: factors(p) == pair))
+        key = ParamKey(with_name_predicate=ParamWithNamePredicate(str(pair), lambda p, _: of(p) == pair))
         return key, {"lr_mult": pair[0], "wd_mult": pair[1]}
 
     return get_megatron_optimizer(
@@ -55,11 +54,18 @@ def build_optimizer(
             overlap_param_gather=parallel.overlap_parameters,
         ),
         chunks,
-        config_overrides=dict(override(pair) for pair in sorted({factors(parameter) for parameter in groups})),
+        config_overrides=dict(override(pair) for pair in sorted({of(parameter) for parameter in groups})),
     )
 
 
-def set_rates(optimizer: MegatronOptimizer, learning_rate: float, config: OptimizerConfig) -> None:
+def factors(parameter: torch.nn.Parameter, group: Group, config: OptimizerConfig) -> tuple[float, float]:
+    """What `set_rates` multiplies the learning rate and the unit of weight decay by for a parameter of `group`."""
+    return group.lr_multiplier, group.decay(parameter.dim()) / _decay_unit(config)
+
+
+def set_rates(
+    optimizer: MegatronOptimizer | torch.optim.Optimizer, learning_rate: float, config: OptimizerConfig
+) -> None:
     """Give every parameter group its learning rate and weight decay for the next step."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["lr_mult"]

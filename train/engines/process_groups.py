@@ -26,6 +26,7 @@ def join(parallel: ParallelConfig, timeout_minutes: float = 30) -> torch.device:
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline,
+        context_parallel_size=parallel.context,
     )
     return device
 

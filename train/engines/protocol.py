@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -18,12 +18,17 @@ class Outcome:
 
     sums, counts: of the objective's terms; gradient_norm: before clipping,
     None without a backward pass; extra: the sums over all data-parallel ranks of what each rank handed in.
+
+    seconds: this rank's own, how long each of `train.observe.phases.ENGINE_PHASES` took; norms: of groups of
+    parameters as "grad/<group>" (before clipping), "param/<group>" and "update/<group>", where they were asked for.
     """
 
     sums: list[float]
     counts: list[float]
     gradient_norm: float | None
     extra: list[float]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    norms: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,11 @@ class Engine(Protocol):
         learning_rate: float,
         extra: list[float],
         accept: Callable[[Outcome], bool],
+        *,
+        norms: bool = False,
     ) -> Outcome:
-        """One optimiser step over this rank's micro-batches, an equal number on every rank.
+        """One optimiser step over this rank's micro-batches, an equal number on every rank; `norms`: with norms by
+        group.
 
         `accept` is called once on every rank, when losses and gradient norm are known and before anything is updated.
         Where it answers no, which it does on all ranks or on none, parameters and optimiser state stay as they were.

@@ -1,4 +1,4 @@
-"""Freezing what a stage does not train, on models that are spread over pipeline stages."""
+"""What a stage trains of models that are spread over pipeline stages: low-rank updates added, the rest frozen."""
 
 from __future__ import annotations
 
@@ -10,10 +10,31 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from configs.schema import Config
+from configs.parameter_names import matching
+from configs.schema import Config, LoraConfig
+from runtime.exits import BadInput
+from train.models.lora import adaptable, add_lora
 from train.models.parameters import named_parameters
 from train.models.speech_lm import SpeechLM
 from train.trainable import Group, Trained, plan
+
+
+def adapt(lora: LoraConfig | None, models: Sequence[SpeechLM]) -> None:
+    """Give `models`, this rank's chunks, the low-rank updates that the stage asks for.
+
+    All ranks call this. Raises BadInput on all of them for a target that matches no linear layer.
+    """
+    if lora is None:
+        return
+    mine = sorted({name for model in models for name in adaptable(model)})
+    gathered: list[list[str]] = [mine] * dist.get_world_size()
+    dist.all_gather_object(gathered, mine)
+    known = sorted({name for part in gathered for name in part})
+    for target in lora.targets:
+        if not matching([target], known):
+            raise BadInput(f"stage.lora.targets: {target!r} matches none of {', '.join(known)}")
+    for model in models:
+        add_lora(model, lora)
 
 
 def freeze(config: Config, models: Sequence[SpeechLM]) -> Trained:

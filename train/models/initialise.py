@@ -15,6 +15,7 @@ from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 
+from configs.parameter_names import LORA_A, LORA_B
 from train.models.speech_lm import SpeechLM
 
 _RESIDUAL_OUTPUTS = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight")
@@ -22,7 +23,8 @@ _RESIDUAL_OUTPUTS = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight
 
 @torch.no_grad()
 def initialise(model: SpeechLM, seed: int, std: float) -> None:
-    """Fill `model` in place: matrices N(0, std), residual outputs N(0, std / sqrt(2 layers)), norms 1, biases 0."""
+    """Fill `model` in place: matrices N(0, std), residual outputs N(0, std / sqrt(2 layers)), norms 1, biases 0, and
+    LoRA's factors as `train.models.lora` says."""
     sharded = model.sharded_state_dict()
     apply_factories(sharded)
     for tensor in nested_values(sharded):
@@ -63,10 +65,18 @@ def _fill(tensor: ShardedTensor, seed: int, std: float, layers: int) -> None:
     if len(shape) < 2:
         tensor.data.fill_(0.0 if tensor.key.endswith("bias") else 1.0)
         return
+    if tensor.key.endswith(LORA_B):
+        tensor.data.fill_(0.0)
+        return
     if tensor.key.endswith(_RESIDUAL_OUTPUTS):
         std = std / math.sqrt(2 * layers)
     name = f"{seed}/{tensor.key}/{tensor.global_offset[:stacked]}"
     generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") >> 1)
-    whole = torch.empty(shape).normal_(0.0, std, generator=generator)
+    whole = torch.empty(shape)
+    if tensor.key.endswith(LORA_A):
+        bound = 1 / math.sqrt(shape[-1])
+        whole.uniform_(-bound, bound, generator=generator)
+    else:
+        whole.normal_(0.0, std, generator=generator)
     mine = tuple(slice(start, start + size) for start, size in zip(offset, tensor.data.shape, strict=True))
     tensor.data.copy_(whole[mine])

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
-from megatron.core.packed_seq_params import PackedSeqParams
-from megatron.core.transformer import TransformerConfig
 
 from configs.schema import BackboneConfig
 from data_pipeline.batch import Batch
 from data_pipeline.layouts import Layout
 from runtime.exits import BadInput
+from train.models.attention.row import packed_row
 from train.models.trunk import trunk_spec
+from train.models.trunk_config import TrunkConfig
 
 
 class SpeechLM(GPTModel):
@@ -25,7 +25,7 @@ class SpeechLM(GPTModel):
     """
 
     def __init__(
-        self, backbone: BackboneConfig, config: TransformerConfig, padded_vocabulary: int, virtual_stage: int = 0
+        self, backbone: BackboneConfig, config: TrunkConfig, padded_vocabulary: int, virtual_stage: int = 0
     ) -> None:
         super().__init__(
             config=config,
@@ -34,8 +34,7 @@ class SpeechLM(GPTModel):
             max_sequence_length=backbone.max_positions,
             pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=virtual_stage),
             post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=virtual_stage),
-            position_embedding_type="rope",
-            rotary_base=backbone.rope_base,
+            position_embedding_type="none",  # our core attention applies positions
             share_embeddings_and_output_weights=backbone.tied_embeddings,
             vp_stage=virtual_stage,
         )
@@ -58,17 +57,10 @@ def run(model: torch.nn.Module, batch: Batch, labels: torch.Tensor | None) -> to
     tensor-parallel rank's slice of the vocabulary [1, N, V / TP]; with labels [1, N], each token's cross entropy in
     nats, fp32 [1, N].
     """
-    packing = PackedSeqParams(
-        qkv_format="thd",
-        cu_seqlens_q=batch.cu_seqlens,
-        cu_seqlens_kv=batch.cu_seqlens,
-        max_seqlen_q=batch.longest,
-        max_seqlen_kv=batch.longest,
-    )
     return model(
         input_ids=batch.tokens,
         position_ids=batch.positions,
         attention_mask=None,
         labels=labels,
-        packed_seq_params=packing,
+        packed_seq_params=packed_row(batch),
     )

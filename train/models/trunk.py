@@ -8,18 +8,26 @@ import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 
-from configs.schema import BackboneConfig, ParallelConfig, Precision, Recompute
-from train.models.attention import PackedAttention
+from configs.schema import AttentionKernel, BackboneConfig, ParallelConfig, Precision, Recompute
+from train.models.attention.core import PackedAttention
+from train.models.attention.kernels import chosen
 from train.models.norm import RMSNorm
+from train.models.trunk_config import TrunkConfig
 
 
-def transformer_config(backbone: BackboneConfig, parallel: ParallelConfig, precision: Precision) -> TransformerConfig:
+def transformer_config(
+    backbone: BackboneConfig,
+    parallel: ParallelConfig,
+    precision: Precision,
+    *,
+    attention: AttentionKernel = AttentionKernel.auto,
+    deterministic: bool = False,
+) -> TrunkConfig:
     """Megatron's configuration of this backbone on this topology; no dropout, no biases but (optionally) of QKV."""
     bf16 = precision is Precision.bf16
-    return TransformerConfig(
+    return TrunkConfig(
         num_layers=backbone.layers,
         hidden_size=backbone.hidden,
         ffn_hidden_size=backbone.ffn,
@@ -32,6 +40,11 @@ def transformer_config(backbone: BackboneConfig, parallel: ParallelConfig, preci
         activation_func=F.silu,
         add_bias_linear=False,
         add_qkv_bias=backbone.qkv_bias,
+        qk_layernorm=backbone.qk_norm,
+        positions=backbone.positions,
+        rope_base=backbone.rope_base,
+        rope_scaling=backbone.rope_scaling,
+        kernel=chosen(attention, backbone.positions, half=bf16),
         hidden_dropout=0.0,
         attention_dropout=0.0,
         init_method_std=backbone.init_std,
@@ -42,10 +55,12 @@ def transformer_config(backbone: BackboneConfig, parallel: ParallelConfig, preci
         # The interleaved schedule hides its sends and receives behind the other chunks' work, each by itself.
         overlap_p2p_comm=parallel.virtual_pipeline is not None,
         batch_p2p_comm=parallel.virtual_pipeline is None,
+        context_parallel_size=parallel.context,
         sequence_parallel=parallel.sequence,
         pipeline_dtype=torch.bfloat16 if bf16 else torch.float32,
         params_dtype=torch.bfloat16 if bf16 else torch.float32,
         bf16=bf16,
+        deterministic_mode=deterministic,
         use_cpu_initialization=not torch.cuda.is_available(),
         # Losses arrive divided by their global counts, so Megatron must neither average nor rescale.
         calculate_per_token_loss=True,
@@ -73,11 +88,13 @@ def _recomputed(parallel: ParallelConfig) -> dict[str, Any]:
     }
 
 
-def trunk_spec(config: TransformerConfig, virtual_stage: int = 0) -> TransformerBlockSubmodules:
+def trunk_spec(config: TrunkConfig, virtual_stage: int = 0) -> TransformerBlockSubmodules:
     """The layers of this (virtual) pipeline stage, with our packed attention and norm in Megatron's places for them."""
     layer = get_gpt_layer_local_spec(normalization="RMSNorm")
     parts = layer.submodules
     parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
-    parts.self_attention.submodules.core_attention = PackedAttention
+    attention = parts.self_attention.submodules
+    attention.core_attention = PackedAttention
+    attention.q_layernorm = attention.k_layernorm = RMSNorm if config.qk_layernorm else None
     layers = get_num_layers_to_build(config, virtual_stage, parallel_state.get_pipeline_model_parallel_rank())
     return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=RMSNorm)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from train.metrics import Record
+from train.observe.phases import BACKWARD, CHECKPOINT, COMMUNICATION, FORWARD, INCIDENT, PHASES, VALIDATION
 
 MOST_POINTS = 1200  # of one line; a longer run is drawn as means of equal stretches
 
 _COLOURS = {"all": "ink", "text": "text", "audio": "audio", "linguistic": "linguistic", "semantic": "semantic"}
+_COLOURS |= {"data": "extra-2", "forward": "audio", "backward": "linguistic", "optimizer": "semantic"}
+_COLOURS |= {"communication": "text", "other": "extra-4"}
 _SPARE_COLOURS = ("extra-1", "extra-2", "extra-3", "extra-4")
 
 
@@ -86,15 +89,23 @@ def loss_terms(records: Sequence[Record]) -> dict[str, str]:
 
 def charts_of(metrics: Sequence[Record], validation: Sequence[Record], entropy: dict[str, float]) -> list[Chart]:
     """Every chart that the records have data for. `entropy`: unigram entropies of the corpus's codes, in nats."""
-    x, buckets, width = _buckets(metrics)
+    stretches = _buckets(metrics)
 
-    def chart(key: str, title: str, note: str, columns: dict[str, str | _Column], **options: Any) -> Chart:
+    def chart(
+        key: str, title: str, note: str, columns: Mapping[str, str | _Column], among: Any = stretches, **options: Any
+    ) -> Chart:
+        x, buckets, width = among
         lines = []
         for name, column in columns.items():
             y = [_mean(_values(bucket, column)) for bucket in buckets]
             if any(value is not None for value in y):
                 lines.append(Line(name, colour_of(name, list(columns)), y))
         return Chart(key=key, title=title, note=note, x=x, lines=lines, per_point=width, **options)
+
+    def sparse(key: str, title: str, note: str, columns: Mapping[str, str | _Column], **options: Any) -> Chart:
+        """A chart of what is measured at some steps alone: a point for each of those."""
+        measured = [record for record in metrics if any(_values([record], column) for column in columns.values())]
+        return chart(key, title, note, columns, _buckets(measured), **options)
 
     terms = loss_terms([*metrics, *validation])
     rates = {key.removeprefix("lr/"): key for key in _keys(metrics, "lr/")}
@@ -119,14 +130,29 @@ def charts_of(metrics: Sequence[Record], validation: Sequence[Record], entropy: 
         chart("grad_norm", "Gradient norm", "before clipping", {"all": "grad_norm"}, number="loss", logarithmic=True),
         chart("throughput", "Throughput", "tokens a second", {"all": "tokens_per_second"}),
         chart("audio_speed", "Audio read", "seconds of speech a second", {"audio": _audio_speed}),
-        chart("mfu", "MFU", "of the device's dense peak", {"all": "mfu"}, number="share"),
+        _joined(chart("mfu", "MFU and HFU", _MFU, {"MFU": "mfu", "HFU": "hfu"}, number="share")),
+        chart("time", "Where a step's time goes", _TIME, _time(metrics), style="stack", number="share"),
+        chart("between", "Between steps", "seconds before a step, on rank 0", _named(_BETWEEN), number="loss"),
+        *[sparse(*group, number="loss", logarithmic=True) for group in _norm_charts(metrics)],
+        sparse("norm_update", "Relative updates", _UPDATES, _updates(metrics), number="scientific", logarithmic=True),
+        sparse("memory", "Memory", "high-water mark in GiB, the highest of all ranks", _tails(metrics, "memory/")),
+        sparse("slowest", "Ranks compared", _RANKS, _slowest(metrics), number="loss"),
         chart("mix", "Token mix", "share of tokens by modality", _mix(metrics), style="stack", number="share"),
+        chart("sources", "Sources", "share of tokens by source", _tails(metrics, "source/"), **_SHARES),
         chart("padding", "Padding", "share of tokens", {"all": "padding"}, number="share"),
-        chart("damaged", "Damaged samples", "left out so far, by kind", _damaged(metrics)),
-        chart("data_wait", "Waiting for data", "share of a step's time", {"all": "data_wait"}, number="share"),
+        chart("damaged", "Damaged samples", "left out so far, by kind", _counts(metrics, "damaged/")),
+        chart("damaged_from", "Damaged samples by source", "left out so far", _counts(metrics, "damaged_from/")),
+        chart("queue", "Packs read ahead", "waiting on rank 0 as a step asks for its own", {"packs": "queue"}),
     ]
     return [chart for chart in found if chart.lines or chart.dots]
 
+
+_MFU = "of the devices' dense peak; HFU counts what is computed again"
+_TIME = "share of the step, on rank 0"
+_UPDATES = "norm of a step's update over that of the parameters"
+_SHARES: dict[str, Any] = {"style": "stack", "number": "share"}
+_RANKS = "slowest over mean, seconds in a phase"
+_BETWEEN = {what: f"time/{what}" for what in (CHECKPOINT, VALIDATION, INCIDENT)}
 
 # --- columns ----------------------------------------------------------------------------------------------------
 
@@ -174,13 +200,73 @@ def _mix(metrics: Sequence[Record]) -> dict[str, str | _Column]:
     return {key.removeprefix("modality/"): share(key) for key in keys}
 
 
-def _damaged(metrics: Sequence[Record]) -> dict[str, str | _Column]:
-    """A kind's count before the first of it was met is 0."""
+def _counts(metrics: Sequence[Record], prefix: str) -> dict[str, str | _Column]:
+    """Counts that stand in the records from the first of their kind on: before it they are 0."""
 
     def count(key: str) -> _Column:
         return lambda record: record.get(key, 0)
 
-    return {key.removeprefix("damaged/"): count(key) for key in _keys(metrics, "damaged/")}
+    return {key.removeprefix(prefix): count(key) for key in _keys(metrics, prefix)}
+
+
+def _named(keys: Mapping[str, str]) -> dict[str, str | _Column]:
+    return dict(keys)
+
+
+def _tails(metrics: Sequence[Record], prefix: str) -> dict[str, str | _Column]:
+    return {key.removeprefix(prefix): key for key in _keys(metrics, prefix)}
+
+
+def _time(metrics: Sequence[Record]) -> dict[str, str | _Column]:
+    """Shares of the step's own seconds; what is done between steps is none of them."""
+
+    def share(key: str) -> _Column:
+        def column(record: Record) -> float | None:
+            seconds, spent = record.get("seconds"), record.get(key)
+            return spent / seconds if seconds and isinstance(spent, (int, float)) else None
+
+        return column
+
+    return {phase: share(f"time/{phase}") for phase in PHASES if any(f"time/{phase}" in record for record in metrics)}
+
+
+def _slowest(metrics: Sequence[Record]) -> dict[str, str | _Column]:
+    """Of every phase, the most that any rank spent in it over the mean of all."""
+
+    def ratio(phase: str) -> _Column:
+        def column(record: Record) -> float | None:
+            most, mean = record.get(f"ranks/{phase}/max"), record.get(f"ranks/{phase}/mean")
+            return most / mean if most and mean else None
+
+        return column
+
+    return {phase: ratio(phase) for phase in (FORWARD, BACKWARD, COMMUNICATION)}
+
+
+def _norm_charts(metrics: Sequence[Record]) -> list[tuple[str, str, str, dict[str, str | _Column]]]:
+    """Key, title, note and columns of the charts of norms by group, and by layer where those were measured."""
+    found = []
+    for kind, title in (("grad", "Gradient norms"), ("param", "Parameter norms")):
+        columns = _tails(metrics, f"norm/{kind}/")
+        groups = {name: key for name, key in columns.items() if not name.startswith("layer-")}
+        layers = {name: key for name, key in columns.items() if name.startswith("layer-")}
+        found.append((f"norm_{kind}", title, "by group", groups))
+        found.append((f"norm_{kind}_layers", f"{title}, layers", "by layer of the trunk", layers))
+
+    return found
+
+
+def _updates(metrics: Sequence[Record]) -> dict[str, str | _Column]:
+    """The norm of a step's update over that of what it changed, by group."""
+
+    def ratio(group: str) -> _Column:
+        def column(record: Record) -> float | None:
+            moved, size = record.get(f"norm/update/{group}"), record.get(f"norm/param/{group}")
+            return moved / size if moved is not None and size else None
+
+        return column
+
+    return {name: ratio(name) for name in _tails(metrics, "norm/update/") if not name.startswith("layer-")}
 
 
 def _keys(records: Sequence[Record], prefix: str) -> list[str]:

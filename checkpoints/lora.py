@@ -1,0 +1,136 @@
+"""Low-rank updates in native checkpoints: merged into the weights they update, one tensor at a time.
+
+A checkpoint of a stage with LoRA holds, beside `NAME.weight` [out, in], `NAME.lora_a` [rank, in] and `NAME.lora_b`
+[out, rank], and in its manifest's origin the `alpha` they were trained with. The model's weight is
+W + (alpha / rank) B A (Hu et al. 2021, 2106.09685, eq. 3); `train.models.lora` trains them.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from checkpoints.atomic import replacing
+from checkpoints.formats.native import NativeReader, Slab, write_tensors
+from checkpoints.layout import STATE_FILE, TENSORS
+from checkpoints.manifest import (
+    MANIFEST_FILE,
+    MODEL_PREFIX,
+    Manifest,
+    TensorRecord,
+    count_parameters,
+    problems,
+    read_manifest,
+    record_files,
+    versions,
+    write_manifest,
+)
+from configs.parameter_names import LORA_A, LORA_B, is_lora
+from configs.schema import LoraConfig
+from runtime.exits import BadInput, StoppedEarly
+
+ORIGIN = "lora"
+
+
+def origin(lora: LoraConfig | None) -> dict[str, Any]:
+    """What a checkpoint's manifest keeps of the stage's updates, so that they can be merged."""
+    return {} if lora is None else {ORIGIN: {"rank": lora.rank, "alpha": lora.alpha}}
+
+
+def updated(tensors: Mapping[str, TensorRecord]) -> list[str]:
+    """Names of the weights that a checkpoint holds updates of; `tensors` as its manifest lists them."""
+    return sorted(
+        f"{module}.weight"
+        for module, _, leaf in (name.rpartition(".") for name in tensors)
+        if leaf == LORA_A and module.startswith(MODEL_PREFIX)
+    )
+
+
+class MergedReader(NativeReader):
+    """A native checkpoint read as if its low-rank updates were part of its weights. Optimiser state is not there."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        super().__init__(checkpoint / TENSORS)
+        self._updated = set(updated(self.tensors))
+        self._scale = _scale(checkpoint) if self._updated else 0.0
+        self.tensors = {
+            name: record for name, record in self.tensors.items() if name.startswith(MODEL_PREFIX) and not is_lora(name)
+        }
+
+    def read(self, name: str, layer: int | None = None) -> torch.Tensor:
+        """The tensor with its update, summed in fp32 and rounded once to the weight's dtype."""
+        weight = super().read(name, layer)
+        if name not in self._updated:
+            return weight
+        module = name.removesuffix("weight")
+        a, b = (super(MergedReader, self).read(module + leaf, layer).float() for leaf in (LORA_A, LORA_B))
+        return (weight.float() + self._scale * (b @ a)).to(weight.dtype)
+
+
+def merge(native: Path, out: Path, stop: object = None) -> Path:
+    """Write the parameters of the checkpoint `native` as the checkpoint `out`, with its low-rank updates merged.
+
+    Memory holds one tensor of one layer at a time. Optimiser state and the loader's place stay behind; vocabulary, its
+    files and the config come along. Needs no process group. Returns `out`. Raises BadInput where `native` is damaged or
+    holds no updates or the disk fails, StoppedEarly when `stop` turns true; `out` then is as it was.
+    """
+    if found := problems(native):
+        raise BadInput(f"refused checkpoint {native}: {found[0]}")
+    source = read_manifest(native)
+    if not updated(source.tensors):
+        raise BadInput(f"{native} holds no low-rank updates to merge")
+    reader = MergedReader(native)
+
+    def make(name: str, layer: int | None) -> torch.Tensor:
+        if stop:
+            raise StoppedEarly("merging stopped; nothing was kept, the same command starts it again")
+        return reader.read(name, layer)
+
+    slabs = [
+        Slab(name, shape, getattr(torch, record.dtype), partial(make, name, layer), layer, layers)
+        for name, record in reader.tensors.items()
+        for layer, layers, shape in _pieces(name, record.shape)
+    ]
+    try:
+        with replacing(out) as folder:
+            tensors = write_tensors(folder / TENSORS, slabs)
+            (folder / STATE_FILE).write_text("{}", encoding="utf-8")
+            for file in native.iterdir():
+                if file.is_file() and file.name not in (MANIFEST_FILE, STATE_FILE):
+                    shutil.copyfile(file, folder / file.name)
+            kept = {key: value for key, value in source.origin.items() if key != ORIGIN}
+            manifest = Manifest(
+                step=source.step,
+                topology={},
+                tensors=tensors,
+                parameters=count_parameters(tensors),
+                files=record_files(folder, {}),
+                vocabulary=source.vocabulary,
+                origin={**kept, "merged": {"checkpoint": native.name, **source.origin[ORIGIN]}},
+                versions=versions(),
+            )
+            write_manifest(folder, manifest)
+    except OSError as error:
+        raise BadInput(f"cannot write {out}: {error.strerror or error}") from error
+    return out
+
+
+def _pieces(name: str, shape: tuple[int, ...]) -> list[tuple[int | None, int | None, tuple[int, ...]]]:
+    """Layer, number of layers and shape of the pieces a tensor is written in: one a layer where layers are stacked."""
+    _, stacked, rest = name.partition(".layers.")
+    if not stacked or rest.partition(".")[0].isdigit():
+        return [(None, None, shape)]
+    return [(layer, shape[0], shape[1:]) for layer in range(shape[0])]
+
+
+def _scale(checkpoint: Path) -> float:
+    try:
+        said = read_manifest(checkpoint).origin[ORIGIN]
+        return float(said["alpha"]) / int(said["rank"])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise BadInput(f"{checkpoint} holds low-rank updates, but its manifest does not say their alpha") from error

@@ -13,8 +13,6 @@ def check_resilience(config: Config) -> None:
             f"resilience.warmup={resilience.warmup} is above resilience.window={resilience.window}, "
             "the steps that are remembered"
         )
-    if resilience.slow_rank <= 1:
-        raise BadInput(f"resilience.slow_rank={resilience.slow_rank}: has to be above 1, the median rank's own time")
     rewinds = OnIncident.rewind in (resilience.on_nonfinite, resilience.on_spike)
     if resilience.leave_out > 1 and not rewinds:
         raise BadInput(

@@ -33,4 +33,3 @@ class ResilienceConfig:
     hang_seconds: float | None = 1200.0  # without progress, until a rank counts as hung; None: no watchdog
     restarts: int = 0  # a failed run is started again this often in a row without a new checkpoint in between
     restart_pause: float = 5.0  # seconds before the first of them, doubled each time up to 5 minutes
-    slow_rank: float = 1.3  # a rank's own time over the median of all ranks, from which the console names it

@@ -59,6 +59,10 @@ def test_the_rank_behind_is_named_by_all_and_every_rank_that_can_dumps_its_stack
     try:
         for process in ranks:
             assert process.stdout is not None and process.stdout.readline() == "up\n"
+        deadline = time.monotonic() + 20
+        while any(beat.step < 3 for beat in heartbeats.read(tmp_path).values()):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
         if how == "stop":
             os.kill(ranks[1].pid, signal.SIGSTOP)
         said = ranks[0].communicate(timeout=30)[1]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from data_pipeline.batch import Batch, Pack, collate
 from tests.data_pipeline.synthetic import make_corpus
-from tests.train.runs import run_config, tiny_config
+from tests.train.runs import run_config, stage, tiny_config
 
 STEPS = 12
 Curve = list[dict[str, Any]]
@@ -18,12 +21,14 @@ Curve = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Row:
-    """One topology: `both` are settings of it and of its single-process reference, `row` its own."""
+    """One topology: `both` are settings of it and of its single-process reference, `row` its own. `unpacked`: each
+    sample is a forward pass of its own, where the reference has packs."""
 
     name: str
     processes: int
     row: dict[str, Any]
     both: dict[str, Any] = field(default_factory=dict)
+    unpacked: bool = False
 
 
 def rows() -> list[Row]:
@@ -41,7 +46,9 @@ class Matrix:
     def run(self, row: Row) -> tuple[Curve, Curve]:
         """Curves of a row and of its reference, `STEPS` steps from one native checkpoint on the same data."""
         start, expected = self._reference(row.both)
-        return self._train(row.name.replace(" ", "_"), {**row.both, **row.row}, row.processes, start), expected
+        program = unpacked_stage if row.unpacked else stage
+        settings = {**row.both, **row.row}
+        return self._train(row.name.replace(" ", "_"), settings, row.processes, start, program), expected
 
     def _reference(self, both: dict[str, Any]) -> tuple[Path, Curve]:
         key = json.dumps(both, sort_keys=True)
@@ -52,10 +59,39 @@ class Matrix:
             self._references[key] = start, self._train(name, both, 1, start)
         return self._references[key]
 
-    def _train(self, name: str, settings: dict[str, Any], processes: int, start: Path | None) -> Curve:
+    def _train(
+        self,
+        name: str,
+        settings: dict[str, Any],
+        processes: int,
+        start: Path | None,
+        program: Callable[[str], int] = stage,
+    ) -> Curve:
         given = {"train.steps": STEPS, **({"stage.weights": str(start)} if start else {}), **settings}
         changes = {key.replace(".", "__"): value for key, value in given.items()}
-        return run_config(tiny_config(self._folder / name, self._corpus, **changes), processes)
+        return run_config(tiny_config(self._folder / name, self._corpus, **changes), processes, program=program)
+
+
+def unpacked_stage(config_file: str) -> int:
+    """The stage, but with one sample a forward pass."""
+    from train.loop import Stage
+
+    def one_by_one(_: Stage, packs: list[Pack]) -> list[Batch]:
+        return [collate([part]) for pack in packs for part in samples_of(pack)]
+
+    Stage._micro_batches = one_by_one
+    return stage(config_file)
+
+
+def samples_of(pack: Pack) -> list[Pack]:
+    """Each sample of a pack as a pack of its own, without padding."""
+    ends = list(accumulate(pack.lengths))
+    parts = []
+    for end, length in list(zip(ends, pack.lengths, strict=True))[: len(pack.keys)]:
+        arrays = ("tokens", "labels", "loss_weight", "label_modality", "positions")
+        cut = {name: getattr(pack, name)[end - length : end] for name in arrays}
+        parts.append(replace(pack, **cut, lengths=(length,), padding=0))
+    return parts
 
 
 def differences(curve: Curve, expected: Curve) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,14 @@ def tiny_config(folder: Path, corpus: Path, **changes: Any) -> Config:
     return OmegaConf.to_object(written)  # type: ignore[return-value]
 
 
-def run_config(config: Config, world: int = 1, timeout: float = 240) -> list[dict[str, Any]]:
-    """Train `config` on `world` ranks; returns its metrics."""
+def run_config(
+    config: Config, world: int = 1, timeout: float = 240, program: Callable[[str], int] | None = None
+) -> list[dict[str, Any]]:
+    """Train `config` on `world` ranks, each of which runs `program` (None: the stage); returns its metrics."""
     folder = Path(config.run.folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(to_yaml(config))
-    codes = run_ranks(stage, world, str(folder / "config.yaml"), timeout=timeout)
+    codes = run_ranks(program or stage, world, str(folder / "config.yaml"), timeout=timeout)
     assert codes == [0] * world, f"exit codes {codes}"
     return metrics(folder)
 

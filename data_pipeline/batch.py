@@ -138,7 +138,7 @@ class Batch:
     label_modality: torch.Tensor
     cu_seqlens: torch.Tensor
     longest: int
-    chunks: tuple[Chunk, ...] = ()
+    chunks: tuple[Chunk, ...]
     splices: Mapping[str, Splice] = field(default_factory=dict)
     targets: Mapping[str, TargetRow] = field(default_factory=dict)
 

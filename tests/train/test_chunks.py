@@ -34,6 +34,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def logits_of_random_weights(config_file: str) -> np.ndarray | None:
     from data_pipeline.batch import Batch
+    from data_pipeline.chunks import chunk_of
     from train.engines import process_groups
     from train.engines.megatron import MegatronEngine
     from train.objectives.pretrain import NextToken
@@ -51,6 +52,7 @@ def logits_of_random_weights(config_file: str) -> np.ndarray | None:
         label_modality=torch.zeros(1, length, dtype=torch.int8),
         cu_seqlens=torch.tensor([0, 40, length], dtype=torch.int32),
         longest=length - 40,
+        chunks=(chunk_of([40, length - 40], 0, length),),
     )
     logits = engine.logits(batch)
     return None if logits is None else logits.numpy()

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from configs.schema import BackboneConfig, ParallelConfig, Precision
 from data_pipeline.batch import Batch
+from data_pipeline.chunks import chunk_of
 from tests.ranks import run_ranks
 from train.flops import Learning, Recomputed, device_peak_flops, step_flops
 
@@ -38,8 +39,10 @@ def counted(which: str, recomputed: bool) -> tuple[float, float]:
     from train.engines.cuda_on_cpu import emulate_cuda
 
     emulate_cuda()
+    from train.models.heads.language import LANGUAGE
     from train.models.speech_lm import SpeechLM, run
     from train.models.trunk import transformer_config
+    from train.objectives.pretrain import NextToken
 
     process_groups.join(ParallelConfig())
     backbone = BackboneConfig(**{**vars(TINY), "tied_embeddings": False})
@@ -56,10 +59,13 @@ def counted(which: str, recomputed: bool) -> tuple[float, float]:
     starts = torch.tensor([0, 20, 29, 32], dtype=torch.int32)
     positions = torch.cat([torch.arange(length) for length in LENGTHS])[None]
     weights = torch.ones(1, TOKENS)
-    batch = Batch(tokens, tokens, positions, weights, weights.byte(), starts, max(LENGTHS))
+    batch = Batch(
+        tokens, tokens, positions, weights, weights.byte(), starts, max(LENGTHS), (chunk_of(LENGTHS, 0, TOKENS),)
+    )
+    targets = NextToken(("text", "audio")).targets(batch)
     with sdpa_kernel(SDPBackend.MATH):  # torch knows no figure for the CPU's fused kernel
         with FlopCounterMode(display=False) as forward:
-            loss = run(model, batch, batch.labels).sum()
+            loss = run(model, batch, targets)[LANGUAGE]["total"]
         with FlopCounterMode(display=False) as backward:
             loss.backward()
     return float(forward.get_total_flops()), float(backward.get_total_flops())

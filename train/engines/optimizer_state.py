@@ -42,7 +42,7 @@ def packed(own: dict[str, Any], *, masters: bool, loading: bool) -> dict[str, An
 
 def unpacked(state: dict[str, Any], optimizer: MegatronOptimizer) -> dict[str, Any]:
     """What `optimizer.load_state_dict` takes, of what was read into a `packed(loading=True)` state of its own."""
-    read, step = state["tensors"], step_of(state)
+    read, step = state.get("tensors", {}), step_of(state)  # a rank that trains nothing has none
     chained = getattr(optimizer, "chained_optimizers", [optimizer])
 
     def filled(value: Any, path: Path) -> Any:
@@ -84,7 +84,9 @@ def _parts(own: dict[str, Any]) -> list[dict[str, Any]]:
 def _step(part: dict[str, Any]) -> int:
     inner = part.get("optimizer", part)
     common = inner.get("state", {}).get("common_step")
-    return int(common if common is not None else max(group.get("step", 0) for group in inner["param_groups"]))
+    return int(
+        common if common is not None else max((group.get("step", 0) for group in inner["param_groups"]), default=0)
+    )
 
 
 def _tensors(value: Any, path: Path = ()) -> Iterator[tuple[Path, ShardedTensor | ShardedTensorFactory]]:

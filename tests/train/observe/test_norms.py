@@ -61,5 +61,5 @@ def test_parameters_and_updates(world: int, changes: dict[str, object], tmp_path
 def whole(checkpoint: Path, bf16: bool) -> dict[str, torch.Tensor]:
     """Parameters of a native checkpoint by name, layers stacked; in bf16 their fp32 masters."""
     reader = NativeReader(checkpoint / "tensors")
-    prefix = "optimizer.state.param.model." if bf16 else "model."
+    prefix = "optimizer.state.fp32_param.model." if bf16 else "model."
     return {name.removeprefix(prefix): reader.read(name) for name in reader.tensors if name.startswith(prefix)}

@@ -9,6 +9,7 @@ import torch
 
 from configs.schema import LossConfig, OptimizerConfig, Schedule
 from data_pipeline.batch import Batch
+from data_pipeline.chunks import chunk_of
 from runtime.exits import BadInput
 from train.models.heads.terms import Losses
 from train.objectives.pretrain import NextToken
@@ -25,6 +26,7 @@ def a_batch() -> Batch:
         label_modality=torch.tensor([[0, 1, 1, 2]], dtype=torch.uint8),
         cu_seqlens=torch.tensor([0, 4], dtype=torch.int32),
         longest=4,
+        chunks=(chunk_of([4], 0, 4),),
     )
 
 

@@ -30,6 +30,7 @@ PR_SET_PDEATHSIG = 1
 POLL_SECONDS = 0.1
 LOG_TAIL_LINES = 20
 HUNG_GRACE = 3.0  # seconds
+PASS_ON = 2.0  # seconds after one rank has stopped in which the others may end by themselves
 STOPPED_GRACE = 300.0  # seconds that a rank may still work after another has ended on a stop signal
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -43,6 +44,7 @@ class Rank:
     log: Path
     code: int | None = None
     killed: bool = False  # by the launcher, because another rank had failed
+    told: bool = False  # sent a stop signal, because another rank had stopped
 
     def signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -228,17 +230,20 @@ def _guard() -> Iterator[IO[str]]:
 
 
 def _watch(group: Group, output: Output, grace: float) -> None:
-    deadline, patience, passed_on = None, float("inf"), False
+    deadline, patience, pass_on = None, float("inf"), None
     while any(rank.code is None for rank in group.ranks):
         output.pump(POLL_SECONDS)
         for rank in group.ranks:
             if rank.code is None:
                 rank.code = rank.process.poll()
-        if not passed_on and any(rank.code == STOPPED_EARLY for rank in group.ranks):
-            passed_on = True  # one that stopped before it could tell the others, at a rendezvous they wait at
-            patience = time.monotonic() + STOPPED_GRACE
+        if pass_on is None and any(rank.code == STOPPED_EARLY for rank in group.ranks):
+            pass_on = time.monotonic() + PASS_ON  # by then those that stop together with it have ended
+        if pass_on is not None and time.monotonic() > pass_on:
+            # One that stopped before it could tell the others, at a rendezvous they wait at.
+            pass_on, patience = float("inf"), time.monotonic() + STOPPED_GRACE
             for rank in group.ranks:
                 if rank.code is None:
+                    rank.told = True
                     rank.signal(signal.SIGTERM)
         failed = any(rank.code not in (None, DONE, STOPPED_EARLY) for rank in group.ranks)
         if failed and deadline is None:
@@ -266,7 +271,7 @@ def _verdict(group: Group) -> int:
         return STOPPED_EARLY if STOPPED_EARLY in codes else DONE
     known = next((code for code in (BAD_INPUT, HALTED) if code in codes), None)  # every rank says the same line
     refused = [rank for rank in group.ranks if rank.code == known]
-    failed = [rank for rank in group.ranks if rank.code not in (DONE, STOPPED_EARLY) and not rank.killed]
+    failed = [rank for rank in group.ranks if rank.code not in (DONE, STOPPED_EARLY) and not _ended_by_us(rank)]
     if not failed and STOPPED_EARLY in codes:
         return STOPPED_EARLY  # the others hung at a rendezvous that was called off
     culprit = _first_cause(refused or failed)
@@ -278,6 +283,11 @@ def _verdict(group: Group) -> int:
         for line in last_lines(culprit.log, LOG_TAIL_LINES):
             print(f"  {line}", file=sys.stderr)
     return known or (HUNG if HUNG in codes else FAILED)
+
+
+def _ended_by_us(rank: Rank) -> bool:
+    """Killed, or told to stop before it could listen."""
+    return rank.killed or (rank.told and rank.code == -signal.SIGTERM)
 
 
 def _first_cause(culprits: Sequence[Rank]) -> Rank:

@@ -417,9 +417,9 @@ def test_hub_names_are_found_in_the_hubs_cache(tmp_path: Path) -> None:
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    lines = [line for line in done.stdout.splitlines() if line.startswith("codec.weights.")]  # libraries print too
     assert len(lines) == len(kinds)
-    assert all(line.startswith("codec.weights.") and "somebody/nothing" in line for line in lines), lines
+    assert all("somebody/nothing" in line for line in lines), lines
 
 
 def test_a_package_that_carries_weights_is_found(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import multiprocessing
 import os
 import socket
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -22,9 +23,17 @@ class RankFailed(AssertionError):
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    with reserved_port() as port:
+        return port
+
+
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """A free port that nobody else is given: bound, so it is taken; not listening, so rank 0 can (SO_REUSEADDR)."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield int(holder.getsockname()[1])
 
 
 def run_ranks(function: Callable[..., Any], world: int, *arguments: Any, timeout: float = 120) -> list[Any]:
@@ -32,21 +41,21 @@ def run_ranks(function: Callable[..., Any], world: int, *arguments: Any, timeout
 
     `function` is importable by name. Raises RankFailed with the first rank's traceback; no process outlives the call.
     """
-    port = free_port()
     processes, pipes = [], []
-    for rank in range(world):
-        here, there = _context.Pipe(duplex=False)
-        process = _context.Process(target=_rank, args=(there, function, arguments, rank, world, port), daemon=True)
-        process.start()
-        there.close()
-        processes.append(process)
-        pipes.append(here)
-    try:
-        return _collect(pipes, timeout)
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
+    with reserved_port() as port:
+        for rank in range(world):
+            here, there = _context.Pipe(duplex=False)
+            process = _context.Process(target=_rank, args=(there, function, arguments, rank, world, port), daemon=True)
+            process.start()
+            there.close()
+            processes.append(process)
+            pipes.append(here)
+        try:
+            return _collect(pipes, timeout)
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
 
 
 def _collect(pipes: list[Connection], timeout: float) -> list[Any]:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from checkpoints.formats.native import NativeReader
@@ -36,7 +37,6 @@ from tests.faults.plan import SAID, Fault, Kind, plan
 from tests.faults.rank import POISON
 from tests.train.runs import tiny_config
 from train.metrics import read_metrics
-from train.resilience import heartbeats
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE = 240.0  # seconds for any one fault to be overcome
@@ -114,7 +114,17 @@ class Run:
         return 0, 0
 
     def pid(self, rank: int) -> int:
-        return heartbeats.read(self.folder)[rank].pid
+        """The process of a rank, waited for where the run is just beginning again."""
+        found: list[int] = []
+        wait_for(lambda: found.extend(self._pids(rank)) or found, f"a process of rank {rank}")
+        return found[0]
+
+    def _pids(self, rank: int) -> Iterator[int]:
+        for process in psutil.Process(self.launcher.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                ours = "tests.faults.rank" in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE
+                if ours and process.environ().get("RANK") == str(rank):
+                    yield process.pid
 
     def finish(self) -> None:
         """Wait for the launcher, which has to end well."""

@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from train.stage import leave, main
 
 POISON = "poison-{}"
+SHORTEST = 0.05  # seconds of a step at least: on a fast machine the run would be over before its faults
 
 
 def poison_once(file: Path) -> None:
-    """Spoil gradients of this rank's next training step whenever `file` appears."""
+    """Spoil gradients of this rank's next training step whenever `file` appears; no step is all too short."""
     from train.engines.megatron import MegatronEngine
 
     original = MegatronEngine.train_step
 
     def train_step(self: MegatronEngine, *arguments: Any, **named: Any) -> Any:
+        time.sleep(SHORTEST)
         if not file.exists():
             return original(self, *arguments, **named)
         file.unlink()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from checkpoints.manifest import MANIFEST_FILE
+
 TENSORS = "tensors"
 STATE_FILE = "state.json"
 _STEP = re.compile(r"step-(\d{8,})")
@@ -27,3 +29,8 @@ def step_folders(folder: Path) -> list[Path]:
         return []
     steps = [(step, path) for path in folder.iterdir() if (step := step_of(path)) is not None]
     return [path for _, path in sorted(steps) if path.is_dir() and not path.is_symlink()]
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints of a run that say they are complete, oldest first. Their contents are not verified."""
+    return [path for path in step_folders(folder) if (path / MANIFEST_FILE).is_file()]

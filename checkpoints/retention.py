@@ -7,10 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from checkpoints.atomic import PARTIAL, REMOVED, remove
-from checkpoints.layout import step_of
+from checkpoints.layout import complete_checkpoints, step_of
 from checkpoints.manifest import problems
 from checkpoints.readers import unless_read
-from checkpoints.store import complete_checkpoints
 
 
 def prune(folder: Path, keep: int, keep_every: int = 0, log: Callable[[str], None] | None = None) -> list[Path]:

@@ -20,8 +20,8 @@ from typing import Any
 import torch.distributed as dist
 
 from checkpoints.agreement import gather, together
-from checkpoints.layout import STATE_FILE, TENSORS, step_folder, step_folders
-from checkpoints.manifest import MANIFEST_FILE, FileRecord, problem_of, problems, read_manifest
+from checkpoints.layout import STATE_FILE, TENSORS, complete_checkpoints, step_folder, step_folders
+from checkpoints.manifest import FileRecord, problem_of, problems, read_manifest
 from checkpoints.readers import reading
 from checkpoints.saving import Contents, Saver
 from checkpoints.sharded import read_sharded
@@ -80,11 +80,6 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         return json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadInput(f"{checkpoint / STATE_FILE}: cannot be read ({error})") from error
-
-
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints of a run that say they are complete, oldest first. Their contents are not verified."""
-    return [path for path in step_folders(folder) if (path / MANIFEST_FILE).is_file()]
 
 
 def newest_usable(folder: Path, log: Callable[[str], None]) -> Path | None:

@@ -302,8 +302,7 @@ class ShardReader:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.index = read_index(path)
-        spans = np.stack([self.index.offset, self.index.offset + self.index.size], axis=1)
-        self._file = _open_shard(path, spans)
+        self._file = _open_shard(path, self.index)
         self._sound = self._file if mirror_of(path) is None else None  # where audio is, once it is here
 
     def close(self) -> None:
@@ -370,10 +369,13 @@ class ShardReader:
         return span
 
 
-def _open_shard(path: Path, spans: np.ndarray | None) -> IO[bytes]:
-    """The tar, wherever it is; of a mirrored one for sure only `spans` of its bytes, None: all."""
+def _open_shard(path: Path, index: ShardIndex | None) -> IO[bytes]:
+    """The tar, wherever it is; of a mirrored one for sure only what `index` says of codes and texts, None: all."""
     mirror = mirror_of(path)
     try:
-        return path.open("rb", buffering=0) if mirror is None else mirror.open_shard(path, spans)
+        if mirror is None:
+            return path.open("rb", buffering=0)
+        spans = None if index is None else np.stack([index.offset, index.offset + index.size], axis=1)
+        return mirror.open_shard(path, spans)
     except OSError as error:
         raise DamagedSample("missing", str(path)) from error

@@ -130,7 +130,7 @@ def run_ranks(
     """
     logs.mkdir(parents=True, exist_ok=True)
     group = Group(asked=[] if asked is None else asked)
-    with _reserved_port() as port, _guard() as guard, contextlib.ExitStack() as stack:
+    with reserved_port() as port, _guard() as guard, contextlib.ExitStack() as stack:
         before = {number: signal.signal(number, group.forward) for number in STOP_SIGNALS}
         before[PROFILE_SIGNAL] = signal.signal(PROFILE_SIGNAL, group.pass_on)
         stack.callback(lambda: [signal.signal(number, handler) for number, handler in before.items()])
@@ -201,7 +201,7 @@ def rank_environment(number: int, ranks: int, port: int) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _reserved_port() -> Iterator[int]:
+def reserved_port() -> Iterator[int]:
     """A free port that stays ours: bound, so nobody else is given it; not listening, so rank 0 can (SO_REUSEADDR)."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

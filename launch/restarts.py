@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from checkpoints.layout import complete_checkpoints
 from launch.local import run_ranks
 from runtime.exits import FAILED, HUNG, STOPPED_EARLY
 from runtime.signals import stoppable
@@ -44,8 +45,8 @@ def run_again(
 
 def newest_checkpoint(run_folder: Path) -> str | None:
     """Name of a run's newest complete checkpoint, its contents not verified."""
-    manifests = sorted((run_folder / "checkpoints").glob("step-*/manifest.json"))
-    return manifests[-1].parent.name if manifests else None
+    checkpoints = complete_checkpoints(run_folder / "checkpoints")
+    return checkpoints[-1].name if checkpoints else None
 
 
 def _stopped_within(seconds: float) -> bool:

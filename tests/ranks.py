@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
+
+from launch.local import reserved_port
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.preload"])
@@ -25,15 +25,6 @@ class RankFailed(AssertionError):
 def free_port() -> int:
     with reserved_port() as port:
         return port
-
-
-@contextmanager
-def reserved_port() -> Iterator[int]:
-    """A free port that nobody else is given: bound, so it is taken; not listening, so rank 0 can (SO_REUSEADDR)."""
-    with socket.socket() as holder:
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        holder.bind(("127.0.0.1", 0))
-        yield int(holder.getsockname()[1])
 
 
 def run_ranks(function: Callable[..., Any], world: int, *arguments: Any, timeout: float = 120) -> list[Any]:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from checkpoints.agreement import gather
 from configs.checks import check
 from configs.schema import Config
 from data_pipeline.batch import Batch, Pack, collate
@@ -229,10 +230,7 @@ class Stage:
 
     def _global_keys(self, packs: list[Pack]) -> list[list[str]]:
         """Sample keys of every pack of the step, in global order."""
-        mine = (self.engine.data_rank, [list(pack.keys) for pack in packs])
-        gathered: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, mine)
-        by_rank = dict(gathered)
+        by_rank = dict(gather((self.engine.data_rank, [list(pack.keys) for pack in packs])))
         return [by_rank[rank][turn] for turn in range(len(packs)) for rank in range(self.engine.data_size)]
 
     # --- incidents ------------------------------------------------------------------------------------------

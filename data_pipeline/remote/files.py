@@ -57,7 +57,6 @@ class RemoteFolder:
             for (begin, _), content in zip(some, contents, strict=True):
                 to.seek(begin)
                 to.write(content)  # all of it: pwrite may write less on a disk that is nearly full
-        to.flush()
 
     def _parts(self, file: str, parts: Sequence[tuple[int, int]], size: int) -> list[bytes]:
         system, root = self._place

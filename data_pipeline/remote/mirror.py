@@ -46,7 +46,7 @@ class Mirror:
     def remote(self) -> RemoteFolder:
         return RemoteFolder(self.url)
 
-    def fetch_once(self, path: Path, fetch: Callable[[str, IO[bytes]], None]) -> bool:
+    def fetch_once(self, path: Path, fetch: Callable[[str, IO[bytes]], object]) -> bool:
         """Have `fetch(remote name, file)` fill the file `path` of this folder, unless it is here; one process at a
         time. The file appears whole. Returns whether it was fetched; raises what `fetch` does, and BadInput where the
         disk is full or fails."""
@@ -61,6 +61,7 @@ class Mirror:
             partial.truncate(0)
             try:
                 fetch(path.relative_to(self.folder).as_posix(), partial)
+                partial.flush()
                 os.fsync(partial.fileno())
                 os.replace(unfinished, path)
             except OSError as error:
@@ -75,7 +76,7 @@ class Mirror:
 
     def small_file(self, path: Path) -> None:
         """Fetch a file whole. Raises FileNotFoundError where the remote corpus has none."""
-        self.fetch_once(path, lambda name, file: _write(file, self.remote.read(name)))
+        self.fetch_once(path, lambda name, file: file.write(self.remote.read(name)))
 
     def if_there(self, path: Path) -> None:
         """Fetch a file whole, or leave it missing where the remote corpus has none."""
@@ -199,11 +200,6 @@ def _alone(path: Path) -> Iterator[IO[bytes]]:
             if path.exists() and os.path.samestat(os.stat(path), os.fstat(file.fileno())):
                 yield file
                 return  # else whoever held it has put it in place, or dropped it
-
-
-def _write(file: IO[bytes], content: bytes) -> None:
-    file.write(content)
-    file.flush()
 
 
 def _joined(spans: np.ndarray) -> list[tuple[int, int]]:

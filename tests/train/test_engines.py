@@ -30,6 +30,19 @@ def zero(number: int, **more: Any) -> dict[str, Any]:
 ZERO_3 = zero(3, engine__deepspeed={"zero_optimization": {"stage3_param_persistence_threshold": 0}})
 
 
+each_kind = pytest.mark.parametrize(
+    ("processes", "settings"),
+    [
+        (2, zero(0)),
+        (2, zero(2)),
+        (2, ZERO_3),
+        (2, zero(1, parallel__pipeline=2)),
+        (2, zero(1, train__precision="bf16")),
+    ],
+    ids=["ZeRO-0", "ZeRO-2", "ZeRO-3", "pipeline", "ZeRO-1 bf16"],
+)
+
+
 def config_of(folder: Path, corpus: Path, **changes: Any) -> Config:
     settings = {"train__steps": STEPS, "checkpoint__every": EVERY, "train__log_samples": True, "checkpoint__keep": 0}
     return tiny_config(folder, corpus, **{**settings, **changes})
@@ -108,17 +121,7 @@ def save_again(config_file: str) -> None:
         stage.checkpoints.save(stage.progress)
 
 
-@pytest.mark.parametrize(
-    ("processes", "settings"),
-    [
-        (2, zero(0)),
-        (2, zero(2)),
-        (2, ZERO_3),
-        (2, zero(1, parallel__pipeline=2)),
-        (2, zero(1, train__precision="bf16")),
-    ],
-    ids=["ZeRO-0", "ZeRO-2", "ZeRO-3", "pipeline", "ZeRO-1 bf16"],
-)
+@each_kind
 def test_killed_and_started_again_deepspeed_has_the_curve_of_a_run_that_nothing_happened_to(
     processes: int, settings: dict[str, Any], corpus: Path, tmp_path: Path
 ) -> None:
@@ -148,17 +151,7 @@ def killed_stage(config_file: str, victim: int, turn: int) -> int:
     return stage(config_file)
 
 
-@pytest.mark.parametrize(
-    ("processes", "settings"),
-    [
-        (2, zero(0)),
-        (2, zero(2)),
-        (2, ZERO_3),
-        (2, zero(1, parallel__pipeline=2)),
-        (2, zero(1, train__precision="bf16")),
-    ],
-    ids=["ZeRO-0", "ZeRO-2", "ZeRO-3", "pipeline", "ZeRO-1 bf16"],
-)
+@each_kind
 def test_a_step_that_is_not_accepted_changes_nothing(
     processes: int, settings: dict[str, Any], corpus: Path, tmp_path: Path
 ) -> None:

@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 
-from configs.pipeline import settled
 from configs.schema import Config, OptimizerConfig, Precision
 from data_pipeline.batch import Batch
 from runtime.exits import BadInput
@@ -24,7 +23,7 @@ from train.engines.protocol import Engine, Evidence, Objective, Outcome
 from train.engines.trained_set import adapt, freeze, groups_of
 from train.models.initialise import initialise, place_rows
 from train.models.speech_lm import SpeechLM, run
-from train.models.trunk import transformer_config
+from train.models.trunk import trunk_of
 from train.observe.phases import BACKWARD, FORWARD, OPTIMIZER
 from train.observe.stopwatch import Stopwatch
 from train.trainable import Group
@@ -56,16 +55,8 @@ class DeepSpeedEngine:
         self.stage = config.engine.zero_stage
         tensor_parallel.model_parallel_cuda_manual_seed(config.train.seed)
 
-        parallel = settled(config.backbone, config.parallel, padded_vocabulary)
-        megatron_config = transformer_config(
-            config.backbone,
-            parallel,
-            config.train.precision,
-            attention=config.train.attention,
-            deterministic=config.train.deterministic,
-        )
         self.stopwatch = Stopwatch(device)
-        self.model = SpeechLM(config.backbone, megatron_config, padded_vocabulary)
+        self.model = SpeechLM(config.backbone, trunk_of(config, padded_vocabulary), padded_vocabulary)
         adapt(config.stage.lora, [self.model])
         initialise(self.model, config.train.seed, config.backbone.init_std)
         self.model.to(device)

@@ -20,7 +20,6 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import Float16Module
 
 from checkpoints.manifest import MODEL_PREFIX
-from configs.pipeline import settled
 from configs.schema import Config, Precision
 from data_pipeline.batch import Batch
 from data_pipeline.context import share_of
@@ -34,7 +33,7 @@ from train.models.heads.terms import Losses
 from train.models.initialise import initialise, place_rows
 from train.models.parameters import named_parameters
 from train.models.speech_lm import SpeechLM, run
-from train.models.trunk import transformer_config
+from train.models.trunk import trunk_of
 from train.observe.megatron_norms import GroupNorms
 from train.observe.phases import OPTIMIZER
 from train.observe.stopwatch import MegatronTimers, Stopwatch
@@ -60,14 +59,7 @@ class MegatronEngine:
         self._gradients: torch.Tensor | None = None  # finite where this rank's own gradients were, before reduction
 
         precision = config.train.precision
-        parallel = settled(config.backbone, config.parallel, padded_vocabulary)
-        megatron_config = transformer_config(
-            config.backbone,
-            parallel,
-            precision,
-            attention=config.train.attention,
-            deterministic=config.train.deterministic,
-        )
+        megatron_config = trunk_of(config, padded_vocabulary)
         # One model a virtual pipeline stage of this rank, in order; without interleaving that is one.
         self.models = [
             SpeechLM(config.backbone, megatron_config, padded_vocabulary, stage)

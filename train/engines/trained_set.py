@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
+from checkpoints.agreement import gather
 from configs.parameter_names import matching
 from configs.schema import Config, LoraConfig
 from runtime.exits import BadInput
@@ -27,9 +28,7 @@ def adapt(lora: LoraConfig | None, models: Sequence[SpeechLM]) -> None:
     if lora is None:
         return
     mine = sorted({name for model in models for name in adaptable(model)})
-    gathered: list[list[str]] = [mine] * dist.get_world_size()
-    dist.all_gather_object(gathered, mine)
-    known = sorted({name for part in gathered for name in part})
+    known = sorted({name for part in gather(mine) for name in part})
     for target in lora.targets:
         if not matching([target], known):
             raise BadInput(f"stage.lora.targets: {target!r} matches none of {', '.join(known)}")
@@ -43,9 +42,7 @@ def freeze(config: Config, models: Sequence[SpeechLM]) -> Trained:
     All ranks call this, before anything counts on gradients. Raises BadInput on all of them, with the same line.
     """
     mine = {named.name: named.elements for model in models for named in named_parameters(model)}
-    gathered: list[dict[str, int]] = [mine] * dist.get_world_size()
-    dist.all_gather_object(gathered, mine)
-    trained = plan(config, {name: size for part in gathered for name, size in part.items()})
+    trained = plan(config, {name: size for part in gather(mine) for name, size in part.items()})
     for model in models:
         for named in named_parameters(model):
             named.parameter.requires_grad_(trained.trains(named.name))

@@ -10,11 +10,23 @@ from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 
-from configs.schema import AttentionKernel, BackboneConfig, ParallelConfig, Precision, Recompute
+from configs.pipeline import settled
+from configs.schema import AttentionKernel, BackboneConfig, Config, ParallelConfig, Precision, Recompute
 from train.models.attention.core import PackedAttention
 from train.models.attention.kernels import chosen
 from train.models.norm import RMSNorm
 from train.models.trunk_config import TrunkConfig
+
+
+def trunk_of(config: Config, vocabulary_rows: int) -> TrunkConfig:
+    """Megatron's configuration of a stage's trunk, its pipeline layout settled; `vocabulary_rows` weigh in that."""
+    return transformer_config(
+        config.backbone,
+        settled(config.backbone, config.parallel, vocabulary_rows),
+        config.train.precision,
+        attention=config.train.attention,
+        deterministic=config.train.deterministic,
+    )
 
 
 def transformer_config(

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from checkpoints import agreement
 from train.engines.protocol import Evidence
 from train.resilience.guard import Action, Kind
 
@@ -32,9 +33,7 @@ def gather(evidence: Evidence, data_rank: int, samples: list[list[str]]) -> list
         "finite_gradients": evidence.finite_gradients,
         "samples": samples,
     }
-    ranks: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(ranks, mine)
-    return ranks
+    return agreement.gather(mine)
 
 
 @dataclass(frozen=True)

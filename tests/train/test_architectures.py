@@ -34,6 +34,7 @@ TOPOLOGIES = {
     "TP2xPP2": ParallelConfig(tensor=2, pipeline=2),
     "VPP2": ParallelConfig(pipeline=2, virtual_pipeline=2),
 }
+THIRTY_LAYERS = ParallelConfig(pipeline=2, virtual_pipeline=2, pipeline_layout="E,t*8|t*8|t*7|t*7,L")
 COMPUTED = "TP2xPP2"
 LENGTHS = (17, 30)  # of the samples of one pack
 ALIKE = 1e-4  # of logits, absolute
@@ -159,7 +160,7 @@ def test_padding_rows_are_carried_and_the_others_stay(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("world", "topologies"),
     [
-        (2, {name: TOPOLOGIES[name] for name in ("TP1", "PP2", "VPP2")}),
+        (2, {"TP1": TOPOLOGIES["TP1"], "PP2": TOPOLOGIES["PP2"], "VPP2": THIRTY_LAYERS}),
         (3, {"TP3": ParallelConfig(tensor=3)}),  # nine heads in three groups
     ],
     ids=["pipelines", "TP3"],

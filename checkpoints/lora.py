@@ -113,6 +113,7 @@ def merge(native: Path, out: Path, stop: object = None) -> Path:
                 vocabulary=source.vocabulary,
                 origin={**kept, "merged": {"checkpoint": native.name, **source.origin[ORIGIN]}},
                 versions=versions(),
+                backbone=source.backbone,
             )
             write_manifest(folder, manifest)
     except OSError as error:

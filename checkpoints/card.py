@@ -1,9 +1,9 @@
 """The card of a conversion: what became of every tensor, and what was proved of it.
 
-A conversion makes one `Row` for each application of a rule, as the tensors pass through its hands; rows are plain data
-(`Row.plain`, `Row.from_plain`), so that processes can make them apart and hand them over as JSON. A `Card` holds all of
-them and is written as `card.json` and, rendered, `card.md` into the folder that the conversion made, before that is
-marked complete. `checkpoints.card_rows` makes rows and compares them. Hashes are xxh3-64, hexadecimal, of a tensor's bytes in row-major order.
+A conversion makes one `Row` for each application of a rule, as the tensors pass through its hands (`card_rows`); rows
+are plain data (`Row.plain`, `Row.from_plain`), so that processes can make them apart and hand them over as JSON. A
+`Card` holds all of them and is written as `card.json` and, rendered, `card.md` into the folder that the conversion
+made, before that is marked complete. Hashes are xxh3-64, hexadecimal, of a tensor's bytes in row-major order.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from runtime.exits import BadInput
 def hash_of(tensor: torch.Tensor) -> str:
     """xxh3-64 of a CPU tensor's bytes, hexadecimal. A tensor that is not contiguous is copied for it."""
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    return xxhash.xxh3_64_hexdigest(memoryview(flat.numpy()))
+    return xxhash.xxh3_64_hexdigest(flat.numpy().data)
 
 
 def entry_of(name: str, tensor: torch.Tensor, place: tuple[int, ...] = ()) -> Entry:

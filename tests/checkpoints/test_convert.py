@@ -233,7 +233,7 @@ def test_damaged_pickled_and_outside_weights_are_refused(tmp_path: Path) -> None
     source = write(tmp_path / "source", backbone())
     weights = source / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(BadInput, match=r"model.safetensors: cannot be read"):
+    with pytest.raises(BadInput, match=r"model.safetensors: its header has length .* past the end"):
         to_native(source, tmp_path / "native", backbone())
     weights.rename(source / "pytorch_model.bin")
     with pytest.raises(BadInput, match="only safetensors are read"):

@@ -37,7 +37,7 @@ from checkpoints.manifest import (
 from checkpoints.maps import describe, differences, of_backbone, of_config
 from checkpoints.rules import Rule
 from checkpoints.vocabulary_surgery import describe_growth, grow_rows
-from configs.schema import BackboneConfig, Precision
+from configs.schema import BackboneConfig, NewRows, Precision
 from runtime.exits import BadInput, StoppedEarly
 
 _DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
@@ -53,13 +53,14 @@ def import_huggingface(
     vocabulary: Mapping[str, Any] | None = None,
     texts: Mapping[str, str] | None = None,
     seed: int = 0,
+    new_rows: NewRows = NewRows.covariance,
     stop: object = None,
 ) -> Path:
     """Convert a Hugging Face folder into the native checkpoint `native` (step 0, no optimiser state).
 
     Tensors keep their dtype and bits. The vocabulary grows from the first `text_size` rows to `padded_size`
-    (`vocabulary_surgery.grow_rows`, drawn with `seed`); both equal to the source's rows change nothing. `texts` are
-    files to put beside. Needs no process group; it loads on any topology. Returns `native`.
+    (`vocabulary_surgery.grow_rows`, by `new_rows`, drawn with `seed`); both equal to the source's rows change nothing.
+    `texts` are files to put beside. Needs no process group; it loads on any topology. Returns `native`.
 
     Raises BadInput where the folder is not this backbone, has tensors without a place, or the disk fails;
     StoppedEarly when `stop` turns true. `native` then is as it was.
@@ -70,7 +71,9 @@ def import_huggingface(
     architecture = of_config(reader.config)
     rules = architecture.rules(backbone)
     _check_names(reader, rules, backbone, architecture.buffers)
-    slabs = [slab for rule in rules for slab in _slabs(rule, reader, backbone, text_size, padded_size, seed, stop)]
+    slabs = [
+        slab for rule in rules for slab in _slabs(rule, reader, backbone, text_size, padded_size, seed, stop, new_rows)
+    ]
     with _writing(native), replacing(native) as folder:
         tensors = write_tensors(folder / TENSORS, slabs)
         for name, text in {STATE_FILE: "{}", **(texts or {})}.items():
@@ -82,7 +85,7 @@ def import_huggingface(
             parameters=count_parameters(tensors),
             files=record_files(folder, {}),
             vocabulary=None if vocabulary is None else dict(vocabulary),
-            origin={"huggingface": source.name, **describe_growth(text_size, padded_size, seed)},
+            origin={"huggingface": source.name, **describe_growth(text_size, padded_size, seed, new_rows)},
             versions=versions(),
             backbone=describe(backbone),
         )
@@ -161,13 +164,14 @@ def _slabs(
     padded_size: int,
     seed: int,
     stop: object,
+    new_rows: NewRows,
 ) -> Iterator[Slab]:
     name = MODEL_PREFIX + rule.native
 
     def make(layer: int | None) -> torch.Tensor:
         _check_stop(stop)
         whole = rule.layout.fuse([reader.read(source) for source in rule.names(layer)], backbone)
-        return grow_rows(whole, text_size, padded_size, seed, name) if rule.vocabulary else whole
+        return grow_rows(whole, text_size, padded_size, seed, name, new_rows) if rule.vocabulary else whole
 
     for layer in _layers(rule, backbone):
         parts = [reader.shape_and_dtype(source) for source in rule.names(layer)]

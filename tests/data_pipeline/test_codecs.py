@@ -167,7 +167,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
 # --- k-means ----------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 200), st.integers(1, 40), st.integers(0, 2**31))
 def test_codes_are_the_nearest_centroids(frames: int, entries: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -117,7 +117,7 @@ def test_wrong_weights_are_one_line(kind: str, tmp_path: Path) -> None:
     open_codec(config)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.integers(0, 1000), max_size=30), st.floats(1, 5000))
 def test_batches_hold_everything_once_and_keep_to_the_budget(lengths: list[int], budget: float) -> None:
     made = list(batches(lengths, budget))
@@ -128,7 +128,7 @@ def test_batches_hold_everything_once_and_keep_to_the_budget(lengths: list[int],
     assert longest == sorted(longest, reverse=True)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 50), st.integers(1, 30), st.integers(0, 2**31))
 def test_nearest_is_the_nearest(points: int, entries: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -162,7 +162,7 @@ def test_linguistic_codes_are_the_published_procedures(codec: StepAudio, folder:
     assert np.array_equal(codes, expected)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(0, 40_000))
 def test_the_number_of_codes_is_that_of_the_procedure(samples: int) -> None:
     rest, chunks = samples % 3840, samples // 3840

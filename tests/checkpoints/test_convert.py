@@ -131,7 +131,6 @@ def test_rows_cannot_shrink_below_the_text() -> None:
 
 
 @given(groups=st.integers(1, 4), queries=st.integers(1, 4), width=st.integers(1, 3), bias=st.booleans())
-@settings(deadline=None)
 def test_fused_heads_split_into_what_they_were(groups: int, queries: int, width: int, bias: bool) -> None:
     of = backbone(heads=groups * queries, kv_heads=groups, head_dim=width)
     inner = () if bias else (3,)

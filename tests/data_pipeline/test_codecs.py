@@ -280,7 +280,7 @@ def corpus_of_codebooks(tmp_path_factory: pytest.TempPathFactory, noise: np.ndar
     return folder
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=8, derandomize=True)
 @given(lengths=st.lists(st.integers(1, 47_000), min_size=1, max_size=6), budget=st.floats(0.5, 10.0))
 def test_codes_do_not_depend_on_the_batch(
     corpus_of_codebooks: Path, noise: np.ndarray, lengths: list[int], budget: float

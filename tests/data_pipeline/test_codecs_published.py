@@ -43,7 +43,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=12, derandomize=True)
 @given(lengths=st.lists(st.integers(0, 45_000), min_size=1, max_size=6), budget=st.floats(0.5, 12.0))
 def test_codes_do_not_depend_on_the_batch(opened, kind: str, lengths: list[int], budget: float) -> None:
     _, codec = opened(kind)
@@ -329,7 +329,7 @@ def test_mimi_codes_are_those_of_transformers(opened) -> None:
     assert np.array_equal(codes["mimi"], theirs)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15, derandomize=True)
 @given(cuts=st.lists(st.integers(0, 7_000), min_size=1, max_size=8))
 def test_mimi_streams_to_the_same_codes(opened, cuts: list[int]) -> None:
     _, codec = opened("mimi")

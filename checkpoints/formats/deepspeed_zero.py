@@ -58,7 +58,7 @@ class ZeroSource:
             raise BadInput(f"{folder}: has no mp_rank_*_model_states.pt")
         self._states = {place: load_mapping(file) for place, file in sorted(self._models.items())}
         first = next(iter(self._states.values()))
-        self._dtype = _trained_in(first.get("ds_config"))
+        self._dtype = trained_in(first.get("ds_config"))
         self._stage = self._zero_stage()
         self._check_complete()
         dimensions = first.get("checkpoint_parallel_dimensions") or {}
@@ -327,7 +327,8 @@ def _matches(patterns: object, name: str) -> bool:
     return any(isinstance(pattern, str) and len(pattern) < 1000 and re.match(pattern, name) for pattern in patterns)
 
 
-def _trained_in(config: object) -> torch.dtype:
+def trained_in(config: object) -> torch.dtype:
+    """The precision of parameters by DeepSpeed's configuration, which its files keep."""
     for key, dtype in (("bf16", torch.bfloat16), ("bfloat16", torch.bfloat16), ("fp16", torch.float16)):
         section = config.get(key) if isinstance(config, Mapping) else None
         if isinstance(section, Mapping) and section.get("enabled"):

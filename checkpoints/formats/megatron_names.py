@@ -30,6 +30,10 @@ _ENDS = (  # of a model
     ),
     (re.compile(r"output_layer\.(weight|bias)"), r"output_layer.\1"),
 )
+_LOCAL = (
+    (".self_attention.linear_qkv.layer_norm_", ".input_layernorm."),
+    (".mlp.linear_fc1.layer_norm_", ".pre_mlp_layernorm."),
+)
 _NOT_PARAMETERS = ("_extra_state", "inv_freq")
 _STAGED = re.compile(r"(\d+)\.(.+)")  # DeepSpeed's pipeline: number of the layer in the list of layers
 
@@ -51,6 +55,13 @@ def native_names(names: Iterable[str], layers_before: int = 0) -> dict[str, str]
     return {name: _native(name, layers_before) for name in names}
 
 
+def local_name(native: str) -> str:
+    """A native name (layers apart) as a model of Megatron-Core's own layers has it, where norms stand by themselves."""
+    for ours, local in _LOCAL:
+        native = native.replace(ours, local)
+    return native
+
+
 def layers_in(names: Iterable[str]) -> int:
     """How many layers a stage's names are of."""
     found = [match[1] for name in names if (match := _LAYER.fullmatch(_WRAPPERS.sub("", name, count=1)))]
@@ -65,6 +76,8 @@ def cut_of(native: str, shapes: Mapping[str, tuple[int, ...]]) -> Cut | None:
     leaf = native.rsplit(".", 1)[-1]
     if native.endswith(("norm.weight", "norm.bias")) or leaf.startswith("layer_norm_"):
         return Cut.whole
+    if leaf == "lora_a":  # of layers that are cut by columns it is too, of the others whole
+        return Cut.columns if ".linear_proj." in native or ".linear_fc2." in native else Cut.whole
     if native.startswith(("embedding.word_embeddings.", "output_layer.")) or ".linear_qkv." in native:
         return Cut.rows
     if native == "embedding.position_embeddings.weight":

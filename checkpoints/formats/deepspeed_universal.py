@@ -5,7 +5,8 @@
         zero/<parameter>/fp32.pt        {"param": fp32 tensor, "cat_dim": ...}; exp_avg.pt, exp_avg_sq.pt likewise
         zero/<parameter>/step.pt        steps that the optimiser took
         zero/optimizer_state.pt         options that DeepSpeed sets again when it loads
-        mp_rank_00_model_states.pt, zero_pp_rank_0_mp_rank_00_model_states.pt   for ZeRO-1 and 2, and for ZeRO-3: counters
+        mp_rank_00_model_states.pt      counters, for ZeRO-1 and 2
+        zero_pp_rank_0_mp_rank_00_model_states.pt   the same for ZeRO-3
 
 DeepSpeed's `ds_to_universal` writes tensors of ZeRO-3 flat; their shapes stand in the model states beside them.
 """
@@ -112,18 +113,21 @@ class UniversalSource:
 
 
 def write_universal(source: TensorSource, out: Path, stop: object = None) -> Path:
-    """Write a source with Adam's state as a universal folder that a DeepSpeed engine loads, on any ranks and ZeRO stage:
-    `engine.load_checkpoint(out)` with `{"checkpoint": {"load_universal": true}}` in its configuration.
+    """Write a source with Adam's state as a universal folder that a DeepSpeed engine loads, on any ranks and with any
+    ZeRO stage: `engine.load_checkpoint(out)` with `{"checkpoint": {"load_universal": true}}` in its configuration.
 
-    Parameters of Megatron's names are called as in a model of separate norms (`input_layernorm`), which is what Megaphone
-    trains; others keep their names. Memory holds one tensor at a time. Learning rates and the like are left to the engine
-    that loads it. Returns `out`. Raises BadInput where the source has no optimiser state or the disk fails, StoppedEarly
-    when `stop` turns true; `out` then is as it was.
+    Parameters of Megatron's names are called as in a model of separate norms (`input_layernorm`), which is what
+    Megaphone trains; others keep their names. Memory holds one tensor at a time. Learning rates and the like are left
+    to the engine that loads it. DeepSpeed 0.19.8's ZeRO-3 then counts steps once a parameter group where torch's Adam
+    does the counting, whoever wrote the folder: take one group there.
+
+    Returns `out`. Raises BadInput where the source has no optimiser state or the disk fails, StoppedEarly when `stop`
+    turns true; `out` then is as it was.
     """
     if not isinstance(source, TrainedSource) or not source.kinds:
         raise BadInput(
-            f"{source.folder}: has no optimiser state; DeepSpeed's universal form is of a training state, and from weights "
-            "alone a DeepSpeed engine starts with their Hugging Face or native form"
+            f"{source.folder}: has no optimiser state, and DeepSpeed's universal form is of a training state; a run "
+            "with engine.name=deepspeed starts from the weights as they are (stage.weights)"
         )
     shapes = {name: source.shape_and_dtype(name)[0] for name in source.names}
     dtypes = {source.shape_and_dtype(name)[1] for name in source.names}

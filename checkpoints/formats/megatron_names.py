@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from checkpoints.formats.tensor_parallel import Cut
 
-_WRAPPERS = re.compile(r"(?:(?:module|model|language_model)\.)+")
+_WRAPPERS = re.compile(r"\A(?:(?:module|model|language_model)\.)+")
 _LAYER = re.compile(r"(?:encoder|transformer|decoder)\.layers\.(\d+)\.(.+)")
 _PARTS = (  # of a layer: what it is called, what native checkpoints call it
     (re.compile(r"input_(?:layer)?norm\.(weight|bias)"), r"self_attention.linear_qkv.layer_norm_\1"),
@@ -64,7 +64,7 @@ def local_name(native: str) -> str:
 
 def layers_in(names: Iterable[str]) -> int:
     """How many layers a stage's names are of."""
-    found = [match[1] for name in names if (match := _LAYER.fullmatch(_WRAPPERS.sub("", name, count=1)))]
+    found = [match[1] for name in names if (match := _LAYER.fullmatch(_WRAPPERS.sub("", name)))]
     return len(set(found))
 
 
@@ -92,7 +92,7 @@ def cut_of(native: str, shapes: Mapping[str, tuple[int, ...]]) -> Cut | None:
 
 
 def _native(name: str, layers_before: int) -> str:
-    bare = _WRAPPERS.sub("", name, count=1) if _WRAPPERS.match(name) else name
+    bare = _WRAPPERS.sub("", name)
     if match := _LAYER.fullmatch(bare):
         part = _renamed(match[2], _PARTS)
         return name if part is None else f"decoder.layers.{int(match[1]) + layers_before}.{part}"

@@ -1,8 +1,8 @@
 """Native checkpoints with each layer's tensors by themselves, and such tensors as a native checkpoint.
 
 Native names stack layers, `decoder.layers.mlp.linear_fc1.weight` [layers, ...]; Megatron's and DeepSpeed's files hold
-`decoder.layers.3.mlp.linear_fc1.weight` for each. Where not all layers have a tensor, as the optimiser's of frozen ones,
-native checkpoints keep the numbers too.
+`decoder.layers.3.mlp.linear_fc1.weight` for each. Where not all layers have a tensor, as the optimiser's of frozen
+ones, native checkpoints keep the numbers too.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _stacked(
         groups.setdefault(f"{match[1]}{match[3]}" if match else name, {})[int(match[2]) if match else None] = name
     for stacked, members in sorted(groups.items()):
         if None not in members and sorted(members) != list(range(layers)):  # type: ignore[type-var]
-            missing = min(set(range(layers)) - members.keys())  # type: ignore[arg-type, type-var]
+            missing = min(set(range(layers)) - members.keys())
             raise BadInput(f"{stacked}: layer {missing} of {layers} has none")
         shape, dtype = described(next(iter(members.values())))
         for layer, name in sorted(members.items(), key=lambda member: member[0] or 0):

@@ -14,6 +14,7 @@ from checkpoints.agreement import gather
 from checkpoints.atomic import remove
 from checkpoints.layout import step_of
 from checkpoints.manifest import problems
+from checkpoints.maps import describe
 from checkpoints.retention import prune
 from checkpoints.saving import Contents, Saver
 from configs.compose import to_yaml
@@ -147,6 +148,7 @@ class Checkpoints:
             vocabulary=self._vocabulary.describe(),
             texts={**self._vocabulary.files(), CONFIG_FILE: to_yaml(self._config)},
             origin=lora.origin(self._config.stage.lora),
+            backbone=describe(self._config.backbone),
         )
         return self._engine.sharded_state(optimizer=True, loading=False), contents
 

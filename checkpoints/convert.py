@@ -1,4 +1,4 @@
-"""Hugging Face Llama-family folders to native checkpoints and back, one tensor at a time."""
+"""Hugging Face folders to native checkpoints and back, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -34,14 +34,13 @@ from checkpoints.manifest import (
     versions,
     write_manifest,
 )
-from checkpoints.maps import llama
+from checkpoints.maps import describe, differences, of_backbone, of_config
 from checkpoints.rules import Rule
 from checkpoints.vocabulary_surgery import describe_growth, grow_rows
 from configs.schema import BackboneConfig, NewRows, Precision
 from runtime.exits import BadInput, StoppedEarly
 
 _DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
-_NOT_PARAMETERS = ("rotary_emb.inv_freq",)  # buffers that old files carry
 
 
 def import_huggingface(
@@ -67,10 +66,11 @@ def import_huggingface(
     StoppedEarly when `stop` turns true. `native` then is as it was.
     """
     reader = HuggingFaceReader(source)
-    if found := llama.differences(backbone, reader.config):
+    if found := differences(backbone, reader.config):
         raise BadInput(f"{source} is another model: {'; '.join(found)}")
-    rules = llama.rules(backbone)
-    _check_names(reader, rules, backbone)
+    architecture = of_config(reader.config)
+    rules = architecture.rules(backbone)
+    _check_names(reader, rules, backbone, architecture.buffers)
     slabs = [
         slab for rule in rules for slab in _slabs(rule, reader, backbone, text_size, padded_size, seed, stop, new_rows)
     ]
@@ -87,6 +87,7 @@ def import_huggingface(
             vocabulary=None if vocabulary is None else dict(vocabulary),
             origin={"huggingface": source.name, **describe_growth(text_size, padded_size, seed, new_rows)},
             versions=versions(),
+            backbone=describe(backbone),
         )
         write_manifest(folder, manifest)
     return native
@@ -119,7 +120,8 @@ def export_huggingface(
     if recorded is not None and recorded != _plain(vocabulary):
         raise BadInput(f"{native} was made with another vocabulary")
     reader = MergedReader(native)
-    rules = llama.rules(backbone)
+    architecture = of_backbone(backbone)
+    rules = architecture.rules(backbone)
     rows = _check_shapes(reader, rules, backbone)
     size = vocabulary["text_size"] + len(token_names)
     if size != max(end for _, end in vocabulary["ranges"].values()) or size > rows:
@@ -132,7 +134,8 @@ def export_huggingface(
     total = sum(_elements(reader, rule) for rule in rules) * target.itemsize
     with _writing(out), replacing(out) as folder:
         write_weights(folder, _foreign_tensors(reader, rules, backbone, target, stop), total)
-        write_model_files(folder, llama.config(backbone), rows, end_of_text, target)
+        settings = {**architecture.write_config(backbone), architecture.vocabulary_key: rows}
+        write_model_files(folder, settings, rows, end_of_text, target)
         write_tokenizer(folder, tokenizer, vocabulary["end_of_text"], backbone.max_positions)
         write_json(folder / VOCABULARY_FILE, vocabulary)  # so that the model can give a corpus its codes
     return out
@@ -141,12 +144,14 @@ def export_huggingface(
 # --- Hugging Face to native -----------------------------------------------------------------------------------------
 
 
-def _check_names(reader: HuggingFaceReader, rules: Sequence[Rule], backbone: BackboneConfig) -> None:
+def _check_names(
+    reader: HuggingFaceReader, rules: Sequence[Rule], backbone: BackboneConfig, buffers: tuple[str, ...]
+) -> None:
     placed = {name for rule in rules for layer in _layers(rule, backbone) for name in rule.names(layer)}
     if missing := sorted(placed - reader.names):
         raise BadInput(f"{reader.folder}: has no tensor {missing[0]} ({len(missing)} missing)")
     repeated = ("lm_head.weight",) if backbone.tied_embeddings else ()  # some files hold the tied embedding twice
-    odd = sorted(name for name in reader.names - placed if not name.endswith((*_NOT_PARAMETERS, *repeated)))
+    odd = sorted(name for name in reader.names - placed if not name.endswith((*buffers, *repeated)))
     if odd:
         raise BadInput(f"{reader.folder}: no place for tensor {odd[0]} ({len(odd)} such)")
 

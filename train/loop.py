@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from checkpoints.agreement import gather
+from checkpoints.maps import check_architecture
 from checkpoints.vocabulary_surgery import spread
 from configs.checks import check
 from configs.schema import Config
@@ -71,6 +72,7 @@ def newest_logits(config: Config, stop: StopFlag) -> tuple[list[Pack], torch.Ten
 def _joined(config: Config, stop: StopFlag) -> Iterator[Stage]:
     """The stage on this rank, in a process group that lasts as long as the context."""
     check(config, int(os.environ.get("WORLD_SIZE", "1")))
+    check_architecture(config)
     check_layouts(layouts_of(config.mixture.sources))
     check_kernel(config)
     corpus = Corpus.open(corpus_folder(config))

@@ -43,6 +43,9 @@ class BackboneConfig:
     """The text LLM that learns to listen and speak (RMSNorm, GQA, SwiGLU; Llama's family and Step-1's)."""
 
     name: str = MISSING
+    # The published form (checkpoints/maps) that weights are exported in; those of `weights` may be of another with the
+    # same fields. What the form does not have is refused where weights are read or exported.
+    architecture: str = "llama"
     layers: int = MISSING
     hidden: int = MISSING
     ffn: int = MISSING

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -106,3 +107,12 @@ class Engine(Protocol):
 
     def load_state(self, state: dict[str, Any], *, optimizer: bool) -> None:
         """Take what was read into a `sharded_state(loading=True)`, the optimiser's part of it or only parameters."""
+
+
+@runtime_checkable
+class OwnForm(Protocol):
+    """An engine whose library has a checkpoint form of its own, with tools that read it."""
+
+    def save_own(self, folder: Path, step: int) -> None:
+        """Write the state as it is now in that form, under a name of its step in `folder`; all ranks call this and wait
+        until it is there whole. Raises BadInput on all of them where the disk fails."""

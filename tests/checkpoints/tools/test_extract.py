@@ -99,7 +99,7 @@ def test_a_full_disk_and_a_stop_leave_nothing(tmp_path: Path, monkeypatch: pytes
     def stop(*_: object) -> None:
         raise StoppedEarly("stopped")
 
-    monkeypatch.setattr("checkpoints.progress.Progress.add", stop)
+    monkeypatch.setattr("checkpoints.formats.native.NativeReader.read", stop)
     for out in (tmp_path / "x.safetensors", tmp_path / "y"):
         with pytest.raises(StoppedEarly):
             consolidate(native, out)
@@ -110,6 +110,7 @@ def test_a_damaged_checkpoint_is_refused_by_every_tool(tmp_path: Path, capsys: p
     native = make_native(tmp_path / "native", weights())
     file = native / "tensors/__1_0.distcp"
     file.write_bytes(file.read_bytes()[:-1] + b"x")
+    capsys.readouterr()
     out = ["--out", str(tmp_path / "out")]
     for words in (
         ["diff", str(native), str(native)],

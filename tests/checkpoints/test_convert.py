@@ -122,7 +122,9 @@ def test_new_rows_have_the_text_rows_statistics_and_are_recorded(tmp_path: Path)
     assert ((first[ROWS:].mean(0) - old.mean(0)).abs() < 5 * spread / (8192 - ROWS) ** 0.5).all()
     torch.testing.assert_close(first[ROWS:].std(0), spread, rtol=0.05, atol=0)
     origin = read_manifest(natives[0]).origin
-    assert (origin["kept_rows"], origin["rows"], origin["seed"]) == (ROWS, 8192, 1) and "noise" in origin["new_rows"]
+    assert (origin["kept_rows"], origin["rows"], origin["seed"]) == (ROWS, 8192, 1) and "covariance" in origin[
+        "new_rows"
+    ]
 
 
 def test_rows_cannot_shrink_below_the_text() -> None:

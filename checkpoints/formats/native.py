@@ -6,7 +6,6 @@ topology. Parameters of equal layers are stacked under one name with the layer a
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -25,8 +24,9 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, TensorWr
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from checkpoints.formats.mapped import MappedFiles
 from checkpoints.manifest import TensorRecord
-from checkpoints.metadata import read_bytes, read_metadata, tensor_records
+from checkpoints.metadata import read_metadata, tensor_records
 from runtime.exits import BadInput
 
 COMMON_FILE = "common.pt"
@@ -142,9 +142,11 @@ class NativeReader:
         self.folder = folder
         self._index = read_metadata(folder)
         self.tensors = tensor_records(self._index)
+        self._files = MappedFiles(folder)
 
     def read(self, name: str, layer: int | None = None) -> torch.Tensor:
-        """Tensor `name`, or its `layer` without the layer axis. Raises BadInput where it is not there in full."""
+        """Tensor `name`, or its `layer` without the layer axis: a view of the mapped file where one piece holds all of it.
+        Raises BadInput where it is not there in full."""
         stored = self._index.state_dict_metadata.get(name)
         if not isinstance(stored, TensorStorageMetadata):
             raise BadInput(f"{self.folder}: has no tensor {name}")
@@ -152,6 +154,9 @@ class NativeReader:
         high = list(stored.size)
         if layer is not None:
             low[0], high[0] = layer, layer + 1
+        held = self._held_in_one(name, stored, low, high)
+        if held is not None:
+            return held if layer is None else held[0]
         whole = torch.empty([end - start for start, end in zip(low, high, strict=True)], dtype=stored.properties.dtype)
         filled = 0
         for chunk in stored.chunks:
@@ -168,6 +173,23 @@ class NativeReader:
             raise BadInput(f"{self.folder}: {name} has {filled} of {whole.numel()} elements")
         return whole if layer is None else whole[0]
 
+    def _held_in_one(
+        self, name: str, stored: TensorStorageMetadata, low: list[int], high: list[int]
+    ) -> torch.Tensor | None:
+        for chunk in stored.chunks:
+            corners = zip(low, high, chunk.offsets, chunk.sizes, strict=True)
+            if all(offset <= start and end <= offset + size for start, end, offset, size in corners):
+                place = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, chunk.offsets, strict=True))
+                return self._chunk(name, chunk)[place]
+        return None
+
     def _chunk(self, name: str, chunk: ChunkStorageMetadata) -> torch.Tensor:
-        content = read_bytes(self.folder, self._index, MetadataIndex(name, chunk.offsets))
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        place = self._index.storage_data.get(MetadataIndex(name, chunk.offsets))
+        if place is None:
+            raise BadInput(f"{self.folder}: the index has no place for {name}")
+        stored = self._index.state_dict_metadata[name]
+        return self._files.tensor(name, place, chunk.sizes, stored.properties.dtype)
+
+    def release(self) -> None:
+        """Unmap the files that were read."""
+        self._files.release()

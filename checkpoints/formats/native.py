@@ -145,8 +145,8 @@ class NativeReader:
         self._files = MappedFiles(folder)
 
     def read(self, name: str, layer: int | None = None) -> torch.Tensor:
-        """Tensor `name`, or its `layer` without the layer axis: a view of the mapped file where one piece holds all of it.
-        Raises BadInput where it is not there in full."""
+        """Tensor `name`, or its `layer` without the layer axis: a view of the mapped file where one piece holds
+        all of it. Raises BadInput where it is not there in full."""
         stored = self._index.state_dict_metadata.get(name)
         if not isinstance(stored, TensorStorageMetadata):
             raise BadInput(f"{self.folder}: has no tensor {name}")

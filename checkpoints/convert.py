@@ -31,7 +31,7 @@ from checkpoints.manifest import problems, read_manifest
 from checkpoints.maps import differences, of_backbone
 from checkpoints.rules import Rule
 from checkpoints.vocabulary_surgery import describe_growth
-from configs.schema import BackboneConfig, ParallelConfig, Precision
+from configs.schema import BackboneConfig, NewRows, ParallelConfig, Precision
 from runtime.exits import BadInput
 
 _DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
@@ -47,13 +47,14 @@ def import_huggingface(
     vocabulary: Mapping[str, Any] | None = None,
     texts: Mapping[str, str] | None = None,
     seed: int = 0,
+    new_rows: NewRows = NewRows.covariance,
     stop: object = None,
 ) -> Path:
     """Convert a Hugging Face folder into the native checkpoint `native` (step 0, no optimiser state).
 
     Tensors keep their dtype and bits. The vocabulary grows from the first `text_size` rows to `padded_size`
-    (`vocabulary_surgery.grow_rows`, drawn with `seed`); both equal to the source's rows change nothing. `texts` are
-    files to put beside. Needs no process group; it loads on any topology. Returns `native`.
+    (`vocabulary_surgery.grow_rows`, by `new_rows`, drawn with `seed`); both equal to the source's rows change nothing.
+    `texts` are files to put beside. Needs no process group; it loads on any topology. Returns `native`.
 
     Raises BadInput where the folder is not this backbone, has tensors without a place, or the disk fails;
     StoppedEarly when `stop` turns true. `native` then is as it was.
@@ -66,9 +67,9 @@ def import_huggingface(
         Target.native,
         backbone,
         whole(backbone),
-        rows=Rows(text_size, padded_size, seed),
+        rows=Rows(text_size, padded_size, seed, new_rows),
     )
-    origin = {"huggingface": source.name, **describe_growth(text_size, padded_size, seed)}
+    origin = {"huggingface": source.name, **describe_growth(text_size, padded_size, seed, new_rows)}
     _finished(engine.run(job, native, Beside(texts or {}, vocabulary, origin), How(stop=stop, keep=False)))
     return native
 

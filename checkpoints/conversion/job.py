@@ -14,7 +14,7 @@ import torch
 from checkpoints.conversion.shards import Topology, stage_of
 from checkpoints.maps import describe
 from checkpoints.rules import Rule
-from configs.schema import BackboneConfig
+from configs.schema import BackboneConfig, NewRows
 
 ITEM_BYTES = 1 << 28
 """Of what one item writes, but for a single tensor that is larger: what a killed process has to do again."""
@@ -34,6 +34,7 @@ class Rows:
     kept: int
     rows: int
     seed: int
+    new_rows: NewRows = NewRows.covariance
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Job:
             "backbone": describe(self.backbone),
             "topology": {**self.topology.plain(), "stages": "|".join(map(str, self.topology.stages))},
             "dtype": self.dtype,
-            "rows": None if self.rows is None else asdict(self.rows),
+            "rows": None if self.rows is None else {**asdict(self.rows), "new_rows": self.rows.new_rows.value},
             "shard_bytes": self.shard_bytes,
             "partly": self.partly,
         }

@@ -12,9 +12,10 @@ from checkpoints.card import Entry, Row, RowsChange
 from checkpoints.card_rows import entry_of, source_entry
 from checkpoints.conversion.job import Item, Job, Slab, in_order, items_of
 from checkpoints.conversion.reading import SlabSource, open_slabs
+from checkpoints.finite import check_finite
 from checkpoints.manifest import MODEL_PREFIX
 from checkpoints.rules import COPY, HALVES, QKV, Rule
-from checkpoints.vocabulary_surgery import METHOD, grow_rows
+from checkpoints.vocabulary_surgery import METHODS, grow_rows
 
 _LAYOUTS = {COPY: "copy", HALVES: "halves", QKV: "qkv"}
 
@@ -77,6 +78,8 @@ class Conversion:
 
     def make(self, slab: Slab) -> Made:
         tensor, parts = self.source.read(slab.rule, slab.layer)
+        for part in parts:
+            check_finite(part.tensor, part.name, self.job.source)
         resized = self._resized(slab.rule, len(tensor) if tensor.dim() else 0)
         sources = tuple(source_entry(part.name, part.tensor, slab.dtype, resized, part.place) for part in parts)
         known = {
@@ -87,7 +90,8 @@ class Conversion:
         if resized is not None:
             rows = self.job.rows
             assert rows is not None
-            tensor = grow_rows(tensor, rows.kept, rows.rows, rows.seed, MODEL_PREFIX + slab.rule.native)
+            name = MODEL_PREFIX + slab.rule.native
+            tensor = grow_rows(tensor, rows.kept, rows.rows, rows.seed, name, rows.new_rows)
         tensor = tensor.to(slab.dtype).contiguous()
         if tuple(tensor.shape) != slab.shape:
             raise ValueError(f"{slab.rule.native}: made {tuple(tensor.shape)}, planned {slab.shape}")
@@ -104,4 +108,4 @@ class Conversion:
         rows = self.job.rows
         if rows is None or not rule.vocabulary or held == rows.kept == rows.rows:
             return None
-        return RowsChange(rows.kept, rows.rows, METHOD)
+        return RowsChange(rows.kept, rows.rows, METHODS[rows.new_rows])

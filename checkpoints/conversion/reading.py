@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 
 from checkpoints.card import LeftOut
+from checkpoints.claims import check_claims
 from checkpoints.formats.huggingface import CONFIG_FILE, HuggingFaceReader
 from checkpoints.formats.source import Format, TensorSource, detect
 from checkpoints.layout import TENSORS
@@ -18,12 +19,10 @@ from checkpoints.lora import MergedReader
 from checkpoints.manifest import MODEL_PREFIX
 from checkpoints.maps import of_backbone, of_config
 from checkpoints.rules import Rule
-from configs.parameter_names import is_lora
 from configs.schema import BackboneConfig
 from runtime.exits import BadInput
 
 _HEAD = "lm_head.weight"
-_NATIVE_LAYERS = "decoder.layers."
 
 
 @dataclass(frozen=True)
@@ -109,22 +108,13 @@ class HuggingFaceSlabs:
         return rule.layout.fuse([part.tensor for part in parts], self._backbone), parts
 
     def left_out(self) -> list[LeftOut]:
-        layers = self._backbone.layers
-        claimed = {name for rule in self.rules for layer in _layers(rule, layers) for name in rule.names(layer)}
-        names = self._source.names
-        if missing := sorted(claimed - names):
-            raise BadInput(f"{self._source.folder}: has no tensor {missing[0]} ({len(missing)} missing)")
-        left, odd = [], []
-        for name in sorted(names - claimed):
+        def needless(name: str) -> str | None:
             if name.endswith(self._buffers):
-                left.append(LeftOut(name, "a buffer that is computed here"))
-            elif self._backbone.tied_embeddings and name.endswith(_HEAD):
-                left.append(LeftOut(name, "the tied embedding a second time"))
-            else:
-                odd.append(name)
-        if odd:
-            raise BadInput(f"{self._source.folder}: no place for tensor {odd[0]} ({len(odd)} such)")
-        return left
+                return "a buffer that is computed here"
+            return "the tied embedding a second time" if self._backbone.tied_embeddings and name == _HEAD else None
+
+        claims = ((rule.native, rule.names(layer)) for rule, layer in _applied(self.rules, self._backbone))
+        return check_claims(claims, self._source.names, self._source.folder, needless)
 
     def files(self) -> list[Path]:
         return sorted(path for path in self._source.folder.iterdir() if path.is_file())
@@ -159,11 +149,9 @@ class NativeSlabs:
     def left_out(self) -> list[LeftOut]:
         for rule in self.rules:
             self.shape_and_dtype(rule, None)
-        claimed = {MODEL_PREFIX + rule.native for rule in self.rules}
-        odd = sorted(name for name in self._reader.tensors if name not in claimed and not is_lora(name))
-        if odd and not self._partly:
-            raise BadInput(f"{self._checkpoint}: no place for tensor {odd[0]} ({len(odd)} such)")
-        return [LeftOut(name.removeprefix(MODEL_PREFIX), "the architecture has no place for it") for name in odd]
+        claims = ((rule.native, [MODEL_PREFIX + rule.native]) for rule in self.rules)
+        why = "the architecture has no place for it" if self._partly else None
+        return check_claims(claims, set(self._reader.tensors), self._checkpoint, lambda _: why)
 
     def files(self) -> list[Path]:
         folders = (self._checkpoint, self._checkpoint / TENSORS)
@@ -190,22 +178,20 @@ class MegatronSlabs:
         return tensor, [Part(name, (), tensor)]
 
     def left_out(self) -> list[LeftOut]:
-        claimed = {
-            _numbered(rule.native, layer) for rule in self.rules for layer in _layers(rule, self._backbone.layers)
-        }
-        if missing := sorted(claimed - self._source.names):
-            raise BadInput(f"{self._source.folder}: has no tensor {missing[0]} ({len(missing)} missing)")
-        if odd := sorted(self._source.names - claimed):
-            raise BadInput(f"{self._source.folder}: no place for tensor {odd[0]} ({len(odd)} such)")
-        return []
+        claims = (
+            (rule.native, [_numbered(rule.native, layer)]) for rule, layer in _applied(self.rules, self._backbone)
+        )
+        return check_claims(claims, self._source.names, self._source.folder)
 
     def files(self) -> list[Path]:
         place = self._source.folder
         return sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
 
 
-def _layers(rule: Rule, count: int) -> Sequence[int | None]:
-    return range(count) if rule.layered else (None,)
+def _applied(rules: Sequence[Rule], backbone: BackboneConfig) -> Iterator[tuple[Rule, int | None]]:
+    """Every application of the rules."""
+    for rule in rules:
+        yield from ((rule, layer) for layer in (range(backbone.layers) if rule.layered else (None,)))
 
 
 def _numbered(native: str, layer: int | None) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 
+from checkpoints.safety import size_of
+from checkpoints.torch_file import load_tensor
 from runtime.exits import BadInput
 
 _RECORD = "data/0"  # where torch.save puts the only storage of a tensor
@@ -28,44 +30,41 @@ class MappedFiles:
     def tensor(self, name: str, place: _StorageInfo, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
         """The tensor that `torch.save` wrote at `place`. Raises BadInput where the file ends early, or what is there is
         no such tensor."""
+        path = self._folder / place.relative_path
         file = self._file(place.relative_path)
         if not 0 <= place.offset <= place.offset + place.length <= len(file):
-            raise BadInput(f"{self._folder / place.relative_path}: ends before {name} does")
-        region = file[place.offset : place.offset + place.length]
-        try:
-            found = _view(region)
-        except Exception as error:  # a damaged or hostile archive can raise nearly anything
-            raise BadInput(f"{self._folder / place.relative_path}: {name}: {str(error).splitlines()[0]}") from error
-        if not isinstance(found, torch.Tensor) or found.shape != shape or found.dtype != dtype:
-            raise BadInput(f"{self._folder / place.relative_path}: {name} is not what the index says")
+            raise BadInput(f"{path}: ends before {name} does")
+        found = _view(file[place.offset : place.offset + place.length], f"{path}: {name}")
+        if found.shape != shape or found.dtype != dtype:
+            raise BadInput(
+                f"{path}: a piece of {name} is {list(found.shape)} {found.dtype}, the index says {list(shape)} {dtype}"
+            )
         return found
 
     def _file(self, name: str) -> torch.Tensor:
         if name not in self._files:
             path = self._folder / name
             try:
-                size = path.stat().st_size
-                storage = torch.UntypedStorage.from_file(str(path), False, size)
-            except (OSError, RuntimeError) as error:
+                storage = torch.UntypedStorage.from_file(str(path), False, size_of(path))
+            except RuntimeError as error:
                 raise BadInput(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
             self._files[name] = torch.empty(0, dtype=torch.uint8).set_(storage)
         return self._files[name]
 
 
-def _view(region: torch.Tensor) -> torch.Tensor:
+def _view(region: torch.Tensor, where: str) -> torch.Tensor:
     """The tensor of an archive of `torch.save`, as a view of it where it lies there as one run of elements."""
     window = _Window(region)
-    with torch.serialization.skip_data():
-        described = torch.load(window, map_location="cpu", weights_only=True)
-    plain = isinstance(described, torch.Tensor) and described.is_contiguous() and type(described) is torch.Tensor
-    if not plain or described.untyped_storage().nbytes() != described.nbytes:
-        window.seek(0)
-        return torch.load(window, map_location="cpu", weights_only=True)
+    described = load_tensor(window, len(region), where, data=False)
+    if not described.is_contiguous() or described.untyped_storage().nbytes() != described.nbytes:
+        return load_tensor(window, len(region), where)
     window.seek(0)
     begin = torch._C.PyTorchFileReader(window).get_record_offset(_RECORD)
     content = region[begin : begin + described.nbytes]
     if len(content) != described.nbytes:
-        raise ValueError("the archive ends early")
+        raise BadInput(f"{where}: the archive ends early")
+    if described.nbytes == 0:
+        return torch.empty(described.shape, dtype=described.dtype)
     if content.data_ptr() % described.element_size():
         content = content.clone()  # another program laid it on an odd byte
     return torch.from_numpy(content.numpy()).view(described.dtype).view(described.shape)

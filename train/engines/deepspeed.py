@@ -23,7 +23,7 @@ from train.engines.deepspeed_folder import save_folder
 from train.engines.deepspeed_state import ZeroState, gathered, inventory
 from train.engines.protocol import Engine, Evidence, Objective, Outcome
 from train.engines.trained_set import adapt, freeze, groups_of
-from train.models.initialise import initialise, place_rows
+from train.models.initialise import BeginRows, initialise, place_rows
 from train.models.speech_lm import SpeechLM, run
 from train.models.trunk import trunk_of
 from train.observe.phases import BACKWARD, FORWARD, OPTIMIZER
@@ -178,11 +178,11 @@ class DeepSpeedEngine:
 
     # --- state ----------------------------------------------------------------------------------------------
 
-    def place_rows(self, first: int, points: torch.Tensor, text_rows: int) -> None:
+    def place_rows(self, first: int, begin_rows: BeginRows, text_rows: int) -> None:
         ends = ("word_embeddings.weight", "output_layer.weight")
         weights = [parameter for name, parameter in self.model.named_parameters() if name.endswith(ends)]
         with gathered(weights, changed_by=0):
-            place_rows(self.model, first, points, text_rows)
+            place_rows(self.model, first, begin_rows, text_rows)
         self.state.follow_weights()
 
     def sharded_state(self, *, optimizer: bool, loading: bool) -> dict[str, Any]:

@@ -79,11 +79,10 @@ def _layout(engine: Any, held: Sequence[Held]) -> dict[str, Any]:
     for one in held:
         if one.parameter.requires_grad:
             name = engine.param_names[one.parameter]
-            copied = getattr(one.parameter, "ds_pipe_replicated", False)
-            kind = "pipeline_replicated" if copied else _shared_as(one)
-            mine.setdefault(kind, set()).add(
-                re.sub(r"\d+", r"\\d+", re.escape(name)) + "$" if not copied else name + "$"
-            )
+            if getattr(one.parameter, "ds_pipe_replicated", False):
+                mine.setdefault("pipeline_replicated", set()).add(f"{re.escape(name)}$")
+            else:
+                mine.setdefault(_shared_as(one), set()).add(_pattern(name))
     found: dict[str, set[str]] = {}
     for part in gather(mine):
         for kind, patterns in part.items():
@@ -98,6 +97,11 @@ def _layout(engine: Any, held: Sequence[Held]) -> dict[str, Any]:
         "parameter_with_2_sub_params_cat_dim_0": sorted(found.get("halves", ())),
         "pipeline_replicated_parameter_patterns": sorted(found.get("pipeline_replicated", ())),
     }
+
+
+def _pattern(name: str) -> str:
+    """Of a name and those of other layers that differ by the layer's number alone."""
+    return r"\.".join(r"\d+" if part.isdigit() else re.escape(part) for part in name.split(".")) + "$"
 
 
 def _shared_as(one: Held) -> str:

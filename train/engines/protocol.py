@@ -11,6 +11,7 @@ import torch
 
 from data_pipeline.batch import Batch
 from train.models.heads.terms import Losses, Targets
+from train.models.initialise import BeginRows
 from train.trainable import Trained
 
 
@@ -92,8 +93,8 @@ class Engine(Protocol):
     def evaluate(self, batches: list[Batch], extra: list[float]) -> Outcome:
         """Losses of the micro-batches, without learning from them."""
 
-    def place_rows(self, first: int, points: torch.Tensor, text_rows: int) -> None:
-        """Set vocabulary rows `first`.. from standardised `points` [n, hidden], scaled as the text rows are."""
+    def place_rows(self, first: int, begin_rows: BeginRows, text_rows: int) -> None:
+        """Set vocabulary rows `first`.. to what `begin_rows` makes of the text rows' mean and covariance."""
 
     def logits(self, batch: Batch) -> torch.Tensor | None:
         """Logits over the whole vocabulary, fp32 [1, N, V], where the last layer is; None on other ranks."""

@@ -11,9 +11,15 @@ from configs.schema import AttentionKernel, Positions, RopeScaling
 
 @dataclass
 class TrunkConfig(TransformerConfig):
-    """positions, rope_base, rope_scaling: as in `BackboneConfig`. kernel: which one computes attention, never auto."""
+    """positions, rope_..., ..._multiplier, logits_divisor: as in `BackboneConfig`. kernel: which one computes
+    attention, never auto."""
 
     positions: Positions = Positions.rope
     rope_base: float = 10000.0
     rope_scaling: RopeScaling | None = None
+    rope_share: float = 1.0
+    rope_interleaved: bool = False
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    logits_divisor: float = 1.0
     kernel: AttentionKernel = AttentionKernel.sdpa

@@ -73,7 +73,7 @@ _POSITIVE = {
     "optimizer": ("lr", "eps"),
     "parallel": ("tensor", "pipeline", "context", "expert", "recompute_layers"),
     "tracker": ("console_every",),
-    "resilience": ("spike_bound", "window", "warmup", "leave_out"),
+    "resilience": ("spike_bound", "window", "warmup", "leave_out", "straggler_comparisons"),
 }
 _NOT_NEGATIVE = {
     "corpus": ("text_characters",),
@@ -95,7 +95,7 @@ _POSITIVE_IF_GIVEN = {
     "corpus": ("workers", "tasks"),
     "parallel": ("virtual_pipeline", "data", "bucket_size"),
     "observe": ("peak_teraflops",),
-    "resilience": ("hang_seconds",),
+    "resilience": ("hang_seconds", "straggler_share"),
 }
 
 

@@ -26,6 +26,8 @@ def no_huggingface_form(backbone: BackboneConfig) -> str | None:
     """Why no Hugging Face architecture that we export to is this backbone; None where one is."""
     if backbone.positions is not Positions.rope:
         return f"no Hugging Face architecture here has backbone.positions={backbone.positions.value}"
+    if backbone.experts is not None:
+        return "no Hugging Face architecture here has backbone.experts"
     if backbone.qk_norm:
         return "no Hugging Face architecture here has backbone.qk_norm"
     return None

@@ -18,7 +18,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factor
 from configs.parameter_names import LORA_A, LORA_B
 from train.models.speech_lm import SpeechLM
 
-_RESIDUAL_OUTPUTS = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight", "mlp.experts.linear_fc2.weight")
+_RESIDUAL_OUTPUTS = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight", ".experts.linear_fc2.weight")
 
 
 @torch.no_grad()

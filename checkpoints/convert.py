@@ -1,4 +1,4 @@
-"""Hugging Face Llama-family folders to native checkpoints and back, one tensor at a time."""
+"""Hugging Face folders to native checkpoints and back, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -34,14 +34,13 @@ from checkpoints.manifest import (
     versions,
     write_manifest,
 )
-from checkpoints.maps import llama
+from checkpoints.maps import describe, differences, of_backbone, of_config
 from checkpoints.rules import Rule
 from checkpoints.vocabulary_surgery import describe_growth, grow_rows
-from configs.schema import BackboneConfig, Precision
+from configs.schema import BackboneConfig, NewRows, Precision
 from runtime.exits import BadInput, StoppedEarly
 
 _DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
-_NOT_PARAMETERS = ("rotary_emb.inv_freq",)  # buffers that old files carry
 
 
 def import_huggingface(
@@ -54,23 +53,27 @@ def import_huggingface(
     vocabulary: Mapping[str, Any] | None = None,
     texts: Mapping[str, str] | None = None,
     seed: int = 0,
+    new_rows: NewRows = NewRows.covariance,
     stop: object = None,
 ) -> Path:
     """Convert a Hugging Face folder into the native checkpoint `native` (step 0, no optimiser state).
 
     Tensors keep their dtype and bits. The vocabulary grows from the first `text_size` rows to `padded_size`
-    (`vocabulary_surgery.grow_rows`, drawn with `seed`); both equal to the source's rows change nothing. `texts` are
-    files to put beside. Needs no process group; it loads on any topology. Returns `native`.
+    (`vocabulary_surgery.grow_rows`, by `new_rows`, drawn with `seed`); both equal to the source's rows change nothing.
+    `texts` are files to put beside. Needs no process group; it loads on any topology. Returns `native`.
 
     Raises BadInput where the folder is not this backbone, has tensors without a place, or the disk fails;
     StoppedEarly when `stop` turns true. `native` then is as it was.
     """
     reader = HuggingFaceReader(source)
-    if found := llama.differences(backbone, reader.config):
+    if found := differences(backbone, reader.config):
         raise BadInput(f"{source} is another model: {'; '.join(found)}")
-    rules = llama.rules(backbone)
-    _check_names(reader, rules, backbone)
-    slabs = [slab for rule in rules for slab in _slabs(rule, reader, backbone, text_size, padded_size, seed, stop)]
+    architecture = of_config(reader.config)
+    rules = architecture.rules(backbone)
+    _check_names(reader, rules, backbone, architecture.buffers)
+    slabs = [
+        slab for rule in rules for slab in _slabs(rule, reader, backbone, text_size, padded_size, seed, stop, new_rows)
+    ]
     with _writing(native), replacing(native) as folder:
         tensors = write_tensors(folder / TENSORS, slabs)
         for name, text in {STATE_FILE: "{}", **(texts or {})}.items():
@@ -82,8 +85,9 @@ def import_huggingface(
             parameters=count_parameters(tensors),
             files=record_files(folder, {}),
             vocabulary=None if vocabulary is None else dict(vocabulary),
-            origin={"huggingface": source.name, **describe_growth(text_size, padded_size, seed)},
+            origin={"huggingface": source.name, **describe_growth(text_size, padded_size, seed, new_rows)},
             versions=versions(),
+            backbone=describe(backbone),
         )
         write_manifest(folder, manifest)
     return native
@@ -116,7 +120,8 @@ def export_huggingface(
     if recorded is not None and recorded != _plain(vocabulary):
         raise BadInput(f"{native} was made with another vocabulary")
     reader = MergedReader(native)
-    rules = llama.rules(backbone)
+    architecture = of_backbone(backbone)
+    rules = architecture.rules(backbone)
     rows = _check_shapes(reader, rules, backbone)
     size = vocabulary["text_size"] + len(token_names)
     if size != max(end for _, end in vocabulary["ranges"].values()) or size > rows:
@@ -129,7 +134,8 @@ def export_huggingface(
     total = sum(_elements(reader, rule) for rule in rules) * target.itemsize
     with _writing(out), replacing(out) as folder:
         write_weights(folder, _foreign_tensors(reader, rules, backbone, target, stop), total)
-        write_model_files(folder, llama.config(backbone), rows, end_of_text, target)
+        settings = {**architecture.write_config(backbone), architecture.vocabulary_key: rows}
+        write_model_files(folder, settings, rows, end_of_text, target)
         write_tokenizer(folder, tokenizer, vocabulary["end_of_text"], backbone.max_positions)
         write_json(folder / VOCABULARY_FILE, vocabulary)  # so that the model can give a corpus its codes
     return out
@@ -138,12 +144,14 @@ def export_huggingface(
 # --- Hugging Face to native -----------------------------------------------------------------------------------------
 
 
-def _check_names(reader: HuggingFaceReader, rules: Sequence[Rule], backbone: BackboneConfig) -> None:
+def _check_names(
+    reader: HuggingFaceReader, rules: Sequence[Rule], backbone: BackboneConfig, buffers: tuple[str, ...]
+) -> None:
     placed = {name for rule in rules for layer in _layers(rule, backbone) for name in rule.names(layer)}
     if missing := sorted(placed - reader.names):
         raise BadInput(f"{reader.folder}: has no tensor {missing[0]} ({len(missing)} missing)")
     repeated = ("lm_head.weight",) if backbone.tied_embeddings else ()  # some files hold the tied embedding twice
-    odd = sorted(name for name in reader.names - placed if not name.endswith((*_NOT_PARAMETERS, *repeated)))
+    odd = sorted(name for name in reader.names - placed if not name.endswith((*buffers, *repeated)))
     if odd:
         raise BadInput(f"{reader.folder}: no place for tensor {odd[0]} ({len(odd)} such)")
 
@@ -156,13 +164,14 @@ def _slabs(
     padded_size: int,
     seed: int,
     stop: object,
+    new_rows: NewRows,
 ) -> Iterator[Slab]:
     name = MODEL_PREFIX + rule.native
 
     def make(layer: int | None) -> torch.Tensor:
         _check_stop(stop)
         whole = rule.layout.fuse([reader.read(source) for source in rule.names(layer)], backbone)
-        return grow_rows(whole, text_size, padded_size, seed, name) if rule.vocabulary else whole
+        return grow_rows(whole, text_size, padded_size, seed, name, new_rows) if rule.vocabulary else whole
 
     for layer in _layers(rule, backbone):
         parts = [reader.shape_and_dtype(source) for source in rule.names(layer)]

@@ -47,7 +47,8 @@ class Manifest:
 
     `files` is keyed by path relative to the checkpoint, with forward slashes. `topology` is the one it was saved on;
     it loads on any. `vocabulary` is the description that the vocabulary gives of itself. `origin` says where
-    converted weights came from and how new vocabulary rows were made.
+    converted weights came from and how new vocabulary rows were made. `backbone` is the model's BackboneConfig as
+    `checkpoints.maps.describe` gives it, `described` there reads it; None: written by a version that did not say.
     """
 
     step: int
@@ -58,6 +59,7 @@ class Manifest:
     vocabulary: dict[str, Any] | None = None
     origin: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    backbone: dict[str, Any] | None = None
     format: int = FORMAT
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
@@ -31,10 +31,11 @@ class Abandoned(Exception):
     """Another rank failed, so that what this one writes is of no use."""
 
 
-def write_pieces(folder: Path, rank: int, pieces: Sequence[Piece], abandon: threading.Event) -> Written:
+def write_pieces(folder: Path, rank: int, pieces: Iterable[Piece], abandon: threading.Event) -> Written:
     """Write this rank's pieces into one file of `folder` and sync it; no file where there are none.
 
-    The pieces' tensors may be on any device; they are brought to the CPU one at a time. Raises OSError where the disk
+    The pieces' tensors may be on any device; they are brought to the CPU one at a time. An iterator's, which are made
+    one at a time too, get a file in any case. Raises OSError where the disk
     fails, with the file's name, and Abandoned soon after `abandon` is set.
     """
     if not pieces:

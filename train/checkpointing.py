@@ -13,6 +13,7 @@ from checkpoints import lora, store
 from checkpoints.agreement import gather
 from checkpoints.atomic import remove
 from checkpoints.manifest import problems
+from checkpoints.maps import describe
 from checkpoints.retention import prune
 from checkpoints.saving import Contents, Saver
 from configs.compose import to_yaml
@@ -21,11 +22,12 @@ from configs.schema import Config, Verification
 from data_pipeline.loader import Loader, merge_states
 from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
-from train.engines.protocol import Engine
+from train.engines.protocol import Engine, OwnForm
 from train.journal import Journal
 from train.progress import Progress
 
 CONFIG_FILE = "config.yaml"
+OWN_FORM = "deepspeed"  # folder of a run: checkpoints as DeepSpeed writes them
 
 
 def engine_of(config: Config) -> dict[str, Any]:
@@ -97,6 +99,7 @@ class Checkpoints:
             self._saving = None
         if progress.state() != self._saved:
             self._saver.save(progress.step, *self._state(progress))
+            self._save_own(progress.step)
             self._saved = progress.state()
 
     def poll(self) -> None:
@@ -121,10 +124,18 @@ class Checkpoints:
         self._done(self._saver.wait())
         if not self._config.checkpoint.asynchronous:
             self._saver.save(progress.step, *self._state(progress))
+            self._save_own(progress.step)
             self._saved, self._failures = progress.state(), 0
             return
         self._saving = progress.state()
         self._saver.begin(progress.step, *self._state(progress))
+        self._save_own(progress.step)
+
+    def _save_own(self, step: int) -> None:
+        """The same state in the engine's own form, where that is asked for, and none of steps that are no longer kept."""
+        if self._config.checkpoint.deepspeed:
+            assert isinstance(self._engine, OwnForm), "checked: engine.name=deepspeed"
+            self._engine.save_own(Path(self._config.run.folder) / OWN_FORM, step)
 
     def _state(self, progress: Progress) -> tuple[dict[str, Any], Contents]:
         states = gather(self._loader.state_dict())
@@ -134,6 +145,7 @@ class Checkpoints:
             vocabulary=self._vocabulary.describe(),
             texts={**self._vocabulary.files(), CONFIG_FILE: to_yaml(self._config)},
             origin=lora.origin(self._config.stage.lora),
+            backbone=describe(self._config.backbone),
         )
         return self._engine.sharded_state(optimizer=True, loading=False), contents
 

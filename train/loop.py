@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 import torch.distributed as dist
 
 from checkpoints.agreement import gather
+from checkpoints.maps import check_architecture
+from checkpoints.vocabulary_surgery import spread
 from configs.checks import check
 from configs.schema import Config
 from data_pipeline.batch import Batch, Pack, collate
@@ -70,6 +73,7 @@ def newest_logits(config: Config, stop: StopFlag) -> tuple[list[Pack], torch.Ten
 def _joined(config: Config, stop: StopFlag) -> Iterator[Stage]:
     """The stage on this rank, in a process group that lasts as long as the context."""
     check(config, int(os.environ.get("WORLD_SIZE", "1")))
+    check_architecture(config)
     check_layouts(layouts_of(config.mixture.sources))
     check_kernel(config)
     corpus = Corpus.open(corpus_folder(config))
@@ -159,7 +163,7 @@ class Stage:
                 self._say(f"starting from the weights in {source}")
             vocabulary = self.corpus.vocabulary
             for name, points in weights.audio_rows(self.config, self.corpus).items():
-                self.engine.place_rows(vocabulary.ranges[name].start, points, vocabulary.text_size)
+                self.engine.place_rows(vocabulary.ranges[name].start, partial(spread, points), vocabulary.text_size)
                 self._say(f"rows of {len(points)} {name} codes start from the codec's centroids")
         if self.journal:
             self.journal.start(self.progress)

@@ -16,7 +16,6 @@ from configs.schema import Config, StageConfig
 from configs.schema.training import DEFAULT_GROUPS
 from runtime.exits import BadInput
 
-
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 
 

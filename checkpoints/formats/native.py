@@ -6,7 +6,6 @@ topology. Parameters of equal layers are stacked under one name with the layer a
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from checkpoints.manifest import TensorRecord
-from checkpoints.metadata import read_bytes, read_metadata, tensor_records
+from checkpoints.metadata import read_metadata, read_piece, tensor_records
 from runtime.exits import BadInput
 
 COMMON_FILE = "common.pt"
@@ -159,7 +158,7 @@ class NativeReader:
             end = [min(e, o + s) for e, o, s in zip(high, chunk.offsets, chunk.sizes, strict=True)]
             if any(b >= e for b, e in zip(begin, end, strict=True)):
                 continue
-            saved = self._chunk(name, chunk)
+            saved = read_piece(self.folder, self._index, name, chunk)
             source = tuple(slice(b - o, e - o) for b, e, o in zip(begin, end, chunk.offsets, strict=True))
             target = tuple(slice(b - start, e - start) for b, e, start in zip(begin, end, low, strict=True))
             whole[target] = saved[source]
@@ -167,7 +166,3 @@ class NativeReader:
         if filled != whole.numel():
             raise BadInput(f"{self.folder}: {name} has {filled} of {whole.numel()} elements")
         return whole if layer is None else whole[0]
-
-    def _chunk(self, name: str, chunk: ChunkStorageMetadata) -> torch.Tensor:
-        content = read_bytes(self.folder, self._index, MetadataIndex(name, chunk.offsets))
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

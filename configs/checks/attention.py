@@ -1,4 +1,4 @@
-"""Attention and positions: what cannot work, or could not be exported, refused in one line."""
+"""Attention and positions: what cannot work, refused in one line."""
 
 from __future__ import annotations
 
@@ -18,19 +18,6 @@ def check_attention(config: Config) -> None:
             raise BadInput(f"train.attention={kernel.value} cannot add the bias of backbone.positions=sqrt_alibi")
         if config.train.precision is not Precision.bf16:
             raise BadInput(f"train.attention={kernel.value} needs train.precision=bf16")
-    if config.export.huggingface and (reason := no_huggingface_form(backbone)):
-        raise BadInput(f"export.huggingface=true: {reason}; set it to false")
-
-
-def no_huggingface_form(backbone: BackboneConfig) -> str | None:
-    """Why no Hugging Face architecture that we export to is this backbone; None where one is."""
-    if backbone.positions is not Positions.rope:
-        return f"no Hugging Face architecture here has backbone.positions={backbone.positions.value}"
-    if backbone.experts is not None:
-        return "no Hugging Face architecture here has backbone.experts"
-    if backbone.qk_norm:
-        return "no Hugging Face architecture here has backbone.qk_norm"
-    return None
 
 
 def _check_scaling(backbone: BackboneConfig) -> None:

@@ -63,6 +63,9 @@ class BackboneConfig:
     """The text LLM that learns to listen and speak (RMSNorm, GQA, SwiGLU; Llama's family and Step-1's)."""
 
     name: str = MISSING
+    # The published form (checkpoints/maps) that weights are exported in; those of `weights` may be of another with the
+    # same fields. What the form does not have is refused where weights are read or exported.
+    architecture: str = "llama"
     layers: int = MISSING
     hidden: int = MISSING
     ffn: int = MISSING  # inner width of an MLP
@@ -83,8 +86,16 @@ class BackboneConfig:
     weights: str | None = None  # same forms; None: random initialisation
 
 
+class NewRows(Enum):
+    """How vocabulary rows that a trained backbone lacks begin, in embedding and head (checkpoints/vocabulary_surgery.py
+    has what each does to SmolLM2's loss)."""
+
+    covariance = "covariance"  # drawn, with mean and full covariance of the text rows
+    mean = "mean"  # all alike, at the text rows' mean
+
+
 class AudioRows(Enum):
-    drawn = "drawn"  # like the other rows: at random, with the text rows' mean and deviation where those are trained
+    drawn = "drawn"  # like the other new rows
     centroids = "centroids"  # the codec's centroids, projected: codes of like sounds start out alike
 
 
@@ -104,6 +115,7 @@ class StageConfig:
     name: str = "pretrain"
     objective: str = "pretrain"
     weights: str = "backbone"  # "backbone", the name of an earlier stage, or a native checkpoint folder
+    new_rows: NewRows = NewRows.covariance  # first rows of ids that the backbone's weights lack
     audio_rows: AudioRows = AudioRows.drawn  # first embedding (and head) rows of audio codes beside a backbone
     # Name patterns (configs/parameter_names.py) of what is trained. None: everything, or with `lora` its factors alone,
     # which are trained in any case.

@@ -31,7 +31,7 @@ from train.engines.trained_set import adapt, freeze, groups_of
 from train.models.attention.context import gather_row
 from train.models.experts import RoutingAccount, reduce_apart
 from train.models.heads.terms import Losses
-from train.models.initialise import initialise, place_rows
+from train.models.initialise import BeginRows, initialise, place_rows
 from train.models.parameters import named_parameters
 from train.models.speech_lm import SpeechLM, run
 from train.models.trunk import trunk_of
@@ -250,10 +250,10 @@ class MegatronEngine:
 
     # --- state ----------------------------------------------------------------------------------------------
 
-    def place_rows(self, first: int, points: torch.Tensor, text_rows: int) -> None:
+    def place_rows(self, first: int, begin_rows: BeginRows, text_rows: int) -> None:
         self._gathered()
         for model in self.models:
-            place_rows(model, first, points, text_rows)
+            place_rows(model, first, begin_rows, text_rows)
         self.optimizer.reload_model_params()
 
     def sharded_state(self, *, optimizer: bool, loading: bool) -> dict[str, Any]:

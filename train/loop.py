@@ -33,6 +33,7 @@ from train.engines.build import build_engine
 from train.engines.protocol import Engine, Outcome
 from train.journal import Journal
 from train.models.attention.kernels import check_kernel
+from train.models.routing import added
 from train.models.speech_lm import check_layouts
 from train.objectives.pretrain import NextToken
 from train.observe.observer import Observer
@@ -192,7 +193,7 @@ class Stage:
             self._after_incident(packs, outcome, total)
             self.observer.add(INCIDENT, time.perf_counter() - started)
             return True
-        terms = self.objective.averages(outcome.sums, outcome.counts)
+        terms = self.objective.averages(outcome.sums, outcome.counts) | outcome.routing.averages()
         samples = self._global_keys(packs) if self.config.train.log_samples else None
         self.guard.learn(self.loader.position - 1, terms["lm"], outcome.gradient_norm or 0.0)
         self.progress.add(total)
@@ -321,7 +322,7 @@ class Stage:
 
     def _measure(self) -> dict[str, float]:
         """Losses over the fixed validation packs. A stop signal abandons it; the resumed run measures again."""
-        sums, counts = np.zeros(self.objective.terms), np.zeros(self.objective.terms)
+        sums, counts, routing = np.zeros(self.objective.terms), np.zeros(self.objective.terms), []
         batches = self._micro_batches(self.validation)
         together = self.config.parallel.pipeline  # enough micro-batches a time to fill the pipeline
         for start in range(0, len(batches), together):
@@ -330,7 +331,8 @@ class Stage:
             outcome = self.engine.evaluate(batches[start : start + together], [])
             sums += outcome.sums
             counts += outcome.counts
-        return self.objective.averages(sums.tolist(), counts.tolist())
+            routing.append(outcome.routing)
+        return self.objective.averages(sums.tolist(), counts.tolist()) | added(routing).averages()
 
     # --- saving and stopping -------------------------------------------------------------------------------
 

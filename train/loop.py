@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from checkpoints.agreement import gather
+from checkpoints.agreement import gather, highest
 from checkpoints.maps import check_architecture
 from checkpoints.vocabulary_surgery import spread
 from configs.checks import check
@@ -116,9 +116,9 @@ class Stage:
             self._start()
             self._validate_if_due()
             while self.progress.step < self.config.train.steps:
-                self._stop_if_asked()
+                profile = self._stop_if_asked(window=self.observer.window_asked())
                 step = self.progress.step
-                if not self._step():
+                if not self._step(profile):
                     self._end_early()
                     return
                 if self.progress.step <= step:
@@ -171,17 +171,17 @@ class Stage:
 
     # --- steps ----------------------------------------------------------------------------------------------
 
-    def _step(self) -> bool:
-        """Train one step. False, and nothing done, where no rank has data for one."""
+    def _step(self, profile: bool) -> bool:
+        """Train one step; `profile`: a profiler window was asked for. False, and nothing done, where no rank has data
+        for one."""
         step = self.progress.step + 1
-        if opened := self.observer.before_step(step, self.engine.any):
+        if opened := self.observer.before_step(step, profile):
             self._say(opened)
         started = time.perf_counter()
         ready = self.loader.ready
-        packs = self._next_packs()
+        packs, waited = self._next_packs()
         if packs is None:
             return False
-        waited = time.perf_counter() - started
         self._at("training")
         rate = learning_rate(self.config.optimizer, step, self.config.train.steps)
         fed = self.feeding.tally(packs)
@@ -203,19 +203,29 @@ class Stage:
             self.journal.step(
                 self.progress, terms, outcome.gradient_norm, rate, total, seconds, waited, samples, observed
             )
+            for change in self.observer.changes:
+                self.journal.straggler(change)
         return True
 
-    def _next_packs(self) -> list[Pack] | None:
-        """This rank's packs of the next step that is not left out; None where no rank has data for one."""
+    def _next_packs(self) -> tuple[list[Pack] | None, float]:
+        """This rank's packs of the next step that is not left out, None where no rank has data for one; and the seconds
+        that its own loader took."""
         self._at("reading data")
+        waited = 0.0
         while True:
-            if self.loader.bounded and not self.engine.any(self.loader.has_next()):
-                return None
+            if self.loader.bounded:
+                began = time.perf_counter()
+                more = self.loader.has_next()
+                waited += time.perf_counter() - began
+                if not self.engine.any(more):
+                    return None, waited
             position = self.loader.position
             self._before = self.loader.state_dict()
+            began = time.perf_counter()
             packs = self.loader.next_step()
+            waited += time.perf_counter() - began
             if not self.guard.leaves_out(position):
-                return packs
+                return packs, waited
 
     def _end_early(self) -> None:
         """Finish a stage whose sources have all been read as often as their `epochs` allow."""
@@ -326,10 +336,13 @@ class Stage:
 
     # --- saving and stopping -------------------------------------------------------------------------------
 
-    def _stop_if_asked(self) -> None:
-        """Leave together: a signal to any one rank stops all of them at the same place."""
-        if self.engine.any(bool(self.stop)):
+    def _stop_if_asked(self, *, window: bool = False) -> bool:
+        """Leave together: a signal to any one rank stops all of them at the same place. Returns whether any of them was
+        asked for a profiler `window`; both are agreed on in one go."""
+        stop, profile = highest(int(bool(self.stop)), int(window))
+        if stop:
             raise StoppedEarly(f"stopped by {self.stop.name or 'a signal to another rank'}")
+        return bool(profile)
 
     def _save(self) -> None:
         self._at("saving")

@@ -64,14 +64,17 @@ def check_corpus(config: Config) -> None:
 
 _POSITIVE = {
     "run": ("remote_shards_gb",),
-    "backbone": ("layers", "hidden", "ffn", "heads", "kv_heads", "norm_eps", "rope_base", "init_std", "max_positions"),
+    "backbone": (
+        *("layers", "hidden", "ffn", "heads", "kv_heads", "norm_eps", "rope_base", "init_std", "max_positions"),
+        *("embedding_multiplier", "residual_multiplier", "logits_divisor"),
+    ),
     "corpus": ("speech_minutes", "shard_minutes", "longest_seconds"),
     "loader": ("lanes", "packing_window", "shuffle_documents"),
     "train": ("steps", "global_batch", "micro_batch", "sequence_length"),
     "optimizer": ("lr", "eps"),
     "parallel": ("tensor", "pipeline", "context", "expert", "recompute_layers"),
     "tracker": ("console_every",),
-    "resilience": ("spike_bound", "window", "warmup", "leave_out"),
+    "resilience": ("spike_bound", "window", "warmup", "leave_out", "straggler_comparisons"),
 }
 _NOT_NEGATIVE = {
     "corpus": ("text_characters",),
@@ -89,11 +92,11 @@ _SHARE = {
     "optimizer": ("beta1", "beta2", "floor"),
 }
 _POSITIVE_IF_GIVEN = {
-    "backbone": ("head_dim",),
+    "backbone": ("head_dim", "attention_scale"),
     "corpus": ("workers", "tasks"),
     "parallel": ("virtual_pipeline", "data", "bucket_size"),
     "observe": ("peak_teraflops",),
-    "resilience": ("hang_seconds",),
+    "resilience": ("hang_seconds", "straggler_share"),
 }
 
 

@@ -13,7 +13,7 @@ from configs.schema.training import Precision
 class Positions(Enum):
     """How tokens know their order within a sample."""
 
-    rope = "rope"  # queries and keys are rotated (2104.09864), dimension i with i + half, as Llama does it
+    rope = "rope"  # queries and keys are rotated (2104.09864)
     sqrt_alibi = "sqrt_alibi"  # -slope x sqrt(distance) is added to scores, as in Step-1
     none = "none"  # by the causal mask alone
 
@@ -76,8 +76,14 @@ class BackboneConfig:
     positions: Positions = Positions.rope
     rope_base: float = 10000.0
     rope_scaling: RopeScaling | None = None  # None: frequencies as rope_base gives them
+    rope_share: float = 1.0  # of every head's dimensions, the first ones, that rotate; the others stay (GLM-4: 0.5)
+    rope_interleaved: bool = False  # dimensions 2i and 2i + 1 turn as a pair (GLM-4), not i and i + half (Llama)
     qkv_bias: bool = False
     qk_norm: bool = False  # RMSNorm of every query and key head, before positions (Qwen3)
+    embedding_multiplier: float = 1.0  # on what the embedding gives (MiniCPM, Granite)
+    residual_multiplier: float = 1.0  # on what attention and MLP add to the residual stream (MiniCPM, Granite)
+    attention_scale: float | None = None  # on scores; None: 1 / sqrt(head_dim)
+    logits_divisor: float = 1.0  # the last hidden states are divided by it before the head (MiniCPM, Granite)
     experts: ExpertsConfig | None = None  # None: every layer has an MLP
     tied_embeddings: bool = True
     init_std: float = 0.02

@@ -137,8 +137,8 @@ class CheckpointConfig:
     asynchronous: bool = False  # copy the state to host memory and write it while training goes on
     failures: int = 0  # saves in a row that may fail, as on a full disk, with training going on; one more ends the run
     verify: Verification = Verification.contents  # of the newest checkpoint, before a run goes on from it
-    # Beside each checkpoint, the same state as DeepSpeed writes it, in <run>/deepspeed for DeepSpeed's own tools; written
-    # while training waits and kept as long as the checkpoint of that step. For engine.name=deepspeed.
+    # Beside each checkpoint, the same state as DeepSpeed writes it, in <run>/deepspeed for DeepSpeed's own tools;
+    # written while training waits, and kept as long as the checkpoint of that step. For engine.name=deepspeed.
     deepspeed: bool = False
 
 

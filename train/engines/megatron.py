@@ -35,6 +35,7 @@ from train.models.initialise import BeginRows, initialise, place_rows
 from train.models.parameters import named_parameters
 from train.models.speech_lm import SpeechLM, run
 from train.models.trunk import trunk_of
+from train.observe import collectives
 from train.observe.megatron_norms import GroupNorms
 from train.observe.phases import OPTIMIZER
 from train.observe.stopwatch import MegatronTimers, Stopwatch
@@ -130,6 +131,7 @@ class MegatronEngine:
     def _observe(self, megatron_config: TransformerConfig) -> None:
         """Have the schedule and the optimisers mark the stopwatch's phases, and know what norms by group are of."""
         self.stopwatch = Stopwatch(self.device)
+        collectives.mark(self.stopwatch)
         megatron_config.timers = timers = MegatronTimers(self.stopwatch)
         for part in getattr(self.optimizer, "chained_optimizers", [self.optimizer]):
             part.config.timers = timers

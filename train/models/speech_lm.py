@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
 from megatron.core.models.gpt import GPTModel
 
 from configs.schema import BackboneConfig
@@ -19,6 +20,13 @@ from train.models.heads.language import LANGUAGE, LanguageHead
 from train.models.heads.terms import Targets
 from train.models.trunk import trunk_spec
 from train.models.trunk_config import TrunkConfig
+
+
+class ScaledEmbedding(LanguageModelEmbedding):
+    """Megatron-Core's embedding, times `TrunkConfig.embedding_multiplier`."""
+
+    def forward(self, *given: Any, **named: Any) -> torch.Tensor:
+        return super().forward(*given, **named) * self.config.embedding_multiplier
 
 
 class SpeechLM(GPTModel):
@@ -42,6 +50,8 @@ class SpeechLM(GPTModel):
             share_embeddings_and_output_weights=backbone.tied_embeddings,
             vp_stage=virtual_stage,
         )
+        if self.pre_process and config.embedding_multiplier != 1.0:
+            self.embedding.__class__ = ScaledEmbedding
         if self.post_process:  # what GPTModel built and marked, with another forward pass
             self.output_layer.__class__ = LanguageHead
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -70,6 +71,12 @@ def transformer_config(
         positions=backbone.positions,
         rope_base=backbone.rope_base,
         rope_scaling=backbone.rope_scaling,
+        rope_share=backbone.rope_share,
+        rope_interleaved=backbone.rope_interleaved,
+        embedding_multiplier=backbone.embedding_multiplier,
+        residual_multiplier=backbone.residual_multiplier,
+        logits_divisor=backbone.logits_divisor,
+        softmax_scale=backbone.attention_scale,
         kernel=chosen(attention, backbone.positions, half=bf16),
         hidden_dropout=0.0,
         attention_dropout=0.0,
@@ -117,6 +124,23 @@ def _recomputed(parallel: ParallelConfig, backbone: BackboneConfig) -> dict[str,
     }
 
 
+def _added(multiplier: float) -> Callable[..., Any]:
+    """What stands in Megatron's place for bias, dropout and residual: x and its bias, if any, times `multiplier`.
+
+    The multiplier is no part of weights: they stay bit for bit what they were read as."""
+
+    def chosen_once(training: bool, fused: bool) -> Callable[..., torch.Tensor]:
+        def add(
+            output_and_bias: tuple[torch.Tensor, torch.Tensor | None], residual: torch.Tensor, dropout: float
+        ) -> torch.Tensor:
+            output, bias = output_and_bias
+            return residual + (output if bias is None else output + bias) * multiplier
+
+        return add
+
+    return chosen_once
+
+
 def trunk_spec(config: TrunkConfig, virtual_stage: int = 0) -> TransformerBlockSubmodules:
     """The layers of this (virtual) pipeline stage, with our packed attention and norm in Megatron's places for them."""
     layer = get_gpt_layer_local_spec(normalization="RMSNorm")
@@ -125,6 +149,8 @@ def trunk_spec(config: TrunkConfig, virtual_stage: int = 0) -> TransformerBlockS
     attention = parts.self_attention.submodules
     attention.core_attention = PackedAttention
     attention.q_layernorm = attention.k_layernorm = RMSNorm if config.qk_layernorm else None
+    if config.residual_multiplier != 1.0:
+        parts.self_attn_bda = parts.mlp_bda = _added(config.residual_multiplier)
     stage = parallel_state.get_pipeline_model_parallel_rank()
     specs = [layer] * get_num_layers_to_build(config, virtual_stage, stage)
     if config.experts:

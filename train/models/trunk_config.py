@@ -11,13 +11,18 @@ from configs.schema import AttentionKernel, ExpertsConfig, Positions, RopeScalin
 
 @dataclass
 class TrunkConfig(TransformerConfig):
-    """positions, rope_base, rope_scaling, experts: as in `BackboneConfig`. kernel: which one computes attention, never
-    auto. row_packs: most packs that a row holds whose routing is counted. grouped_experts: one product for all experts.
-    """
+    """positions, rope_..., ..._multiplier, logits_divisor, experts: as in `BackboneConfig`. kernel: which one computes
+    attention, never auto. row_packs: most packs that a row holds whose routing is counted. grouped_experts: one product
+    for all experts."""
 
     positions: Positions = Positions.rope
     rope_base: float = 10000.0
     rope_scaling: RopeScaling | None = None
+    rope_share: float = 1.0
+    rope_interleaved: bool = False
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    logits_divisor: float = 1.0
     kernel: AttentionKernel = AttentionKernel.sdpa
     experts: ExpertsConfig | None = None
     row_packs: int = 1

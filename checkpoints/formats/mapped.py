@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import IO, cast
 
 import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
@@ -48,7 +49,7 @@ class MappedFiles:
                 storage = torch.UntypedStorage.from_file(str(path), False, size_of(path))
             except RuntimeError as error:
                 raise BadInput(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
-            self._files[name] = torch.empty(0, dtype=torch.uint8).set_(storage)
+            self._files[name] = torch.empty(0, dtype=torch.uint8).set_(cast(torch.UntypedStorage, storage))
         return self._files[name]
 
 
@@ -59,7 +60,7 @@ def _view(region: torch.Tensor, where: str) -> torch.Tensor:
     if not described.is_contiguous() or described.untyped_storage().nbytes() != described.nbytes:
         return load_tensor(window, len(region), where)
     window.seek(0)
-    begin = torch._C.PyTorchFileReader(window).get_record_offset(_RECORD)
+    begin = torch._C.PyTorchFileReader(cast(IO[bytes], window)).get_record_offset(_RECORD)
     content = region[begin : begin + described.nbytes]
     if len(content) != described.nbytes:
         raise BadInput(f"{where}: the archive ends early")
@@ -74,7 +75,7 @@ class _Window(io.RawIOBase):
     """Bytes of a tensor as a file to read from."""
 
     def __init__(self, content: torch.Tensor) -> None:
-        self._content = memoryview(content.numpy())
+        self._content = content.numpy().data
         self._at = 0
 
     def readable(self) -> bool:

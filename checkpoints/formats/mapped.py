@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import IO, cast
+from typing import BinaryIO, cast
 
 import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
@@ -55,12 +55,12 @@ class MappedFiles:
 
 def _view(region: torch.Tensor, where: str) -> torch.Tensor:
     """The tensor of an archive of `torch.save`, as a view of it where it lies there as one run of elements."""
-    window = _Window(region)
+    window = cast(BinaryIO, _Window(region))
     described = load_tensor(window, len(region), where, data=False)
     if not described.is_contiguous() or described.untyped_storage().nbytes() != described.nbytes:
         return load_tensor(window, len(region), where)
     window.seek(0)
-    begin = torch._C.PyTorchFileReader(cast(IO[bytes], window)).get_record_offset(_RECORD)
+    begin = torch._C.PyTorchFileReader(window).get_record_offset(_RECORD)  # type: ignore[attr-defined]
     content = region[begin : begin + described.nbytes]
     if len(content) != described.nbytes:
         raise BadInput(f"{where}: the archive ends early")

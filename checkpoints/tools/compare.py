@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 
 from checkpoints.manifest import TensorRecord
-from checkpoints.progress import Progress
-from checkpoints.slices import TensorReader, is_stacked, slices
+from checkpoints.slices import TensorReader, slices
 from checkpoints.tools.opening import is_parameter, opened
 from configs.parameter_names import matcher
 from runtime.exits import BadInput
+from runtime.progress import Progress, bytes_line
 
 _BLOCK = 1 << 22  # elements compared at once, in float64
 
@@ -91,17 +91,16 @@ def compare(
     numbers, and count as mismatched too."""
     both = sorted(in_a.keys() & in_b.keys())
     comparable = [name for name in both if in_a[name].shape == in_b[name].shape]
-    progress = Progress("comparing", sum(piece.nbytes for piece in slices({name: in_a[name] for name in comparable})))
-    found = []
-    for name in comparable:
-        sums = _Sums(bits=in_a[name].dtype == in_b[name].dtype)
-        layers = range(in_a[name].shape[0]) if is_stacked(name) else (None,)
-        for layer in layers:
-            first = a.read(name, layer)
-            sums.add(first, b.read(name, layer))
-            progress.add(first.nbytes)
-        found.append(sums.difference(name))
-    progress.close()
+    total = sum(piece.nbytes for piece in slices({name: in_a[name] for name in comparable}))
+    found, done = [], 0
+    with Progress("megaphone").phase("comparing", total, told=bytes_line) as show:
+        for name in comparable:
+            sums = _Sums(bits=in_a[name].dtype == in_b[name].dtype)
+            for piece in slices({name: in_a[name]}):
+                sums.add(piece.read(a), piece.read(b))
+                done += piece.nbytes
+                show(done)
+            found.append(sums.difference(name))
     return Comparison(
         sorted(in_a.keys() - in_b.keys()),
         sorted(in_b.keys() - in_a.keys()),

@@ -13,7 +13,7 @@ import torch
 from checkpoints.card import LeftOut
 from checkpoints.claims import check_claims
 from checkpoints.formats.huggingface import CONFIG_FILE, HuggingFaceReader
-from checkpoints.formats.source import Format, TensorSource, detect
+from checkpoints.formats.source import Format, TensorSource, detect, open_source
 from checkpoints.layout import TENSORS
 from checkpoints.lora import MergedReader
 from checkpoints.manifest import MODEL_PREFIX
@@ -38,7 +38,7 @@ class SlabSource(Protocol):
     """A source by the rules of a backbone."""
 
     format: str
-    rules: Sequence[Rule]
+    rules: list[Rule]
     split: bool
     """Whether a slab is made of several tensors by the rule's layout, rather than being one."""
 
@@ -63,7 +63,7 @@ def open_slabs(path: Path, backbone: BackboneConfig, partly: bool = False) -> Sl
     kind, place = detect(path)
     if kind is Format.native:
         return NativeSlabs(place, backbone, partly)
-    raise BadInput(f"{path}: a {kind.value}, which is not converted")
+    return MegatronSlabs(open_source(path), kind, backbone)
 
 
 def is_huggingface(path: Path) -> bool:
@@ -163,8 +163,8 @@ class MegatronSlabs:
 
     split = False
 
-    def __init__(self, source: TensorSource, kind: str, backbone: BackboneConfig) -> None:
-        self.format = kind
+    def __init__(self, source: TensorSource, kind: Format, backbone: BackboneConfig) -> None:
+        self.format = kind.value
         self._source = source
         self.rules = of_backbone(backbone).rules(backbone)
         self._backbone = backbone

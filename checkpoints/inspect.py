@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from checkpoints.atomic import PARTIAL
 from checkpoints.formats.native import COMMON_FILE
 from checkpoints.manifest import MODEL_PREFIX, Manifest, TensorRecord, count_parameters, problems, read_manifest
 from checkpoints.metadata import check_objects, check_pieces, read_metadata, tensor_records
@@ -49,6 +50,8 @@ def verify(folder: Path) -> list[str]:
 
 
 def _problems(checkpoint: Path) -> list[str]:
+    if checkpoint.name.endswith(PARTIAL):
+        return [f"{checkpoint}: unfinished: its name says that whatever makes it has not ended"]
     found = problems(checkpoint)
     if not found:
         try:

@@ -7,7 +7,7 @@ topology. Parameters of equal layers are stacked under one name with the layer a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,6 +151,18 @@ class NativeReader:
         high = list(stored.size)
         if layer is not None:
             low[0], high[0] = layer, layer + 1
+        whole = self._range(name, stored, low, high)
+        return whole if layer is None else whole[0]
+
+    def read_box(self, name: str, offsets: Sequence[int], sizes: Sequence[int]) -> torch.Tensor:
+        """A box of tensor `name`, the axis of layers counted as one; likewise."""
+        stored = self._index.state_dict_metadata.get(name)
+        if not isinstance(stored, TensorStorageMetadata) or len(stored.size) != len(offsets):
+            raise BadInput(f"{self.folder}: has no tensor {name} of {len(offsets)} axes")
+        low, high = list(offsets), [offset + size for offset, size in zip(offsets, sizes, strict=True)]
+        return self._range(name, stored, low, high)
+
+    def _range(self, name: str, stored: TensorStorageMetadata, low: list[int], high: list[int]) -> torch.Tensor:
         whole = torch.empty([end - start for start, end in zip(low, high, strict=True)], dtype=stored.properties.dtype)
         filled = 0
         for chunk in stored.chunks:
@@ -165,4 +177,4 @@ class NativeReader:
             filled += saved[source].numel()
         if filled != whole.numel():
             raise BadInput(f"{self.folder}: {name} has {filled} of {whole.numel()} elements")
-        return whole if layer is None else whole[0]
+        return whole

@@ -16,7 +16,7 @@ from typing import Any
 
 from runtime.exits import BadInput, StoppedEarly
 from runtime.progress import Progress, Told
-from runtime.signals import STOP_SIGNALS, StopFlag
+from runtime.signals import STOP_SIGNALS
 
 Task = tuple[Callable[..., Any], tuple]  # a function of a module, and its arguments
 
@@ -109,7 +109,7 @@ class Workers:
         tasks: Iterable[Task],
         total: float,
         progress: Progress,
-        stop: StopFlag | None,
+        stop: object,
         *,
         told: Told | None = None,
     ) -> list[Any]:
@@ -123,7 +123,7 @@ class Workers:
         tasks: Iterable[Task],
         total: float,
         progress: Progress,
-        stop: StopFlag | None,
+        stop: object,
         *,
         told: Told | None = None,
     ) -> Iterator[Any]:
@@ -142,7 +142,7 @@ class Workers:
         tasks: Iterable[Task],
         total: float,
         progress: Progress,
-        stop: StopFlag | None,
+        stop: object,
         *,
         told: Told | None = None,
     ) -> Iterator[tuple[int, Any]]:

@@ -1,8 +1,8 @@
 """Files that `torch.save` wrote, in whatever program: memory-mapped, and without running anything they name.
 
-Training programs put objects of their own beside tensors: arguments, enumerations, loss scalers. None of those classes is
-imported, installed or not. A name from a known program is replaced by `Inert`, which keeps what it is given and does
-nothing; any other name, and any pickle that torch's own restricted reader refuses, is refused.
+Training programs put objects of their own beside tensors: arguments, enumerations, loss scalers. None of those classes
+is imported, installed or not. A name from a known program is replaced by `Inert`, which keeps what it is given and
+does nothing; any other name, and any pickle that torch's own restricted reader refuses, is refused.
 """
 
 from __future__ import annotations
@@ -94,53 +94,6 @@ def load_mapping(path: Path) -> Mapping[str, Any]:
     return held
 
 
-class TorchSource:
-    """Plain torch files: one, or all of a folder, each a mapping of names to tensors, perhaps under a key of its own
-    ("state_dict", "module" or "model"). What else is in them is left out."""
-
-    def __init__(self, path: Path) -> None:
-        self.folder = path
-        self._tensors: dict[str, torch.Tensor] = {}
-        for file in [path] if path.is_file() else _weight_files(path):
-            for name, tensor in _state_dict(load_mapping(file)).items():
-                if isinstance(tensor, torch.Tensor) and name in self._tensors:
-                    raise BadInput(f"{file}: {name} is in another file of {path} as well")
-                if isinstance(tensor, torch.Tensor):
-                    self._tensors[name] = tensor
-        if not self._tensors:
-            raise BadInput(f"{path}: holds no tensors by name")
-
-    @property
-    def names(self) -> set[str]:
-        return set(self._tensors)
-
-    def shape_and_dtype(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
-        tensor = self.read(name)
-        return tuple(tensor.shape), tensor.dtype
-
-    def read(self, name: str) -> torch.Tensor:
-        if name not in self._tensors:
-            raise BadInput(f"{self.folder}: has no tensor {name}")
-        return self._tensors[name]
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """Files of weights; a training state that lies beside `pytorch_model*.bin` is none."""
-    named = sorted(folder.glob("pytorch_model*.bin"))
-    return named or sorted(file for suffix in SUFFIXES for file in folder.glob(f"*{suffix}"))
-
-
-def _state_dict(held: Mapping[str, Any]) -> Mapping[str, Any]:
-    for key in ("state_dict", "module", "model"):
-        if isinstance(held.get(key), Mapping):
-            return held[key]
-    return held
-
-
 def _line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
-"""What names of torch files end with."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpoints.convert import export_huggingface, import_huggingface
@@ -133,7 +133,6 @@ def test_rows_cannot_shrink_below_the_text() -> None:
 
 
 @given(groups=st.integers(1, 4), queries=st.integers(1, 4), width=st.integers(1, 3), bias=st.booleans())
-@settings(deadline=None)
 def test_fused_heads_split_into_what_they_were(groups: int, queries: int, width: int, bias: bool) -> None:
     of = backbone(heads=groups * queries, kv_heads=groups, head_dim=width)
     inner = () if bias else (3,)

@@ -26,6 +26,7 @@ from train.engines.trained_set import adapt, freeze, groups_of
 from train.models.initialise import BeginRows, initialise, place_rows
 from train.models.speech_lm import SpeechLM, run
 from train.models.trunk import trunk_of
+from train.observe import collectives
 from train.observe.phases import BACKWARD, FORWARD, OPTIMIZER
 from train.observe.stopwatch import Stopwatch
 from train.trainable import Group
@@ -58,6 +59,7 @@ class DeepSpeedEngine:
         tensor_parallel.model_parallel_cuda_manual_seed(config.train.seed)
 
         self.stopwatch = Stopwatch(device)
+        collectives.mark(self.stopwatch)
         self.model = SpeechLM(config.backbone, trunk_of(config, padded_vocabulary), padded_vocabulary)
         adapt(config.stage.lora, [self.model])
         initialise(self.model, config.train.seed, config.backbone.init_std)

@@ -31,8 +31,8 @@ LATEST = "latest"
 _DOING = "cannot save DeepSpeed's own checkpoint"
 
 
-def tag_of(step: int) -> str:
-    """The name of a step's checkpoint."""
+def tag_of(step: int | str) -> str:
+    """The name of a step's checkpoint; of "*", a pattern for all."""
     return f"global_step{step}"
 
 
@@ -132,16 +132,20 @@ def _without_empty_entries(model: torch.nn.Module) -> Iterator[None]:
 
 
 class _Failures:
-    """Writes files as DeepSpeed does, and keeps the first failure for when all ranks are done."""
+    """Writes files as DeepSpeed does, and keeps the first failure for when all ranks are done. Puts down the stage of
+    ZeRO where DeepSpeed forgets it, which is in bf16 with ZeRO-1: its `zero_to_fp32` refuses a file without."""
 
-    def __init__(self, writer: Any) -> None:
+    def __init__(self, writer: Any, stage: int) -> None:
         self._writer = writer
+        self._stage = stage
         self._error: Exception | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._writer, name)
 
-    def save(self, state_dict: Any, path: str) -> None:
+    def save(self, state_dict: dict[str, Any], path: str) -> None:
+        if isinstance(state_dict.get("optimizer_state_dict"), dict):
+            state_dict["optimizer_state_dict"].setdefault("zero_stage", self._stage)
         try:
             self._writer.save(state_dict, path)
             with open(path, "rb") as written:
@@ -160,7 +164,7 @@ class _Failures:
 @contextmanager
 def _noting_failures(engine: Any) -> Iterator[_Failures]:
     writer, copy_script = engine.checkpoint_engine, engine._copy_recovery_script
-    engine.checkpoint_engine = failures = _Failures(writer)
+    engine.checkpoint_engine = failures = _Failures(writer, engine.zero_optimization_stage())
     engine._copy_recovery_script = lambda _: None  # it is copied once everything else is there
     try:
         yield failures

@@ -12,6 +12,7 @@ import torch
 from data_pipeline.batch import Batch
 from train.models.heads.terms import Losses, Targets
 from train.models.initialise import BeginRows
+from train.models.routing import Routing
 from train.trainable import Trained
 
 
@@ -23,7 +24,8 @@ class Outcome:
     None without a backward pass; extra: the sums over all data-parallel ranks of what each rank handed in.
 
     seconds: this rank's own, how long each of `train.observe.phases.ENGINE_PHASES` took; norms: of groups of
-    parameters as "grad/<group>" (before clipping), "param/<group>" and "update/<group>", where they were asked for.
+    parameters as "grad/<group>" (before clipping), "param/<group>" and "update/<group>", where they were asked for;
+    routing: of a model that has experts.
     """
 
     sums: list[float]
@@ -32,6 +34,7 @@ class Outcome:
     extra: list[float]
     seconds: Mapping[str, float] = field(default_factory=dict)
     norms: Mapping[str, float] = field(default_factory=dict)
+    routing: Routing = field(default_factory=Routing)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from configs.schema import Config, Verification
 from data_pipeline.loader import Loader, merge_states
 from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
-from train.engines.deepspeed_folder import tag_of
+from train.engines.deepspeed_folder import tag_of, tagged
 from train.engines.protocol import Engine, OwnForm
 from train.journal import Journal
 from train.progress import Progress
@@ -170,7 +170,7 @@ class Checkpoints:
         prune(self.folder, keep.keep, keep.keep_every, log=self._say)
         if keep.deepspeed:
             kept = {tag_of(step_of(path) or 0) for path in store.complete_checkpoints(self.folder)}
-            for path in self._own.glob(tag_of("*")):
+            for path in tagged(self._own):
                 if path.name not in kept:
                     remove(path)
 

@@ -143,6 +143,15 @@ def _checkpoint_tools(checkpoint: argparse._SubParsersAction) -> None:
     one = _tool(checkpoint, "consolidate", "a native checkpoint in one file: *.safetensors, or native still")
     one.add_argument("folder", help=_NATIVE)
     one.add_argument("--optimizer", action="store_true", help="with the optimiser's state")
+    shards = _tool(checkpoint, "reshard", "its files laid out for another topology, one a rank; bits stay", dtype=False)
+    shards.add_argument("folder", help=_NATIVE)
+    shards.add_argument("--tensor", type=_count, default=1, metavar="N", help="tensor-parallel size")
+    shards.add_argument("--pipeline", type=_count, default=1, metavar="N", help="pipeline-parallel size")
+    shards.add_argument("--virtual-pipeline", type=_count, metavar="N", help="model chunks a pipeline rank")
+    shards.add_argument(
+        "--pipeline-layout", metavar="LAYOUT", help="as parallel.pipeline_layout; layers evenly unless set"
+    )
+    shards.add_argument("--drop-optimizer", action="store_true", help="weights alone")
     vocab = _tool(checkpoint, "vocab", "another vocabulary: grow, cut or pad rows, or move them to a corpus's ids")
     vocab.add_argument("folder", help=_NATIVE)
     size = vocab.add_mutually_exclusive_group()

@@ -59,4 +59,6 @@ class ClusterConfig:
     setup: list[str] = field(default_factory=list)  # lines of shell after that, taken as they are
     environment: dict[str, str] = field(default_factory=dict)  # variables of every rank
     container: ContainerConfig | None = None
-    options: dict[str, str | None] = field(default_factory=dict)  # more of sbatch's, by long name; null: without a value
+    options: dict[str, str | None] = field(
+        default_factory=dict
+    )  # more of sbatch's, by long name; null: without a value

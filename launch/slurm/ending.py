@@ -16,6 +16,7 @@ from pathlib import Path
 
 from launch.restarts import newest_checkpoint
 from launch.slurm import record
+from launch.slurm.nodes import lost
 from launch.slurm.record import Attempt, Submitted
 from runtime.exits import BAD_INPUT, DONE, EXIT_CODES, FAILED, HALTED, HUNG, STOPPED_EARLY
 
@@ -40,18 +41,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     job = int(os.environ["SLURM_JOB_ID"])
     submitted = next((one for one in record.read_jobs(options.run) if one.id == job), None)
     folder = os.environ.get(EXIT_CODES)
-    code = verdict(options.code, {} if folder is None else _codes(Path(folder)), 0 if submitted is None else submitted.ranks)
+    code = verdict(
+        options.code, {} if folder is None else _codes(Path(folder)), 0 if submitted is None else submitted.ranks
+    )
+    nodes = os.environ.get("SLURM_JOB_NODELIST", "")
     again, reason = decide(
         code,
         submitted,
         record.read_attempts(options.run),
         checkpoint=newest_checkpoint(options.run),
         cancelled=record.is_cancelled(options.run),
+        lost=lost(nodes) if code in (FAILED, HUNG) else [],
     )
     attempt = Attempt(
         job=job,
         restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
-        nodes=os.environ.get("SLURM_JOB_NODELIST", ""),
+        nodes=nodes,
         code=code,
         asked=options.asked,
         checkpoint=newest_checkpoint(options.run),
@@ -85,9 +90,15 @@ def verdict(step: int, codes: dict[int, int], ranks: int) -> int:
 
 
 def decide(
-    code: int, job: Submitted | None, attempts: Sequence[Attempt], *, checkpoint: str | None, cancelled: bool
+    code: int,
+    job: Submitted | None,
+    attempts: Sequence[Attempt],
+    *,
+    checkpoint: str | None,
+    cancelled: bool,
+    lost: Sequence[str],
 ) -> tuple[bool, str]:
-    """Whether to queue the job again, and why or why not, in one line."""
+    """Whether to queue the job again, and why or why not, in one line. `lost`: nodes of the job that do not answer."""
     said = _SAID[code]
     if code not in (STOPPED_EARLY, FAILED, HUNG) or job is None:
         return False, said
@@ -99,6 +110,8 @@ def decide(
         return False, f"{said}; queued again {again} times already (cluster.requeues)"
     if code == STOPPED_EARLY:
         return True, f"{said}; queued again"
+    if lost:
+        return True, f"{said}, and {', '.join(lost)} no longer answers; queued again"
     fruitless = 0
     for attempt in reversed(mine):
         if attempt.code not in (FAILED, HUNG) or attempt.checkpoint != checkpoint:

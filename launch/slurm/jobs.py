@@ -24,7 +24,9 @@ class Planned:
     after: int | None
 
 
-def planned(stages: Sequence[Config], words: Sequence[str], built: Sequence[bool], done: Sequence[bool]) -> list[Planned]:
+def planned(
+    stages: Sequence[Config], words: Sequence[str], built: Sequence[bool], done: Sequence[bool]
+) -> list[Planned]:
     """Jobs of a run's stages.
 
     words: the command line that the stages were composed from, for the corpus job. built: whether each stage's corpus is

@@ -30,7 +30,7 @@ def states(jobs: Sequence[int]) -> dict[int, State]:
 
 def _from_squeue(jobs: Sequence[int]) -> dict[int, State]:
     # One job that is gone would make squeue refuse the whole list, so everything of the user's is asked for.
-    lines = _said("squeue", "--me", "--noheader", "--states=all", "--format=%A|%T|%N|%r").splitlines()
+    lines = said("squeue", "--me", "--noheader", "--states=all", "--format=%A|%T|%N|%r").splitlines()
     found = {}
     for line in lines:
         number, name, nodes, reason = (line.split("|") + [""] * 4)[:4]
@@ -40,20 +40,25 @@ def _from_squeue(jobs: Sequence[int]) -> dict[int, State]:
 
 
 def _from_scontrol(job: int) -> State | None:
-    words = dict(word.partition("=")[::2] for word in _said("scontrol", "--oneliner", "show", "job", str(job)).split())
+    words = fields(said("scontrol", "--oneliner", "show", "job", str(job)))
     name = words.get("JobState")
     return None if name is None else State(name, words.get("Reason", ""))
 
 
 def _from_sacct(job: int) -> State | None:
-    lines = _said("sacct", "-j", str(job), "-X", "-n", "-P", "-o", "State,NodeList").splitlines()
+    lines = said("sacct", "-j", str(job), "-X", "-n", "-P", "-o", "State,NodeList").splitlines()
     if not lines:
         return None
     name, _, nodes = lines[-1].partition("|")
     return State(name.split()[0], nodes) if name else None
 
 
-def _said(*command: str) -> str:
+def fields(line: str) -> dict[str, str]:
+    """What scontrol tells in one line, by key; of a value with spaces its first word."""
+    return dict(word.partition("=")[::2] for word in line.split())
+
+
+def said(*command: str) -> str:
     """What a command prints; nothing where it fails or is not there."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout

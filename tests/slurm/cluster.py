@@ -30,7 +30,11 @@ def install() -> None:
     """Debian's packages of what is not on the path."""
     missing = sorted({package for program, package in PACKAGES.items() if shutil.which(program, path=PATH) is None})
     if missing:
-        quiet = {"env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, "check": True, "stdout": subprocess.DEVNULL}
+        quiet = {
+            "env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
+            "check": True,
+            "stdout": subprocess.DEVNULL,
+        }
         subprocess.run(["apt-get", "update", "-qq"], **quiet)
         subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing], **quiet)
 
@@ -56,11 +60,16 @@ class Cluster:
         self._make_network()
         (self.folder / "slurm.conf").write_text(self._conf())
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
-        self._run("slurmctld", ["unshare", "--uts", "bash", "-c", f"hostname control; exec slurmctld -D -f {self._file}"])
+        self._run(
+            "slurmctld", ["unshare", "--uts", "bash", "-c", f"hostname control; exec slurmctld -D -f {self._file}"]
+        )
         _wait(lambda: self.ask("scontrol", "ping", check=False).count(" is UP") == 1, "slurmctld")
         for node in self.nodes:
             self.start_node(node)
-        _wait(lambda: self.ask("sinfo", "-hN", "-p", "main", "-o", "%T").split() == ["idle"] * len(self.nodes), "idle nodes")
+        _wait(
+            lambda: self.ask("sinfo", "-hN", "-p", "main", "-o", "%T").split() == ["idle"] * len(self.nodes),
+            "idle nodes",
+        )
 
     def start_node(self, node: str) -> None:
         """Boot a node, or boot it again after `crash`."""

@@ -2,8 +2,8 @@
 
 Levels, weakest first: configs/config.yaml, the recipe's `common`, its `scales.<scale>`, its `stages.<stage>`, the
 command line. Group choices (`backbone: tiny`, or a YAML file of one's own, `cluster: site.yaml`) of all levels are
-settled first, later levels winning; values (`train.steps: 300`) go on top of the chosen groups in the same order. So the
-order of keys within a level, and of words on a command line, changes nothing.
+settled first, later levels winning; values (`train.steps: 300`) go on top of the chosen groups in the same order. So
+the order of keys within a level, and of words on a command line, changes nothing.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ STOPPED_EARLY = 75
 HUNG = 76
 
 EXIT_CODES = "MEGAPHONE_EXIT_CODES"
-"""Variable that names a folder where ranks leave their exit codes, each as `rank-<number>`. Under srun and torchrun, which
-kill the others as soon as one exits with another code than 0, one that stopped early then exits with 0."""
+"""Variable that names a folder where ranks leave their exit codes, each as `rank-<number>`. Under srun and torchrun,
+which kill the others as soon as one exits with another code than 0, one that stopped early then exits with 0."""
 
 
 class BadInput(Exception):

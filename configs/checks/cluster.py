@@ -9,9 +9,9 @@ from runtime.exits import BadInput
 
 # Options of sbatch that Megaphone decides; any other may stand in cluster.options.
 DECIDED = frozenset(
-    "job-name nodes ntasks ntasks-per-node gpus-per-node cpus-per-task mem exclusive partition account qos constraint "
-    "reservation exclude time signal requeue no-requeue open-mode output error chdir dependency kill-on-invalid-dep "
-    "array parsable wrap export".split()
+    """job-name nodes ntasks ntasks-per-node gpus-per-node cpus-per-task mem exclusive partition account qos constraint
+    reservation exclude time signal requeue no-requeue open-mode output error chdir dependency kill-on-invalid-dep array
+    parsable wrap export""".split()  # noqa: SIM905
 )
 _TIME = re.compile(r"\d+(:\d+(:\d+)?)?|\d+-\d+(:\d+(:\d+)?)?")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

@@ -1,4 +1,4 @@
-"""What a batch script does when its step has ended: `python -m launch.slurm.ending <run folder> --code N --asked SIGNAL`.
+"""What a batch script does when its step has ended: `python -m launch.slurm.ending <run folder> --code N --asked NAME`.
 
 It finds out how the ranks ended, writes that down, and either queues the job again or ends it with the code by which
 `afterok` lets the next job go or not.

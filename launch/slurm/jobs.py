@@ -29,8 +29,8 @@ def planned(
 ) -> list[Planned]:
     """Jobs of a run's stages.
 
-    words: the command line that the stages were composed from, for the corpus job. built: whether each stage's corpus is
-    there. done: whether each stage is trained to its end already.
+    words: the command line that the stages were composed from, for the corpus job. built: whether each stage's corpus
+    is there. done: whether each stage is trained to its end already.
     """
     jobs: list[Planned] = []
     chain: int | None = None

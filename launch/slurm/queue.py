@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 ENDED = frozenset(
-    "COMPLETED FAILED CANCELLED TIMEOUT DEADLINE NODE_FAIL OUT_OF_MEMORY BOOT_FAIL REVOKED UNKNOWN".split()
+    {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "DEADLINE", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "UNKNOWN"}
 )
 
 

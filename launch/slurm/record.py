@@ -1,4 +1,4 @@
-"""What a run folder knows of its Slurm jobs: `slurm/job.json` of what was submitted, `slurm/attempts.jsonl` of each start.
+"""What a run folder knows of its Slurm jobs: `slurm/jobs.json` of what was submitted, `slurm/attempts.jsonl` of starts.
 
 Both are written by whoever runs as the user: the submitting command, and the batch script at its end.
 """

@@ -42,15 +42,25 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_corpus(folder / "corpus")
     common = {
         "backbone": {
-            **{"name": "test", "layers": 2, "hidden": 64, "ffn": 128, "heads": 4, "kv_heads": 2},
-            **{"tokenizer": "none", "init_std": 0.1},
+            "name": "test",
+            "layers": 2,
+            "hidden": 64,
+            "ffn": 128,
+            "heads": 4,
+            "kv_heads": 2,
+            "tokenizer": "none",
+            "init_std": 0.1,
         },
         "corpus": {"name": "synthetic", "folder": str(folder / "corpus")},
         "codec": {"name": "synthetic"},
         "mixture": {"name": "synthetic", "sources": {"continuation": {"layout": "continuation", "weight": 1.0}}},
         "loader": {"lanes": 4, "packing_window": 4},
         "train": {
-            **{"steps": STEPS, "global_batch": 8, "sequence_length": 512, "validate_every": 0, "validation_packs": 4}
+            "steps": STEPS,
+            "global_batch": 8,
+            "sequence_length": 512,
+            "validate_every": 0,
+            "validation_packs": 4,
         },
         "checkpoint": {"every": 4, "keep": 0},
         "optimizer": {"lr": 1.0e-3, "warmup_steps": 2},

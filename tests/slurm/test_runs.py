@@ -22,7 +22,7 @@ from tests.train.runs import metrics
 REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS = 60
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")

@@ -47,6 +47,14 @@ def _parser() -> argparse.ArgumentParser:
     train = _configured(commands, "train", "one stage: joins the process group of torchrun or srun, else starts ranks")
     for command in (run, train):
         command.add_argument("--cfg", action="store_true", help="print the resolved config and exit")
+    train.add_argument("--run", metavar="FOLDER", help="the stage of a run folder, with the settings saved in it")
+    for name, help_text in (
+        ("finish", "export a trained stage, check the export, write its report; what is done is not done again"),
+        ("status", "stages, steps, last figures and Slurm jobs of a run"),
+        ("cancel", "take a run's Slurm jobs out of the queue; those that run save first"),
+    ):
+        command = _command(commands, name, help_text, name)
+        command.add_argument("run_folder", help="a run folder, such as runs/quickstart")
 
     data = _group(commands, "data", "build a corpus, look into it, measure and check it")
     _configured(data, "build", "text, speech and codes into shards, or a task's share of them; resumes", "data_build")

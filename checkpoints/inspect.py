@@ -7,9 +7,11 @@ from pathlib import Path
 
 import torch
 
-from checkpoints.manifest import MODEL_PREFIX, Manifest, TensorRecord, problems, read_manifest
-from checkpoints.metadata import check_objects, read_metadata, tensor_records
+from checkpoints.formats.native import COMMON_FILE
+from checkpoints.manifest import MODEL_PREFIX, Manifest, TensorRecord, count_parameters, problems, read_manifest
+from checkpoints.metadata import check_objects, check_pieces, read_metadata, tensor_records
 from checkpoints.store import TENSORS, complete_checkpoints
+from checkpoints.torch_file import load_plain
 from runtime.exits import BadInput
 
 _RUN_CHECKPOINTS = "checkpoints"
@@ -37,7 +39,8 @@ def describe(folder: Path) -> str:
 def verify(folder: Path) -> list[str]:
     """Problems of a checkpoint, or of every complete one of a run: one line each, empty if there are none.
 
-    Every file is read and hashed, the index is read as untrusted, and the manifest's tensors are compared with it.
+    Every file is read and hashed, the index is read as untrusted, and it, the manifest's tensors and what the files say
+    of their pieces are compared.
     """
     try:
         return [line for checkpoint in _all(folder) for line in _problems(checkpoint)]
@@ -51,11 +54,24 @@ def _problems(checkpoint: Path) -> list[str]:
         try:
             index = read_metadata(checkpoint / TENSORS)
             check_objects(checkpoint / TENSORS, index)
-            if tensor_records(index) != read_manifest(checkpoint).tensors:
+            check_pieces(checkpoint / TENSORS, index)
+            load_plain(checkpoint / TENSORS / COMMON_FILE, mmap=False)
+            manifest = read_manifest(checkpoint)
+            if tensor_records(index) != manifest.tensors:
                 found = ["its index and its manifest name different tensors"]
+            elif count_parameters(manifest.tensors) != manifest.parameters:
+                found = [f"its manifest counts {manifest.parameters:,} parameters, its tensors have others"]
+            elif unlisted := _unlisted(checkpoint, manifest):
+                found = [f"{unlisted[0]}: not in the manifest ({len(unlisted)} such)"]
         except BadInput as error:
             found = [str(error)]
     return [f"{checkpoint}: {line}" for line in found]
+
+
+def _unlisted(checkpoint: Path, manifest: Manifest) -> list[str]:
+    """Files that a load would read and the manifest does not vouch for."""
+    held = (path.relative_to(checkpoint).as_posix() for path in (checkpoint / TENSORS).iterdir())
+    return sorted(name for name in held if name not in manifest.files)
 
 
 def _all(folder: Path) -> list[Path]:

@@ -7,7 +7,6 @@ W + (alpha / rank) B A (Hu et al. 2021, 2106.09685, eq. 3); `train.models.lora` 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -15,21 +14,11 @@ from typing import Any
 
 import torch
 
-from checkpoints.atomic import replacing
-from checkpoints.formats.native import NativeReader, Slab, write_tensors
-from checkpoints.layout import STATE_FILE, TENSORS
-from checkpoints.manifest import (
-    MANIFEST_FILE,
-    MODEL_PREFIX,
-    Manifest,
-    TensorRecord,
-    count_parameters,
-    problems,
-    read_manifest,
-    record_files,
-    versions,
-    write_manifest,
-)
+from checkpoints.derived import Part, derive, sound
+from checkpoints.formats.native import NativeReader
+from checkpoints.layout import TENSORS
+from checkpoints.manifest import MODEL_PREFIX, TensorRecord, read_manifest
+from checkpoints.slices import Slice, slices
 from configs.parameter_names import LORA_A, LORA_B, is_lora
 from configs.schema import LoraConfig
 from runtime.exits import BadInput, StoppedEarly
@@ -79,53 +68,20 @@ def merge(native: Path, out: Path, stop: object = None) -> Path:
     files and the config come along. Needs no process group. Returns `out`. Raises BadInput where `native` is damaged or
     holds no updates or the disk fails, StoppedEarly when `stop` turns true; `out` then is as it was.
     """
-    if found := problems(native):
-        raise BadInput(f"refused checkpoint {native}: {found[0]}")
-    source = read_manifest(native)
-    if not updated(source.tensors):
-        raise BadInput(f"{native} holds no low-rank updates to merge")
-    reader = MergedReader(native)
+    with sound(native) as source:
+        if not updated(source.tensors):
+            raise BadInput(f"{native} holds no low-rank updates to merge")
+        reader = MergedReader(native)
 
-    def make(name: str, layer: int | None) -> torch.Tensor:
-        if stop:
-            raise StoppedEarly("merging stopped; nothing was kept, the same command starts it again")
-        return reader.read(name, layer)
+        def make(piece: Slice) -> torch.Tensor:
+            if stop:
+                raise StoppedEarly("merging stopped; nothing was kept, the same command starts it again")
+            return piece.read(reader)
 
-    slabs = [
-        Slab(name, shape, getattr(torch, record.dtype), partial(make, name, layer), layer, layers)
-        for name, record in reader.tensors.items()
-        for layer, layers, shape in _pieces(name, record.shape)
-    ]
-    try:
-        with replacing(out) as folder:
-            tensors = write_tensors(folder / TENSORS, slabs)
-            (folder / STATE_FILE).write_text("{}", encoding="utf-8")
-            for file in native.iterdir():
-                if file.is_file() and file.name not in (MANIFEST_FILE, STATE_FILE):
-                    shutil.copyfile(file, folder / file.name)
-            kept = {key: value for key, value in source.origin.items() if key != ORIGIN}
-            manifest = Manifest(
-                step=source.step,
-                topology={},
-                tensors=tensors,
-                parameters=count_parameters(tensors),
-                files=record_files(folder, {}),
-                vocabulary=source.vocabulary,
-                origin={**kept, "merged": {"checkpoint": native.name, **source.origin[ORIGIN]}},
-                versions=versions(),
-            )
-            write_manifest(folder, manifest)
-    except OSError as error:
-        raise BadInput(f"cannot write {out}: {error.strerror or error}") from error
-    return out
-
-
-def _pieces(name: str, shape: tuple[int, ...]) -> list[tuple[int | None, int | None, tuple[int, ...]]]:
-    """Layer, number of layers and shape of the pieces a tensor is written in: one a layer where layers are stacked."""
-    _, stacked, rest = name.partition(".layers.")
-    if not stacked or rest.partition(".")[0].isdigit():
-        return [(None, None, shape)]
-    return [(layer, shape[0], shape[1:]) for layer in range(shape[0])]
+        parts = [Part.of(piece, partial(make, piece)) for piece in slices(reader.tensors)]
+        kept = {key: value for key, value in source.origin.items() if key != ORIGIN}
+        merged = {"checkpoint": native.name, **source.origin[ORIGIN]}
+        return derive(native, out, [parts], doing="merging", topology={}, origin={**kept, "merged": merged})
 
 
 def _scale(checkpoint: Path) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 
@@ -20,18 +21,34 @@ class Layout:
     split: Callable[[torch.Tensor, BackboneConfig], Sequence[torch.Tensor]]
 
 
+class Parallel(Enum):
+    """How the tensor-parallel ranks share a native tensor, in equal runs in the order of ranks. Axes are counted
+    behind that of layers."""
+
+    replicated = "replicated"  # every rank has all of it
+    columns = "columns"  # runs of the first axis: outputs of a linear layer
+    gated_columns = "gated_columns"  # runs of each half of the first axis: a rank has its gate part, then its up part
+    rows = "rows"  # runs of the second axis: inputs of a linear layer
+    vocabulary = "vocabulary"  # runs of the first axis, which has a row for each token id, padded for the ranks
+
+
 @dataclass(frozen=True)
 class Rule:
-    """One native tensor: its name in the model (`MODEL_PREFIX` aside) and the foreign tensors it is made of.
+    """One native tensor: its name in the model (`MODEL_PREFIX` aside), the foreign tensors it is made of, and how
+    ranks share it.
 
     Foreign names hold `{layer}` where there is one for each layer; native ones then have the layer as first axis.
-    `vocabulary` marks tensors with one row for each token id.
     """
 
     native: str
     foreign: tuple[str, ...]
     layout: Layout
-    vocabulary: bool = False
+    parallel: Parallel = Parallel.replicated
+
+    @property
+    def vocabulary(self) -> bool:
+        """Whether it has one row for each token id."""
+        return self.parallel is Parallel.vocabulary
 
     @property
     def layered(self) -> bool:
@@ -54,6 +71,13 @@ def _split_qkv(fused: torch.Tensor, backbone: BackboneConfig) -> list[torch.Tens
     return [part.flatten(0, 1) for part in groups.split(sizes, dim=1)]
 
 
+def _fuse_blocks(parts: Sequence[torch.Tensor], backbone: BackboneConfig) -> torch.Tensor:
+    head = head_dim(backbone)
+    return _fuse_qkv(
+        parts[0].split([head * backbone.heads, head * backbone.kv_heads, head * backbone.kv_heads]), backbone
+    )
+
+
 def head_dim(backbone: BackboneConfig) -> int:
     """Width of one attention head."""
     return backbone.head_dim or backbone.hidden // backbone.heads
@@ -67,3 +91,6 @@ HALVES = Layout(fuse=lambda parts, _: torch.cat(list(parts)), split=lambda whole
 
 QKV = Layout(fuse=_fuse_qkv, split=_split_qkv)
 """Query, key, value; rows go by key-value group: the group's query heads, its key head, its value head."""
+
+QKV_BLOCKS = Layout(fuse=_fuse_blocks, split=lambda whole, backbone: [torch.cat(_split_qkv(whole, backbone))])
+"""All queries, then all keys, then all values, in one tensor."""

@@ -51,6 +51,7 @@ class Contents:
     vocabulary: Mapping[str, Any] | None = None
     texts: Mapping[str, str] = field(default_factory=dict)
     origin: Mapping[str, Any] = field(default_factory=dict)
+    backbone: Mapping[str, Any] | None = None
 
 
 class Saver:
@@ -252,6 +253,7 @@ class _Save:
             vocabulary=None if contents.vocabulary is None else dict(contents.vocabulary),
             origin=dict(contents.origin),
             versions=versions(),
+            backbone=None if contents.backbone is None else dict(contents.backbone),
         )
         finish_checkpoint(self.partial, self.final, manifest)
 

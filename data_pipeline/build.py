@@ -5,8 +5,9 @@ How it is done is in data_pipeline/building.
 
 from data_pipeline.building.folder import cache_root, corpus_folder, corpus_identity
 from data_pipeline.building.job import build_corpus, build_share, merge_corpus
-from data_pipeline.building.share import Share, share_of
+from data_pipeline.building.share import share_of
 from data_pipeline.building.tasks import STAGING
+from runtime.share import Share
 
 __all__ = [
     "STAGING",

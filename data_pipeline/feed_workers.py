@@ -19,8 +19,8 @@ from data_pipeline.damage import DamageTally
 from data_pipeline.feed import Served, serve
 from data_pipeline.lanes import Lane
 from data_pipeline.mixture import open_mixture
-from data_pipeline.workers import leave_with_parent
 from runtime.signals import PROFILE_SIGNAL, STOP_SIGNALS
+from runtime.workers import leave_with_parent
 
 _NOT_THEIRS = (*STOP_SIGNALS, PROFILE_SIGNAL)  # signals that are for the rank alone
 

@@ -94,6 +94,8 @@ def _parser() -> argparse.ArgumentParser:
     export = _command(checkpoint, "export", "a native checkpoint into a Hugging Face folder", "checkpoint_export")
     export.add_argument("run_folder", help="a run folder; its newest checkpoint is exported to export/hf in it")
 
+    _checkpoint_tools(checkpoint)
+
     _configured(commands, "evaluate", "validation losses of a stage's newest checkpoint")
     report = _command(commands, "report", "write report.html of a run", "report")
     report.add_argument("run_folder", help="a run folder, such as runs/quickstart")
@@ -109,6 +111,65 @@ def _command(commands: argparse._SubParsersAction, name: str, help_text: str, fu
     parser = commands.add_parser(name, help=help_text, description=help_text)
     module = "data_commands" if function.startswith("data_") else "commands"
     parser.set_defaults(module=module, function=function)
+    return parser
+
+
+_NATIVE = "a native checkpoint, or a run folder (its newest one)"
+
+
+def _checkpoint_tools(checkpoint: argparse._SubParsersAction) -> None:
+    """Commands that make checkpoints of checkpoints; none replaces what is there."""
+    diff = _tool(checkpoint, "diff", "how two checkpoints differ; exit code 0: not at all, 1: they do", out=False)
+    diff.add_argument("a", metavar="A", help=_NATIVE)
+    diff.add_argument("b", metavar="B", help="another one")
+    diff.add_argument("--match", action="append", metavar="PATTERN", help="tensors by name, as in 'model.decoder.*'")
+    diff.add_argument("--weights-only", action="store_true", help="leave optimiser state out")
+    diff.add_argument("--within", type=float, default=0.0, metavar="X", help="equal up to this difference (0: bits)")
+    diff.add_argument("--all", action="store_true", help="show equal tensors too")
+    average = _tool(checkpoint, "average", "the weighted mean of checkpoints' weights")
+    average.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="two or more; or a run folder: all of it")
+    average.add_argument("--last", type=_count, metavar="N", help="the newest N of them alone")
+    how = average.add_mutually_exclusive_group()
+    how.add_argument("--weights", metavar="5:5:1", help="one for each, in order; all alike unless set")
+    how.add_argument("--ema", type=float, metavar="DECAY", help="exponential moving average, in order")
+    extract = _tool(checkpoint, "extract", "some tensors, as a *.safetensors file or a native checkpoint")
+    extract.add_argument("folder", help=_NATIVE)
+    extract.add_argument(
+        "--match", action="append", metavar="PATTERN", help="parameters, as in 'decoder.layers.<0-3>.*'"
+    )
+    extract.add_argument("--lora", action="store_true", help="the low-rank factors alone")
+    merge = _tool(checkpoint, "merge", "low-rank updates merged into the weights they update", dtype=False)
+    merge.add_argument("folder", help=_NATIVE)
+    one = _tool(checkpoint, "consolidate", "a native checkpoint in one file: *.safetensors, or native still")
+    one.add_argument("folder", help=_NATIVE)
+    one.add_argument("--optimizer", action="store_true", help="with the optimiser's state")
+    vocab = _tool(checkpoint, "vocab", "another vocabulary: grow, cut or pad rows, or move them to a corpus's ids")
+    vocab.add_argument("folder", help=_NATIVE)
+    size = vocab.add_mutually_exclusive_group()
+    size.add_argument("--rows", type=_count, metavar="N", help="so many rows")
+    size.add_argument("--like", metavar="FOLDER", help="the vocabulary of this corpus or checkpoint")
+    vocab.add_argument(
+        "--multiple", type=_count, metavar="N", help="of rows, where they are padded; as it was unless set"
+    )
+    vocab.add_argument(
+        "--tensor", type=_count, default=1, metavar="N", help="tensor-parallel size that divides rows too"
+    )
+    vocab.add_argument("--used", type=_count, metavar="N", help="ids in use, where the checkpoint does not say")
+    vocab.add_argument("--new-rows", default="covariance", choices=("covariance", "mean"), help="how new rows begin")
+    vocab.add_argument("--copy", metavar="ID,...", help="new rows copy these instead, in turns")
+    vocab.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (0)")
+    vocab.add_argument("--optimizer", action="store_true", help="keep its state; moments of new rows are 0")
+
+
+def _tool(
+    commands: argparse._SubParsersAction, name: str, help_text: str, *, out: bool = True, dtype: bool = True
+) -> argparse.ArgumentParser:
+    parser = _command(commands, name, help_text, f"checkpoint_{name}")
+    parser.set_defaults(module="checkpoint_commands")
+    if out:
+        parser.add_argument("--out", required=True, metavar="PLACE", help="where to; nothing may be there")
+        if dtype:
+            parser.add_argument("--dtype", choices=("fp32", "bf16"), help="of parameters; as they are unless set")
     return parser
 
 

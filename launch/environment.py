@@ -7,8 +7,9 @@ import platform
 import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
+
+from runtime.source_tree import commit
 
 PACKAGES = ("torch", "megatron-core", "transformers", "tokenizers", "numpy", "webdataset", "safetensors", "wandb")
 OPTIONAL_PACKAGES = ("transformer-engine", "apex", "flash-attn")
@@ -41,7 +42,7 @@ def describe() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "gpus": list(gpus()),
         "packages": {name: _version(name) for name in (*PACKAGES, *OPTIONAL_PACKAGES)},
-        "git_commit": _git_commit(),
+        "git_commit": commit(),
     }
 
 
@@ -50,18 +51,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _git_commit() -> str | None:
-    """Commit of the source tree, with `+changes` where it has been edited since; None outside a repository."""
-    tree = Path(__file__).resolve().parent.parent
-    try:
-        commit = _git(tree, "rev-parse", "HEAD")
-        return commit + ("+changes" if _git(tree, "status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _git(tree: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(tree), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -46,8 +46,11 @@ def local_ranks(config: Config) -> int:
 
 def check_local(config: Config) -> None:
     """Raise BadInput for whatever would keep this stage from running here: settings, GPUs, another run's folder."""
+    from checkpoints.maps import check_architecture
+
     check(config)
     check(config, local_ranks(config))
+    check_architecture(config)
     refuse_other_run(config)
 
 
@@ -116,6 +119,8 @@ def process_group(environment: Mapping[str, str]) -> dict[str, str] | None:
 
 def join(config: Config, variables: Mapping[str, str]) -> NoReturn:
     """Become one rank of the process group around this process. Rank 0 prepares the run folder for all."""
+    from checkpoints.maps import check_architecture
+
     os.environ.update(variables)
     check(config)
     try:
@@ -123,6 +128,7 @@ def join(config: Config, variables: Mapping[str, str]) -> NoReturn:
     except ValueError as error:
         raise BadInput(f"RANK and WORLD_SIZE have to be numbers: {error}") from error
     check(config, world)
+    check_architecture(config)
     refuse_other_run(config)
     require_corpus(config)
     file = prepare(config) if rank == 0 else wait_for_prepared(config)

@@ -12,7 +12,9 @@ import torch.distributed as dist
 from checkpoints import lora, store
 from checkpoints.agreement import gather
 from checkpoints.atomic import remove
+from checkpoints.layout import step_of
 from checkpoints.manifest import problems
+from checkpoints.maps import describe
 from checkpoints.retention import prune
 from checkpoints.saving import Contents, Saver
 from configs.compose import to_yaml
@@ -21,11 +23,13 @@ from configs.schema import Config, Verification
 from data_pipeline.loader import Loader, merge_states
 from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
-from train.engines.protocol import Engine
+from train.engines.deepspeed_folder import tag_of
+from train.engines.protocol import Engine, OwnForm
 from train.journal import Journal
 from train.progress import Progress
 
 CONFIG_FILE = "config.yaml"
+OWN_FORM = "deepspeed"  # folder of a run: checkpoints as DeepSpeed writes them
 
 
 def engine_of(config: Config) -> dict[str, Any]:
@@ -56,6 +60,7 @@ class Checkpoints:
         """`journal`, where this rank keeps one, is put on disk before a checkpoint appears. `say` prints a line where
         it is called on rank 0."""
         self.folder = Path(config.run.folder) / "checkpoints"
+        self._own = Path(config.run.folder) / OWN_FORM
         self._config = config
         self._engine = engine
         self._loader = loader
@@ -98,6 +103,7 @@ class Checkpoints:
             self._saving = None
         if progress.state() != self._saved:
             self._saver.save(progress.step, *self._state(progress))
+            self._save_own(progress.step)
             self._saved = progress.state()
 
     def poll(self) -> None:
@@ -127,10 +133,18 @@ class Checkpoints:
         self._done(self._saver.wait())
         if not self._config.checkpoint.asynchronous:
             self._saver.save(progress.step, *self._state(progress))
+            self._save_own(progress.step)
             self._saved, self._failures = progress.state(), 0
             return
         self._saving = progress.state()
         self._saver.begin(progress.step, *self._state(progress))
+        self._save_own(progress.step)
+
+    def _save_own(self, step: int) -> None:
+        """The same state in the engine's own form, where that is asked for, and none of steps that are kept no more."""
+        if self._config.checkpoint.deepspeed:
+            assert isinstance(self._engine, OwnForm), "checked: engine.name=deepspeed"
+            self._engine.save_own(self._own, step)
 
     def _state(self, progress: Progress) -> tuple[dict[str, Any], Contents]:
         states = gather(self._loader.state_dict())
@@ -140,6 +154,7 @@ class Checkpoints:
             vocabulary=self._vocabulary.describe(),
             texts={**self._vocabulary.files(), CONFIG_FILE: to_yaml(self._config)},
             origin=lora.origin(self._config.stage.lora),
+            backbone=describe(self._config.backbone),
         )
         return self._engine.sharded_state(optimizer=True, loading=False), contents
 
@@ -159,6 +174,11 @@ class Checkpoints:
     def _tidy(self) -> None:
         keep = self._config.checkpoint
         prune(self.folder, keep.keep, keep.keep_every, log=self._say)
+        if keep.deepspeed:
+            kept = {tag_of(step_of(path) or 0) for path in store.complete_checkpoints(self.folder)}
+            for path in self._own.glob(tag_of("*")):
+                if path.name not in kept:
+                    remove(path)
 
     # --- going on -------------------------------------------------------------------------------------------
 

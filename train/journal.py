@@ -19,6 +19,7 @@ from train.console import Console
 from train.flops import Learning, Recomputed, device_peak_flops, step_flops
 from train.metrics import MetricLog, read_validation
 from train.progress import Progress, Tally
+from train.resilience import stragglers
 from train.tracker import Tracker
 from train.trainable import Trained
 
@@ -59,7 +60,7 @@ class Journal:
         seconds: float,
         waited: float,
         samples: list[list[str]] | None,
-        observed: Mapping[str, float],
+        observed: Mapping[str, Any],
     ) -> None:
         """One line of metrics.jsonl. `waited`: seconds of the step in which the loader kept rank 0 waiting; `observed`:
         what `Observer.after_step` made of it."""
@@ -104,6 +105,11 @@ class Journal:
         """Take back all lines of steps after `step`: the run is about to repeat them."""
         self._log.close()
         self._log = MetricLog(self._folder, step)
+
+    def straggler(self, change: stragglers.Change) -> None:
+        """A rank has become slow, or is so no longer: one line of stragglers.jsonl, and one for the console."""
+        stragglers.write(self._folder, change)
+        self.note(change.line)
 
     def note(self, line: str) -> None:
         """A line for the console."""

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from checkpoints.agreement import gather
+from checkpoints.agreement import gather, highest
+from checkpoints.maps import check_architecture
+from checkpoints.vocabulary_surgery import spread
 from configs.checks import check
 from configs.schema import Config
 from data_pipeline.batch import Batch, Pack, collate
@@ -30,6 +33,7 @@ from train.engines.build import build_engine
 from train.engines.protocol import Engine, Outcome
 from train.journal import Journal
 from train.models.attention.kernels import check_kernel
+from train.models.routing import added
 from train.models.speech_lm import check_layouts
 from train.objectives.pretrain import NextToken
 from train.observe.observer import Observer
@@ -69,6 +73,7 @@ def newest_logits(config: Config, stop: StopFlag) -> tuple[list[Pack], torch.Ten
 def _joined(config: Config, stop: StopFlag) -> Iterator[Stage]:
     """The stage on this rank, in a process group that lasts as long as the context."""
     check(config, int(os.environ.get("WORLD_SIZE", "1")))
+    check_architecture(config)
     check_layouts(layouts_of(config.mixture.sources))
     check_kernel(config)
     corpus = Corpus.open(corpus_folder(config))
@@ -112,9 +117,9 @@ class Stage:
             self._start()
             self._validate_if_due()
             while self.progress.step < self.config.train.steps:
-                self._stop_if_asked()
+                profile = self._stop_if_asked(window=self.observer.window_asked())
                 step = self.progress.step
-                if not self._step():
+                if not self._step(profile):
                     self._end_early()
                     return
                 if self.progress.step <= step:
@@ -159,7 +164,7 @@ class Stage:
                 self._say(f"starting from the weights in {source}")
             vocabulary = self.corpus.vocabulary
             for name, points in weights.audio_rows(self.config, self.corpus).items():
-                self.engine.place_rows(vocabulary.ranges[name].start, points, vocabulary.text_size)
+                self.engine.place_rows(vocabulary.ranges[name].start, partial(spread, points), vocabulary.text_size)
                 self._say(f"rows of {len(points)} {name} codes start from the codec's centroids")
         if self.journal:
             self.journal.start(self.progress)
@@ -167,17 +172,17 @@ class Stage:
 
     # --- steps ----------------------------------------------------------------------------------------------
 
-    def _step(self) -> bool:
-        """Train one step. False, and nothing done, where no rank has data for one."""
+    def _step(self, profile: bool) -> bool:
+        """Train one step; `profile`: a profiler window was asked for. False, and nothing done, where no rank has data
+        for one."""
         step = self.progress.step + 1
-        if opened := self.observer.before_step(step, self.engine.any):
+        if opened := self.observer.before_step(step, profile):
             self._say(opened)
         started = time.perf_counter()
         ready = self.loader.ready
-        packs = self._next_packs()
+        packs, waited = self._next_packs()
         if packs is None:
             return False
-        waited = time.perf_counter() - started
         self._at("training")
         rate = learning_rate(self.config.optimizer, step, self.config.train.steps)
         fed = self.feeding.tally(packs)
@@ -189,7 +194,7 @@ class Stage:
             self._after_incident(packs, outcome, total)
             self.observer.add(INCIDENT, time.perf_counter() - started)
             return True
-        terms = self.objective.averages(outcome.sums, outcome.counts)
+        terms = self.objective.averages(outcome.sums, outcome.counts) | outcome.routing.averages()
         samples = self._global_keys(packs) if self.config.train.log_samples else None
         self.guard.learn(self.loader.position - 1, terms["lm"], outcome.gradient_norm or 0.0)
         self.progress.add(total)
@@ -199,19 +204,29 @@ class Stage:
             self.journal.step(
                 self.progress, terms, outcome.gradient_norm, rate, total, seconds, waited, samples, observed
             )
+            for change in self.observer.changes:
+                self.journal.straggler(change)
         return True
 
-    def _next_packs(self) -> list[Pack] | None:
-        """This rank's packs of the next step that is not left out; None where no rank has data for one."""
+    def _next_packs(self) -> tuple[list[Pack] | None, float]:
+        """This rank's packs of the next step that is not left out, None where no rank has data for one; and the seconds
+        that its own loader took."""
         self._at("reading data")
+        waited = 0.0
         while True:
-            if self.loader.bounded and not self.engine.any(self.loader.has_next()):
-                return None
+            if self.loader.bounded:
+                began = time.perf_counter()
+                more = self.loader.has_next()
+                waited += time.perf_counter() - began
+                if not self.engine.any(more):
+                    return None, waited
             position = self.loader.position
             self._before = self.loader.state_dict()
+            began = time.perf_counter()
             packs = self.loader.next_step()
+            waited += time.perf_counter() - began
             if not self.guard.leaves_out(position):
-                return packs
+                return packs, waited
 
     def _end_early(self) -> None:
         """Finish a stage whose sources have all been read as often as their `epochs` allow."""
@@ -313,7 +328,7 @@ class Stage:
 
     def _measure(self) -> dict[str, float]:
         """Losses over the fixed validation packs. A stop signal abandons it; the resumed run measures again."""
-        sums, counts = np.zeros(self.objective.terms), np.zeros(self.objective.terms)
+        sums, counts, routing = np.zeros(self.objective.terms), np.zeros(self.objective.terms), []
         batches = self._micro_batches(self.validation)
         together = self.config.parallel.pipeline  # enough micro-batches a time to fill the pipeline
         for start in range(0, len(batches), together):
@@ -322,14 +337,18 @@ class Stage:
             outcome = self.engine.evaluate(batches[start : start + together], [])
             sums += outcome.sums
             counts += outcome.counts
-        return self.objective.averages(sums.tolist(), counts.tolist())
+            routing.append(outcome.routing)
+        return self.objective.averages(sums.tolist(), counts.tolist()) | added(routing).averages()
 
     # --- saving and stopping -------------------------------------------------------------------------------
 
-    def _stop_if_asked(self) -> None:
-        """Leave together: a signal to any one rank stops all of them at the same place."""
-        if self.engine.any(bool(self.stop)):
+    def _stop_if_asked(self, *, window: bool = False) -> bool:
+        """Leave together: a signal to any one rank stops all of them at the same place. Returns whether any of them was
+        asked for a profiler `window`; both are agreed on in one go."""
+        stop, profile = highest(int(bool(self.stop)), int(window))
+        if stop:
             raise StoppedEarly(f"stopped by {self.stop.name or 'a signal to another rank'}")
+        return bool(profile)
 
     def _save(self) -> None:
         self._at("saving")

@@ -58,6 +58,7 @@ def prepare(config: Config, stop: StopFlag | None = None) -> None:
             vocabulary=vocabulary.describe(),
             texts=vocabulary.files(),
             seed=config.train.seed,
+            new_rows=config.stage.new_rows,
             stop=stop,
         )
 
@@ -105,7 +106,8 @@ def _module(weight: str) -> str:
 
 
 def audio_rows(config: Config, corpus: Corpus) -> dict[str, torch.Tensor]:
-    """Where a new vocabulary's audio rows start, by codebook: float32 [entries, hidden], each column standardised.
+    """Where a new vocabulary's audio rows start, by codebook: float32 [entries, hidden], each column standardised;
+    `checkpoints.vocabulary_surgery.spread` lays them among the text rows.
 
     Empty unless `stage.audio_rows` is centroids and the stage starts from a backbone. A random projection keeps the
     distances between centroids (Johnson and Lindenstrauss), so codes of like sounds begin with like rows. Raises
@@ -128,5 +130,6 @@ def audio_rows(config: Config, corpus: Corpus) -> dict[str, torch.Tensor]:
 def _native(config: Config) -> Path:
     """Where the converted backbone is kept: its name holds all that decides its tensors."""
     vocabulary = Vocabulary.load(corpus_folder(config)).describe()
-    content = json.dumps([asdict(config.backbone), vocabulary, config.train.seed], sort_keys=True, default=str)
+    deciding = [asdict(config.backbone), vocabulary, config.train.seed, config.stage.new_rows]
+    content = json.dumps(deciding, sort_keys=True, default=str)
     return cache_root(config) / "weights" / f"{config.backbone.name}-{xxhash.xxh3_64_hexdigest(content.encode())}"

@@ -12,11 +12,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
+from checkpoints.formats.huggingface_config import read_config
+from checkpoints.formats.safetensors_folder import INDEX_FILE, WEIGHTS_FILE, locate
+from checkpoints.formats.safetensors_header import StoredTensor
 from runtime.exits import BadInput
 
 CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 TOKENIZER_FILE = "tokenizer.json"
 VOCABULARY_FILE = "vocabulary.json"  # named ranges of ids; Megaphone's own, ignored by transformers
 ONE_FILE = 5 * 10**9  # bytes; above it weights are written as several files with an index
@@ -24,64 +25,42 @@ ONE_FILE = 5 * 10**9  # bytes; above it weights are written as several files wit
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises BadInput where there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise BadInput(f"{path}: holds no JSON object")
-    return content
-
-
 class HuggingFaceReader:
     """Tensors of a Hugging Face folder, read from memory-mapped safetensors one at a time. Pickles are not read."""
 
     def __init__(self, folder: Path) -> None:
+        """Raises BadInput where config.json, an index or a header is not what it should be; no data is read."""
         self.folder = folder
-        self.config = read_json(folder / CONFIG_FILE)
+        self.config = read_config(folder / CONFIG_FILE)
         self._open: dict[str, Any] = {}
-        self._file_of = self._locate()
+        self._located = locate(folder)
 
     @property
     def names(self) -> set[str]:
-        return set(self._file_of)
+        return set(self._located)
 
     def shape_and_dtype(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
         """Shape and dtype of a tensor, without reading it."""
-        part = self._handle(name).get_slice(name)
-        dtype = _DTYPES.get(part.get_dtype())
+        _, stored = self._place(name)
+        dtype = _DTYPES.get(stored.dtype)
         if dtype is None:
-            raise BadInput(f"{self.folder}: {name} has dtype {part.get_dtype()}; only floats are read")
-        return tuple(part.get_shape()), dtype
+            raise BadInput(f"{self.folder}: {name} has dtype {stored.dtype}; only floats are read")
+        return stored.shape, dtype
 
     def read(self, name: str) -> torch.Tensor:
-        return self._handle(name).get_tensor(name)
-
-    def _locate(self) -> dict[str, str]:
-        if (self.folder / INDEX_FILE).is_file():
-            listed = read_json(self.folder / INDEX_FILE).get("weight_map", {})
-            for file in set(listed.values()):
-                if not isinstance(file, str) or Path(file).name != file:
-                    raise BadInput(f"{self.folder / INDEX_FILE}: names a file outside the folder: {file!r}")
-            return listed
-        if not (self.folder / WEIGHTS_FILE).is_file():
-            raise BadInput(f"{self.folder}: no {WEIGHTS_FILE}; only safetensors are read, pickled weights never")
-        return dict.fromkeys(self._file(WEIGHTS_FILE).keys(), WEIGHTS_FILE)
-
-    def _handle(self, name: str) -> Any:
-        if name not in self._file_of:
-            raise BadInput(f"{self.folder}: has no tensor {name}")
-        return self._file(self._file_of[name])
-
-    def _file(self, file: str) -> Any:
+        """The tensor, a view of the mapped file."""
+        file, _ = self._place(name)
         if file not in self._open:
             try:
                 self._open[file] = safe_open(self.folder / file, framework="pt", device="cpu")
             except (OSError, SafetensorError) as error:
                 raise BadInput(f"{self.folder / file}: cannot be read ({error})") from error
-        return self._open[file]
+        return self._open[file].get_tensor(name)
+
+    def _place(self, name: str) -> tuple[str, StoredTensor]:
+        if name not in self._located:
+            raise BadInput(f"{self.folder}: has no tensor {name}")
+        return self._located[name]
 
 
 def write_weights(
@@ -159,30 +138,32 @@ def grown_tokenizer(tokenizer_json: str, text_size: int, names: Sequence[str], s
     return grown
 
 
-def write_model_files(
-    folder: Path, architecture: Mapping[str, Any], vocabulary_rows: int, end_of_text: int, dtype: torch.dtype
-) -> None:
-    """Write config.json and generation_config.json; the document separator begins, ends and pads."""
+def model_files(
+    architecture: Mapping[str, Any], vocabulary_rows: int, end_of_text: int, dtype: torch.dtype
+) -> dict[str, str]:
+    """config.json and generation_config.json; the document separator begins, ends and pads."""
     ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end_of_text)
     name = str(dtype).removeprefix("torch.")
-    write_json(folder / CONFIG_FILE, {**architecture, "vocab_size": vocabulary_rows, "dtype": name, **ids})
-    write_json(folder / "generation_config.json", ids)
+    config = {**architecture, "vocab_size": vocabulary_rows, "dtype": name, **ids}
+    return {CONFIG_FILE: json_text(config), "generation_config.json": json_text(ids)}
 
 
-def write_tokenizer(folder: Path, tokenizer_json: str, end_of_text: str, longest: int) -> None:
-    """Write a tokenizer that AutoTokenizer loads; `longest` is the model's context in tokens."""
-    (folder / TOKENIZER_FILE).write_text(tokenizer_json, encoding="utf-8")
-    write_json(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            **dict.fromkeys(("bos_token", "eos_token", "pad_token"), end_of_text),
-            "clean_up_tokenization_spaces": False,
-            "model_max_length": longest,
-        },
-    )
+def tokenizer_config(end_of_text: str, longest: int) -> dict[str, str]:
+    """tokenizer_config.json, for AutoTokenizer to load tokenizer.json; `longest`: the model's context in tokens."""
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **dict.fromkeys(("bos_token", "eos_token", "pad_token"), end_of_text),
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": longest,
+    }
+    return {"tokenizer_config.json": json_text(settings)}
+
+
+def json_text(content: Mapping[str, Any]) -> str:
+    """An object as indented JSON."""
+    return json.dumps(content, indent=2) + "\n"
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write an object as indented JSON."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json_text(content), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Attention and positions: what cannot work, or could not be exported, refused in one line."""
+"""Attention and positions: what cannot work, refused in one line."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ def check_attention(config: Config) -> None:
     head_dim = backbone.head_dim or backbone.hidden // backbone.heads
     if backbone.positions is Positions.rope and head_dim % 2:
         raise BadInput(f"a head has {head_dim} dimensions; rotary positions need an even number")
+    _check_rotated(backbone, head_dim)
     _check_scaling(backbone)
     kernel = config.train.attention
     if kernel in (AttentionKernel.varlen, AttentionKernel.te):
@@ -18,17 +19,21 @@ def check_attention(config: Config) -> None:
             raise BadInput(f"train.attention={kernel.value} cannot add the bias of backbone.positions=sqrt_alibi")
         if config.train.precision is not Precision.bf16:
             raise BadInput(f"train.attention={kernel.value} needs train.precision=bf16")
-    if config.export.huggingface and (reason := no_huggingface_form(backbone)):
-        raise BadInput(f"export.huggingface=true: {reason}; set it to false")
 
 
-def no_huggingface_form(backbone: BackboneConfig) -> str | None:
-    """Why no Hugging Face architecture that we export to is this backbone; None where one is."""
+def _check_rotated(backbone: BackboneConfig, head_dim: int) -> None:
     if backbone.positions is not Positions.rope:
-        return f"no Hugging Face architecture here has backbone.positions={backbone.positions.value}"
-    if backbone.qk_norm:
-        return "no Hugging Face architecture here has backbone.qk_norm"
-    return None
+        if backbone.rope_share != 1.0 or backbone.rope_interleaved:
+            raise BadInput(
+                "backbone.rope_share and rope_interleaved are of positions=rope, "
+                f"not of positions={backbone.positions.value}"
+            )
+        return
+    rotated = backbone.rope_share * head_dim
+    if not 0 < rotated <= head_dim or rotated % 2:
+        raise BadInput(
+            f"backbone.rope_share={backbone.rope_share} of a head's {head_dim} dimensions is no even number of them"
+        )
 
 
 def _check_scaling(backbone: BackboneConfig) -> None:

@@ -42,6 +42,7 @@ _DECIDED = {
 
 
 def check_engine(config: Config) -> None:
+    check_own_form(config)
     if config.engine.name == "deepspeed":
         if importlib.util.find_spec("deepspeed") is None:
             raise BadInput(
@@ -52,6 +53,19 @@ def check_engine(config: Config) -> None:
         _check_own(config)
     elif config.engine.deepspeed:
         raise BadInput(f"engine.deepspeed is for engine.name=deepspeed; this is engine.name={config.engine.name}")
+
+
+def check_own_form(config: Config) -> None:
+    """DeepSpeed's own checkpoints beside native ones: only where its tools could read them."""
+    if not config.checkpoint.deepspeed:
+        return
+    if config.engine.name != "deepspeed":
+        raise BadInput(f"checkpoint.deepspeed is for engine.name=deepspeed; this is engine.name={config.engine.name}")
+    if config.engine.zero_stage == 0:
+        raise BadInput(
+            "checkpoint.deepspeed with engine.zero_stage=0: DeepSpeed's tools read no checkpoints without ZeRO; "
+            "take engine.zero_stage=1"
+        )
 
 
 def _check_zero(config: Config) -> None:

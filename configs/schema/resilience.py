@@ -33,3 +33,9 @@ class ResilienceConfig:
     hang_seconds: float | None = 1200.0  # without progress, until a rank counts as hung; None: no watchdog
     restarts: int = 0  # a failed run is started again this often in a row without a new checkpoint in between
     restart_pause: float = 5.0  # seconds before the first of them, doubled each time up to 5 minutes
+
+    # A rank counts as slow once its own work (data, forward, backward, update; no waiting for others) took longer than
+    # that of its median peer, by this share of a step's time, in so many comparisons in a row, which are made every
+    # `observe.ranks_every` steps; None, or observe.ranks_every=0: nobody looks.
+    straggler_share: float | None = 0.1
+    straggler_comparisons: int = 3

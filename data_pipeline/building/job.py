@@ -34,10 +34,8 @@ from data_pipeline.building.folder import (
     synthesises,
 )
 from data_pipeline.building.left_out import LeftOut
-from data_pipeline.building.locks import only_one
 from data_pipeline.building.parts import vocabulary_of
 from data_pipeline.building.plan_file import Plan, PlanEntry, is_planned, write_plan
-from data_pipeline.building.share import Share
 from data_pipeline.building.tasks import (
     STAGING,
     is_staged,
@@ -51,14 +49,16 @@ from data_pipeline.codecs import codec_identity
 from data_pipeline.codecs.whisper_kmeans import codebook_file
 from data_pipeline.corpus import SPLITS, Corpus, write_manifest
 from data_pipeline.plan import PlannedShard, plan_recordings, plan_shards
-from data_pipeline.progress import Progress
 from data_pipeline.shards import PARTIAL, replace_atomically
 from data_pipeline.sources import find_source
 from data_pipeline.sources.speech import open_speech_source
 from data_pipeline.speech import prepare_voice, voice_identity
-from data_pipeline.workers import Task, Workers
 from runtime.exits import BadInput, StoppedEarly
+from runtime.locks import only_one
+from runtime.progress import Progress, hours_line
+from runtime.share import Share
 from runtime.signals import StopFlag
+from runtime.workers import Task, Workers
 
 LEARNT_FROM = 2  # times `codec.training_minutes` of speech whose features are kept to learn codebooks from
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -213,7 +213,7 @@ class _Job:
         learnt_from = self._learning_shards()
         mine = [entry for entry in self.share.of(learnt_from) if not is_staged(self.folder, entry.file)]
         tasks = [(stage_shard, (self.config, self.cache, self.folder, entry.number)) for entry in mine]
-        workers.run("speech", tasks, sum(entry.seconds for entry in mine), self.progress, self.stop, speech=True)
+        workers.run("speech", tasks, sum(entry.seconds for entry in mine), self.progress, self.stop, told=hours_line)
 
         lacking = [entry.file for entry in learnt_from if not is_staged(self.folder, entry.file)]
         with self._alone(".codebooks.lock"):
@@ -247,7 +247,7 @@ class _Job:
         tasks = [(write_shard, (self.config, self.cache, self.folder, entry.number)) for entry in unwritten]
         seconds = 0.0
         total = sum(entry.seconds for entry in unwritten)
-        for done in workers.each("shards", tasks, total, self.progress, self.stop, speech=True):
+        for done in workers.each("shards", tasks, total, self.progress, self.stop, told=hours_line):
             kept += _count(done, left_out)
             left_out.judge(kept, self.config.corpus.damaged_share)
             seconds += done["entry"]["duration"]

@@ -14,7 +14,7 @@ from data_pipeline.building.parts import Parts
 from data_pipeline.plan import PlannedShard
 from data_pipeline.sources import Document
 from data_pipeline.utterance import Utterance
-from data_pipeline.workers import report_done
+from runtime.workers import report_done
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from data_pipeline.building.pieces import Piece, sound_of
 from data_pipeline.plan import PlannedShard
 from data_pipeline.sources.recording import Recording, Segment, UnreadableAudio
 from data_pipeline.utterance import Utterance
-from data_pipeline.workers import report_done
+from runtime.workers import report_done
 
 WINDOW = 600.0  # seconds of a recording that are held at once, unless a segment is longer
 _PAST_END = 0.5  # seconds by which a segment may end after its recording does; times in manifests are rounded

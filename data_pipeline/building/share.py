@@ -1,29 +1,12 @@
-"""Which part of a build one process does, where many do it: shards n with n mod tasks = task."""
+"""Which part of a build one process does, where many do it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Mapping
 
 from configs.schema import CorpusConfig
 from runtime.exits import BadInput
-
-Item = TypeVar("Item")
-
-
-@dataclass(frozen=True)
-class Share:
-    """Task number `task` of `tasks`; the only one of one does all."""
-
-    task: int = 0
-    tasks: int = 1
-
-    def of(self, items: Sequence[Item]) -> list[Item]:
-        return list(items[self.task :: self.tasks])
-
-    def __str__(self) -> str:
-        return f"task {self.task} of {self.tasks}"
+from runtime.share import Share
 
 
 def share_of(corpus: CorpusConfig, environment: Mapping[str, str]) -> Share:

@@ -25,8 +25,8 @@ from data_pipeline.corpus import describe_shard
 from data_pipeline.plan import PlannedShard
 from data_pipeline.shards import ShardReader, ShardWriter, replace_atomically
 from data_pipeline.utterance import Utterance
-from data_pipeline.workers import report_done
 from runtime.exits import BadInput
+from runtime.workers import report_done
 
 STAGING = "staging"  # folder inside an unfinished corpus
 GATHERED = 300.0  # seconds of sound handed to the codec at a time; it makes its own batches of them

@@ -15,13 +15,13 @@ import numpy as np
 
 from data_pipeline.corpus import MANIFEST_FILE, SPLITS, Corpus, content_hash, describe_shard
 from data_pipeline.looking.samples import read_sound
-from data_pipeline.progress import Progress
 from data_pipeline.shards import LABELS, DamagedSample, ShardReader, read_index
 from data_pipeline.utterance import Utterance
 from data_pipeline.vocabulary import Vocabulary
-from data_pipeline.workers import Task, Workers, report_done
 from runtime.exits import BadInput, StoppedEarly
+from runtime.progress import Progress
 from runtime.signals import StopFlag
+from runtime.workers import Task, Workers, report_done
 
 FRAMES_OFF = 2.0  # frames that a codec may round away or pad
 RATE_OFF = 0.001  # relative: 16.67 frames a second stand for 16 2/3

@@ -18,15 +18,15 @@ from configs.checks.quality import CORPUS_MEASURES, MEASURES
 from configs.schema import QualityConfig
 from data_pipeline.audio import decode_flac
 from data_pipeline.corpus import SPLITS, Corpus
-from data_pipeline.progress import Progress
 from data_pipeline.quality.duplicates import find_duplicates
 from data_pipeline.quality.measure import Measure
 from data_pipeline.quality.registry import open_measures
 from data_pipeline.quality.speaker_similarity import add_speaker_similarity
 from data_pipeline.shards import DamagedSample, ShardReader, add_columns, read_index
-from data_pipeline.workers import Task, Workers, report_done
 from runtime.exits import BadInput
+from runtime.progress import Progress
 from runtime.signals import StopFlag
+from runtime.workers import Task, Workers, report_done
 
 
 @dataclass(frozen=True)

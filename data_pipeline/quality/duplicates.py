@@ -16,13 +16,13 @@ import numpy as np
 
 from data_pipeline.audio import decode_flac
 from data_pipeline.corpus import SPLITS, Corpus
-from data_pipeline.progress import Progress
 from data_pipeline.quality.fingerprint import SAME, SHORTEST, bit_error_rate, fingerprint
 from data_pipeline.quality.sketches import ALIKE, PERMUTATIONS, band_keys, normalised, signature, sound_keys
 from data_pipeline.shards import DamagedSample, ShardReader, add_columns
-from data_pipeline.workers import Task, Workers, report_done
 from runtime.exits import BadInput
+from runtime.progress import Progress
 from runtime.signals import StopFlag
+from runtime.workers import Task, Workers, report_done
 
 _KEY = np.dtype([("key", np.uint64), ("owner", np.int64), ("frame", np.int64)])
 _PARTS = 64

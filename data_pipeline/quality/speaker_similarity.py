@@ -9,12 +9,12 @@ import numpy as np
 
 from data_pipeline.audio import SAMPLE_RATE, decode_flac
 from data_pipeline.corpus import SPLITS, Corpus
-from data_pipeline.progress import Progress
 from data_pipeline.quality.speaker import WIDTH, open_encoder
 from data_pipeline.shards import DamagedSample, ShardReader, add_columns, read_index
-from data_pipeline.workers import Task, Workers, report_done
 from runtime.exits import BadInput
+from runtime.progress import Progress
 from runtime.signals import StopFlag
+from runtime.workers import Task, Workers, report_done
 
 _SHORTEST = 0.8  # seconds; half a window of the encoder
 

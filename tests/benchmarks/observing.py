@@ -44,8 +44,8 @@ def observed_stage(config_file: str) -> dict[str, float]:
         timed(Stopwatch, name, "stopwatch")
     timed(GroupNorms, "gradients", "norms by group")
     timed(GroupNorms, "parameters", "norms by group")
-    timed(Observer, "before_step", "agreeing on profiler windows")
-    timed(Observer, "after_step", "adding up, comparing ranks, memory")
+    timed(Observer, "before_step", "opening profiler windows")
+    timed(Observer, "after_step", "adding up, comparing ranks, stragglers, memory")
     assert stage(config_file) == 0
     return spent
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from checkpoints.maps import llama
+from checkpoints.maps import of_backbone
 from configs.schema import BackboneConfig
 
 ROWS = 96
@@ -37,7 +37,8 @@ def write_model(folder: Path, of: BackboneConfig, dtype: torch.dtype = torch.flo
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
     config, model = (Qwen2Config, Qwen2ForCausalLM) if of.qkv_bias else (LlamaConfig, LlamaForCausalLM)
-    settings = {key: value for key, value in llama.config(of).items() if key not in ("architectures", "model_type")}
+    settings = of_backbone(of).write_config(of)
+    settings = {key: value for key, value in settings.items() if key not in ("architectures", "model_type")}
     torch.manual_seed(7)
     made = model(config(vocab_size=ROWS, **settings)).to(dtype)
     for parameter in made.parameters():

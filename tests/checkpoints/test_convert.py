@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpoints.convert import export_huggingface, import_huggingface
@@ -43,7 +43,7 @@ def to_huggingface(native: Path, out: Path, of: BackboneConfig, text_size: int =
 @pytest.mark.parametrize("dtype", [Precision.fp32, Precision.bf16])
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"tied_embeddings": False}, {"qkv_bias": True}, {"kv_heads": 4, "head_dim": 16}],
+    [{}, {"tied_embeddings": False}, {"qkv_bias": True, "architecture": "qwen2"}, {"kv_heads": 4, "head_dim": 16}],
     ids=["tied", "untied", "qkv_bias", "wide_heads"],
 )
 def test_there_and_back_is_bit_identical(tmp_path: Path, changes: dict[str, Any], dtype: Precision) -> None:
@@ -122,7 +122,9 @@ def test_new_rows_have_the_text_rows_statistics_and_are_recorded(tmp_path: Path)
     assert ((first[ROWS:].mean(0) - old.mean(0)).abs() < 5 * spread / (8192 - ROWS) ** 0.5).all()
     torch.testing.assert_close(first[ROWS:].std(0), spread, rtol=0.05, atol=0)
     origin = read_manifest(natives[0]).origin
-    assert (origin["kept_rows"], origin["rows"], origin["seed"]) == (ROWS, 8192, 1) and "noise" in origin["new_rows"]
+    assert (origin["kept_rows"], origin["rows"], origin["seed"]) == (ROWS, 8192, 1) and "covariance" in origin[
+        "new_rows"
+    ]
 
 
 def test_rows_cannot_shrink_below_the_text() -> None:
@@ -131,7 +133,6 @@ def test_rows_cannot_shrink_below_the_text() -> None:
 
 
 @given(groups=st.integers(1, 4), queries=st.integers(1, 4), width=st.integers(1, 3), bias=st.booleans())
-@settings(deadline=None)
 def test_fused_heads_split_into_what_they_were(groups: int, queries: int, width: int, bias: bool) -> None:
     of = backbone(heads=groups * queries, kv_heads=groups, head_dim=width)
     inner = () if bias else (3,)
@@ -169,11 +170,11 @@ def test_large_weights_are_written_in_parts_that_load(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"layers": 4}, "num_hidden_layers: 3 there, 4 in"),
-        ({"kv_heads": 1}, "num_key_value_heads"),
-        ({"rope_base": 500.0}, "rope_theta"),
-        ({"tied_embeddings": False}, "tie_word_embeddings"),
-        ({"qkv_bias": True}, "model_type: llama"),
+        ({"layers": 4}, "layers: 3 there, 4 in"),
+        ({"kv_heads": 1}, "kv_heads: 2 there, 1 in"),
+        ({"rope_base": 500.0}, "rope_base: 10000"),
+        ({"tied_embeddings": False}, "tied_embeddings: True there, False"),
+        ({"qkv_bias": True}, "qkv_bias: False there, True in"),
     ],
 )
 def test_another_backbone_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
@@ -186,9 +187,9 @@ def test_another_backbone_is_refused(tmp_path: Path, changes: dict[str, Any], sa
 def test_a_scaling_that_the_backbone_lacks_is_refused(tmp_path: Path) -> None:
     source = write(tmp_path / "source", backbone())
     config = json.loads((source / "config.json").read_text())
-    config["rope_parameters"]["rope_type"] = "llama3"
+    config["rope_parameters"] |= {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     (source / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BadInput, match=r"rope scaling rope_type llama3 there, default in backbone\.test"):
+    with pytest.raises(BadInput, match=r"rope_scaling: llama3 x8 there, None in backbone\.test"):
         to_native(source, tmp_path / "native", backbone())
 
 
@@ -207,14 +208,14 @@ def test_scalings_of_positions_are_told_apart(tmp_path: Path, scaling: RopeScali
     to_native(source, tmp_path / "native", backbone(rope_scaling=scaling))
     for other in (None, replace(scaling, factor=3.0), *SCALINGS):
         if other != scaling:
-            with pytest.raises(BadInput, match="rope scaling"):
+            with pytest.raises(BadInput, match="rope_scaling"):
                 to_native(source, tmp_path / "other", backbone(rope_scaling=other))
 
 
 @pytest.mark.parametrize("changes", [{"positions": Positions.sqrt_alibi}, {"qk_norm": True}])
 def test_a_backbone_that_llama_is_not_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     source = write(tmp_path / "source", backbone())
-    with pytest.raises(BadInput, match="no Hugging Face architecture here has"):
+    with pytest.raises(BadInput, match="there, "):
         to_native(source, tmp_path / "native", backbone(**changes))
 
 
@@ -233,7 +234,7 @@ def test_damaged_pickled_and_outside_weights_are_refused(tmp_path: Path) -> None
     source = write(tmp_path / "source", backbone())
     weights = source / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(BadInput, match=r"model.safetensors: cannot be read"):
+    with pytest.raises(BadInput, match=r"model.safetensors: its header has length .* past the end"):
         to_native(source, tmp_path / "native", backbone())
     weights.rename(source / "pytorch_model.bin")
     with pytest.raises(BadInput, match="only safetensors are read"):

@@ -13,7 +13,6 @@ from gguf import GGUFReader, dequantize
 
 from checkpoints.convert import export_huggingface, import_huggingface
 from checkpoints.formats import gguf
-from checkpoints.formats.huggingface import read_json
 from configs.schema import BackboneConfig
 from runtime.exits import BadInput
 from tests.checkpoints.models import tensors, vocabulary
@@ -54,7 +53,7 @@ def test_real_weights_go_there_and_back_bit_for_bit(source: Path, tmp_path: Path
     before, after = tensors(source), tensors(out)
     assert before.keys() == after.keys() and len(before) == 272
     assert all(tensor.dtype == torch.float32 and torch.equal(tensor, after[name]) for name, tensor in before.items())
-    assert read_json(out / "config.json")["vocab_size"] == ROWS
+    assert json.loads((out / "config.json").read_text())["vocab_size"] == ROWS
     assert json.loads((out / "tokenizer.json").read_text())["model"] == json.loads(text)["model"]
 
 

@@ -53,7 +53,9 @@ def _load(native: str, of: BackboneConfig, tensor_parallel: int) -> dict[str, An
     }
 
 
-@pytest.mark.parametrize("changes", [{}, {"tied_embeddings": False, "qkv_bias": True}], ids=["tied", "untied"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"tied_embeddings": False, "qkv_bias": True, "architecture": "qwen2"}], ids=["tied", "untied"]
+)
 def test_names_shapes_and_order_are_megatrons(tmp_path: Path, changes: dict[str, Any]) -> None:
     of = backbone(**changes)
     source = write_model(tmp_path / "source", of)

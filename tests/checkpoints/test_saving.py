@@ -177,6 +177,7 @@ def _full_on_one_rank(folder: str, limit: int | None) -> tuple[str, list[str]]:
     writing._write_piece = original
     dist.barrier()
     left = sorted(path.name for path in Path(folder).iterdir())
+    dist.barrier()  # both have looked before the next save begins
     saver.begin(3, _part(rank, 10), CONTENTS)
     assert saver.wait() is not None
     return str(raised.value), left

@@ -78,8 +78,6 @@ def test_positions_that_are_possible(base: Config, positions: Positions) -> None
             "train.attention=varlen cannot add the bias of backbone.positions=sqrt_alibi",
         ),
         ({"train": {"attention": AttentionKernel.te}}, "train.attention=te needs train.precision=bf16"),
-        ({"backbone": ALIBI, "export": {"huggingface": True}}, "export.huggingface=true: no Hugging Face architecture"),
-        ({"backbone": {"qk_norm": True}, "export": {"huggingface": True}}, "has backbone.qk_norm; set it to false"),
         (
             {
                 "parallel": {"context": 2, "tensor": 2, "sequence": True},

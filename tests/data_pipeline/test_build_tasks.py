@@ -10,9 +10,9 @@ import pytest
 
 from configs.schema import Config, CorpusConfig
 from data_pipeline.build import STAGING, Share, build_corpus, build_share, corpus_folder, merge_corpus, share_of
-from data_pipeline.building.locks import only_one
 from data_pipeline.corpus import Corpus
 from runtime.exits import DONE, STOPPED_EARLY, BadInput, StoppedEarly
+from runtime.locks import only_one
 from tests.checkpoints.disks import small_disk
 from tests.data_pipeline.recorded_speech import recorded_config, write_recordings
 from tests.data_pipeline.test_build import REPOSITORY, children, new_cache, small_config, wait_for

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpoints.maps import llama
+from checkpoints.maps.llama import LLAMA
 from configs.schema import RopeScaling, RopeScalingKind
 from tests.checkpoints.models import backbone
 from train.models.attention.positions import alibi_slopes, rotary_frequencies, rotary_tables, rotate, sqrt_bias
@@ -32,8 +32,10 @@ def test_rotations_are_those_of_transformers(scaling: RopeScaling | None, base: 
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
     of = backbone(hidden=4 * size, rope_base=base, rope_scaling=scaling, max_positions=131072)
-    described = {key: value for key, value in llama.config(of).items() if key not in ("architectures", "model_type")}
-    theirs = LlamaRotaryEmbedding(LlamaConfig(**described))
+    described = LLAMA.write_config(of)
+    theirs = LlamaRotaryEmbedding(
+        LlamaConfig(**{key: value for key, value in described.items() if key not in ("architectures", "model_type")})
+    )
     frequencies, factor = rotary_frequencies(size, base, scaling)
     assert torch.allclose(frequencies, theirs.inv_freq, rtol=2e-7, atol=0)
     assert factor == pytest.approx(theirs.attention_scaling, rel=1e-12)

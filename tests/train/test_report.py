@@ -21,6 +21,7 @@ from tests.data_pipeline.synthetic import make_corpus
 from train.metrics import MetricLog
 from train.report import write_report
 from train.report.charts import MOST_POINTS, charts_of
+from train.resilience import stragglers
 
 SECTIONS = {"summary", "curves", "samples", "data", "checkpoints", "config", "environment"}
 VOID = {"meta", "img", "input", "br", "link", "hr"}
@@ -210,6 +211,16 @@ def test_a_damaged_corpus_is_counted(tmp_path: Path, damage: str) -> None:
 
 def test_damage_met_while_training_is_shown(tmp_path: Path) -> None:
     assert "truncated 3" in Page(write_report(_run(tmp_path, damaged={"truncated": 3}))).text
+
+
+def test_slow_ranks_are_a_table_where_there_were_any(tmp_path: Path) -> None:
+    folder = _run(tmp_path)
+    assert "stragglers" not in Page(write_report(folder)).ids
+    for slow, until in ((True, 20), (False, 40)):
+        stragglers.write(folder, stragglers.Change(13, "node<7>", slow, 11, until, until + 9, 0.75, 0.21, "data"))
+    stragglers.write(folder, stragglers.Change(2, "node0", True, 31, 40, 40, 0.5, 0.1, "forward"))
+    text = Page(write_report(folder)).text
+    assert "13 node<7> 11 to 40 0.75 s 21 % data" in text and "2 node0 31 on 0.5 s 10 % forward" in text
 
 
 def test_a_run_without_its_files_says_what_is_missing(tmp_path: Path) -> None:

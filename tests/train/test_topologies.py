@@ -38,6 +38,7 @@ def test_the_curve_is_that_of_a_single_process(row: Row, matrix: Matrix) -> None
         silent = [[all(key.startswith("text/") for key in keys) for keys in line["samples"]] for line in curve]
         assert any(len(set(ranks)) == 2 for ranks in silent), "every rank had audio in every step, or none had"
     for line in curve:
+        assert min(line["time/forward"], line["time/backward"]) > 0
         squares = [norm**2 for key, norm in line.items() if key.startswith("norm/grad/")]
         assert not squares or sum(squares) == pytest.approx(line["grad_norm"] ** 2, rel=1e-5), "a group is missing"
 

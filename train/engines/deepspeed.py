@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,12 +19,14 @@ from train.engines import deepspeed_library
 from train.engines import megatron_optimizer as optimizers
 from train.engines.accounting import StepAccount, any_rank
 from train.engines.deepspeed_config import deepspeed_config
+from train.engines.deepspeed_folder import save_folder
 from train.engines.deepspeed_state import ZeroState, gathered, inventory
 from train.engines.protocol import Engine, Evidence, Objective, Outcome
 from train.engines.trained_set import adapt, freeze, groups_of
-from train.models.initialise import initialise, place_rows
+from train.models.initialise import BeginRows, initialise, place_rows
 from train.models.speech_lm import SpeechLM, run
 from train.models.trunk import trunk_of
+from train.observe import collectives
 from train.observe.phases import BACKWARD, FORWARD, OPTIMIZER
 from train.observe.stopwatch import Stopwatch
 from train.trainable import Group
@@ -56,6 +59,7 @@ class DeepSpeedEngine:
         tensor_parallel.model_parallel_cuda_manual_seed(config.train.seed)
 
         self.stopwatch = Stopwatch(device)
+        collectives.mark(self.stopwatch)
         self.model = SpeechLM(config.backbone, trunk_of(config, padded_vocabulary), padded_vocabulary)
         adapt(config.stage.lora, [self.model])
         initialise(self.model, config.train.seed, config.backbone.init_std)
@@ -68,13 +72,13 @@ class DeepSpeedEngine:
             )
         if config.parallel.sequence:
             sum_partial_gradients(self.model)
-        held = inventory(
+        self.held = inventory(
             self.model, self.data_size, by_layer=self.trained.partial_layers
         )  # before ZeRO-3 cuts the parameters up
         self.engine = self._wrapped()
         self.optimizer = self.engine.optimizer
         masters = config.train.precision is Precision.bf16
-        self.state = ZeroState(self.engine, self.stage, held, masters=masters)
+        self.state = ZeroState(self.engine, self.stage, self.held, masters=masters)
         self._step: Step | None = None  # the last, or the one being taken
         self._gate()
 
@@ -176,11 +180,11 @@ class DeepSpeedEngine:
 
     # --- state ----------------------------------------------------------------------------------------------
 
-    def place_rows(self, first: int, points: torch.Tensor, text_rows: int) -> None:
+    def place_rows(self, first: int, begin_rows: BeginRows, text_rows: int) -> None:
         ends = ("word_embeddings.weight", "output_layer.weight")
         weights = [parameter for name, parameter in self.model.named_parameters() if name.endswith(ends)]
         with gathered(weights, changed_by=0):
-            place_rows(self.model, first, points, text_rows)
+            place_rows(self.model, first, begin_rows, text_rows)
         self.state.follow_weights()
 
     def sharded_state(self, *, optimizer: bool, loading: bool) -> dict[str, Any]:
@@ -188,6 +192,9 @@ class DeepSpeedEngine:
 
     def load_state(self, state: dict[str, Any], *, optimizer: bool) -> None:
         self.state.load(state, optimizer=optimizer)
+
+    def save_own(self, folder: Path, step: int) -> None:
+        save_folder(self.engine, self.model, self.held, folder, step)
 
 
 @dataclass

@@ -24,6 +24,7 @@ from train.engines.deepspeed import DeepSpeedEngine, Step
 from train.engines.deepspeed_config import deepspeed_config
 from train.engines.protocol import Outcome
 from train.models.speech_lm import SpeechLM, run
+from train.observe.phases import BACKWARD, COMMUNICATION, FORWARD, OPTIMIZER
 
 Finish = Callable[[Any, Any], torch.Tensor]  # of a micro-batch and the last stage's output, a scalar
 
@@ -75,7 +76,31 @@ class DeepSpeedPipeline(DeepSpeedEngine):
             # Under sequence parallelism the tensor-parallel ranks' hidden states differ: none may send a share for all.
             options["pipeline"] = {"pipe_partitioned": False, "grad_partitioned": False}
             engine, *_ = deepspeed.initialize(model=module, optimizer=self._adamw(), config=options)
+        self._observe(engine)
         return engine
+
+    def _observe(self, engine: Any) -> None:
+        """Have the stopwatch's phases marked around what DeepSpeed's schedule has this rank do."""
+        from deepspeed.runtime.pipe import schedule
+
+        phases: dict[type, str | None] = {
+            schedule.LoadMicroBatch: None,
+            schedule.ForwardPass: FORWARD,
+            schedule.BackwardPass: BACKWARD,
+            schedule.OptimizerStep: OPTIMIZER,
+        }
+
+        def in_phase(method: Callable[..., Any], phase: str) -> Callable[..., Any]:
+            def call(*arguments: Any, **named: Any) -> Any:
+                with self.stopwatch.phase(phase):
+                    return method(*arguments, **named)
+
+            return call
+
+        engine._INSTRUCTION_MAP = {
+            kind: method if (phase := phases.get(kind, COMMUNICATION)) is None else in_phase(method, phase)
+            for kind, method in engine._INSTRUCTION_MAP.items()
+        }
 
     def _tie(self, module: Any) -> None:
         """Have gradients of the embedding and of the tied head, which is a copy, summed; the norm counts one."""
@@ -94,7 +119,6 @@ class DeepSpeedPipeline(DeepSpeedEngine):
         *,
         norms: bool = False,
     ) -> Outcome:
-        """DeepSpeed's schedule has no places to time its phases at: they are all one."""
         self.stopwatch.begin()
         optimizers.set_rates(self.optimizer, learning_rate, self.config.optimizer)
         self._step = step = Step(StepAccount(self.objective, batches, extra, self.device, self.stopwatch), accept)

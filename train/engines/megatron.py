@@ -31,11 +31,13 @@ from train.engines.accounting import Asked, StepAccount, any_rank
 from train.engines.protocol import Evidence, Objective, Outcome
 from train.engines.trained_set import adapt, freeze, groups_of
 from train.models.attention.context import gather_row
+from train.models.experts import RoutingAccount, reduce_apart
 from train.models.heads.terms import Losses
-from train.models.initialise import initialise, place_rows
+from train.models.initialise import BeginRows, initialise, place_rows
 from train.models.parameters import named_parameters
 from train.models.speech_lm import SpeechLM, run
 from train.models.trunk import trunk_of
+from train.observe import collectives
 from train.observe.megatron_norms import GroupNorms
 from train.observe.phases import OPTIMIZER
 from train.observe.stopwatch import MegatronTimers, Stopwatch
@@ -71,7 +73,9 @@ class MegatronEngine:
         for model in self.models:
             initialise(model, config.train.seed, config.backbone.init_std)
             model.to(device)
+            reduce_apart(model)
         self.trained = freeze(config, self.models)
+        self._routing = RoutingAccount(self.models, config.backbone)
         self.chunks = [self._parallel(model, number) for number, model in enumerate(self.models)]
         optimizers.mend_distributed_optimizer()
         distributed_state.save_without_gathering()
@@ -129,6 +133,7 @@ class MegatronEngine:
     def _observe(self, megatron_config: TransformerConfig) -> None:
         """Have the schedule and the optimisers mark the stopwatch's phases, and know what norms by group are of."""
         self.stopwatch = Stopwatch(self.device)
+        collectives.mark(self.stopwatch)
         megatron_config.timers = timers = MegatronTimers(self.stopwatch)
         for part in getattr(self.optimizer, "chained_optimizers", [self.optimizer]):
             part.config.timers = timers
@@ -156,7 +161,7 @@ class MegatronEngine:
         measured = self.norms.gradients() if norms else {}
         with self.stopwatch.phase(OPTIMIZER):
             norm = optimizers.gradient_norm(self.optimizer)
-        outcome = account.close(float(norm))
+        outcome = replace(account.close(float(norm)), routing=self._routing.close())
         if accept(outcome):
             with self.stopwatch.phase(OPTIMIZER):
                 optimizers.set_rates(self.optimizer, learning_rate, self.config.optimizer)
@@ -171,7 +176,8 @@ class MegatronEngine:
     def evaluate(self, batches: list[Batch], extra: list[float]) -> Outcome:
         self._look()
         with torch.no_grad():
-            return self._run(batches, extra, forward_only=True).close(None)
+            outcome = self._run(batches, extra, forward_only=True).close(None)
+        return replace(outcome, routing=self._routing.close())
 
     def logits(self, batch: Batch) -> torch.Tensor | None:
         """Logits over all rows of the vocabulary, fp32 [1, N, V], on the last pipeline stage; None elsewhere."""
@@ -206,6 +212,7 @@ class MegatronEngine:
         """Micro-batches through the schedule. Returns what they added up to, to be closed."""
         mine = [self._share(batch) for batch in batches]
         self._account = account = StepAccount(self.objective, mine, extra, self.device, self.stopwatch)
+        self._routing.open(account.real)
 
         def loss(asked: Asked, losses: Losses) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
             return account.loss(asked, losses), torch.ones((), dtype=torch.int, device=self.device), {}
@@ -247,15 +254,16 @@ class MegatronEngine:
 
     # --- state ----------------------------------------------------------------------------------------------
 
-    def place_rows(self, first: int, points: torch.Tensor, text_rows: int) -> None:
+    def place_rows(self, first: int, begin_rows: BeginRows, text_rows: int) -> None:
         self._gathered()
         for model in self.models:
-            place_rows(model, first, points, text_rows)
+            place_rows(model, first, begin_rows, text_rows)
         self.optimizer.reload_model_params()
 
     def sharded_state(self, *, optimizer: bool, loading: bool) -> dict[str, Any]:
         self._gathered()
-        metadata = {"distrib_optim_sharding_type": "fully_reshardable"}
+        # Of the two optimisers that a model with experts has, neither puts its number before its tensors' names.
+        metadata = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
         state: dict[str, Any] = {"model": self._sharded_model(metadata)}
         if optimizer:
             # Stacked layers need all of theirs; state of some layers alone goes by names with the layer's number.

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from data_pipeline.batch import Batch
 from train.models.heads.terms import Losses, Targets
+from train.models.initialise import BeginRows
+from train.models.routing import Routing
 from train.trainable import Trained
 
 
@@ -21,7 +24,8 @@ class Outcome:
     None without a backward pass; extra: the sums over all data-parallel ranks of what each rank handed in.
 
     seconds: this rank's own, how long each of `train.observe.phases.ENGINE_PHASES` took; norms: of groups of
-    parameters as "grad/<group>" (before clipping), "param/<group>" and "update/<group>", where they were asked for.
+    parameters as "grad/<group>" (before clipping), "param/<group>" and "update/<group>", where they were asked for;
+    routing: of a model that has experts.
     """
 
     sums: list[float]
@@ -30,6 +34,7 @@ class Outcome:
     extra: list[float]
     seconds: Mapping[str, float] = field(default_factory=dict)
     norms: Mapping[str, float] = field(default_factory=dict)
+    routing: Routing = field(default_factory=Routing)
 
 
 @dataclass(frozen=True)
@@ -91,8 +96,8 @@ class Engine(Protocol):
     def evaluate(self, batches: list[Batch], extra: list[float]) -> Outcome:
         """Losses of the micro-batches, without learning from them."""
 
-    def place_rows(self, first: int, points: torch.Tensor, text_rows: int) -> None:
-        """Set vocabulary rows `first`.. from standardised `points` [n, hidden], scaled as the text rows are."""
+    def place_rows(self, first: int, begin_rows: BeginRows, text_rows: int) -> None:
+        """Set vocabulary rows `first`.. to what `begin_rows` makes of the text rows' mean and covariance."""
 
     def logits(self, batch: Batch) -> torch.Tensor | None:
         """Logits over the whole vocabulary, fp32 [1, N, V], where the last layer is; None on other ranks."""
@@ -109,3 +114,12 @@ class Engine(Protocol):
 
     def load_state(self, state: dict[str, Any], *, optimizer: bool) -> None:
         """Take what was read into a `sharded_state(loading=True)`, the optimiser's part of it or only parameters."""
+
+
+@runtime_checkable
+class OwnForm(Protocol):
+    """An engine whose library has a checkpoint form of its own, with tools that read it."""
+
+    def save_own(self, folder: Path, step: int) -> None:
+        """Write the state as it is now in that form, under a name of its step in `folder`; all ranks call this and wait
+        until it is there whole. Raises BadInput on all of them where the disk fails."""

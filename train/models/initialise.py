@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -18,7 +20,8 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factor
 from configs.parameter_names import LORA_A, LORA_B
 from train.models.speech_lm import SpeechLM
 
-_RESIDUAL_OUTPUTS = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight")
+BeginRows: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+_RESIDUAL_OUTPUTS = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight", ".experts.linear_fc2.weight")
 
 
 @torch.no_grad()
@@ -33,20 +36,20 @@ def initialise(model: SpeechLM, seed: int, std: float) -> None:
 
 
 @torch.no_grad()
-def place_rows(model: SpeechLM, first: int, points: torch.Tensor, text_rows: int) -> None:
-    """Set vocabulary rows `first`.. to `points` [n, hidden], given the mean and deviation of the text rows by column.
-
-    points: each column of mean 0 and deviation 1. Embedding and head, wherever this rank has a part of them; all ranks
-    call this.
+def place_rows(model: SpeechLM, first: int, begin_rows: BeginRows, text_rows: int) -> None:
+    """Set vocabulary rows `first`.. to what `begin_rows` makes of mean [hidden] and covariance [hidden, hidden] of the
+    first `text_rows`, all in float64. Embedding and head, wherever this rank has a part of them; all ranks call this.
     """
+    group = parallel_state.get_tensor_model_parallel_group()
     for weight in _vocabulary_weights(model):
         start = parallel_state.get_tensor_model_parallel_rank() * len(weight)
         text = weight[: max(0, min(len(weight), text_rows - start))].double()
-        moments = torch.stack([text.sum(0), text.square().sum(0)])
-        dist.all_reduce(moments, group=parallel_state.get_tensor_model_parallel_group())
-        mean, square = moments / text_rows
-        rows = mean + points.to(weight.device).double() * (square - mean.square()).clamp(min=0).sqrt()
-        begin, end = max(start, first), min(start + len(weight), first + len(points))
+        mean = text.sum(0) / text_rows
+        dist.all_reduce(mean, group=group)
+        covariance = (text - mean).T @ (text - mean) / text_rows
+        dist.all_reduce(covariance, group=group)
+        rows = begin_rows(mean, covariance)
+        begin, end = max(start, first), min(start + len(weight), first + len(rows))
         if begin < end:
             weight[begin - start : end - start] = rows[begin - first : end - first].to(weight.dtype)
 

@@ -28,6 +28,11 @@ class Stopwatch:
         self._open: list[str] = []
         self._marks: list[tuple[str, Any]] = []  # a phase, and the mark from which on it runs
 
+    @property
+    def running(self) -> bool:
+        """Whether this is between `begin` and `read`."""
+        return bool(self._open)
+
     def begin(self) -> None:
         self._open = [OTHER]
         self._marks = [(OTHER, self._clock.mark())]
@@ -122,8 +127,8 @@ class MegatronTimers:
     """Takes the place of `megatron.core.timers.Timers` in a config's `timers`.
 
     Megatron's own timers synchronise host and device at every start and stop, and put up barriers; these only mark a
-    stopwatch's phases. Sends and receives between pipeline stages count as communication with all their waiting.
-    Collectives inside a layer (tensor and context parallelism) are part of forward and backward.
+    stopwatch's phases. Sends and receives between pipeline stages count as communication with all their waiting, and
+    so do collectives inside a layer (`train.observe.collectives`).
     """
 
     def __init__(self, stopwatch: Stopwatch) -> None:

@@ -15,6 +15,7 @@ from checkpoints.atomic import PARTIAL, REMOVED
 from checkpoints.manifest import MANIFEST_FILE
 from runtime.exits import BadInput
 from train.metrics import METRICS_FILE, VALIDATION_FILE, Record, read_metrics, read_validation
+from train.resilience.stragglers import SlowTime, slow_times
 
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
@@ -43,6 +44,7 @@ class RunFolder:
     validation: list[Record]
     checkpoints: list[Stored]
     exports: list[Stored]
+    slow_times: list[SlowTime]
     missing: list[str] = field(default_factory=list)
 
     def setting(self, key: str, default: Any = None) -> Any:
@@ -76,6 +78,7 @@ def read_run_folder(folder: Path) -> RunFolder:
         validation=validation,
         checkpoints=_checkpoints(folder),
         exports=_exports(folder),
+        slow_times=slow_times(folder),
         missing=missing,
     )
 

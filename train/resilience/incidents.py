@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ import torch.distributed as dist
 
 from checkpoints import agreement
 from train.engines.protocol import Evidence
+from train.resilience import records
 from train.resilience.guard import Action, Kind
 
 INCIDENTS_FILE = "incidents.jsonl"
@@ -93,19 +92,12 @@ def write(folder: Path, incident: Incident) -> None:
         "limits": incident.limits,
         "ranks": incident.ranks,
     }
-    with (folder / INCIDENTS_FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    records.append(folder / INCIDENTS_FILE, record)
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The incidents of a run, in the order in which they were written; a line that a kill cut short is left out."""
-    path = folder / INCIDENTS_FILE
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("}\n")]
+    """The incidents of a run, in the order in which they were written."""
+    return records.read(folder / INCIDENTS_FILE)
 
 
 def _plain(value: Any) -> Any:

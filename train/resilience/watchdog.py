@@ -24,6 +24,7 @@ import torch.distributed as dist
 
 from configs.schema import Config
 from runtime.exits import HUNG
+from train.observe import collectives
 from train.resilience import heartbeats
 from train.resilience.heartbeats import Heartbeat, Pulse
 
@@ -191,7 +192,8 @@ def _place(frame: FrameType | None) -> tuple[bool, str | None]:
     while frame is not None:
         file = frame.f_code.co_filename
         waits = waits or any(name in file for name in _WAITING)
-        if where is None and Path(file).is_relative_to(_OURS) and "site-packages" not in file:
+        ours = Path(file).is_relative_to(_OURS) and "site-packages" not in file
+        if where is None and ours and file != collectives.__file__:  # which stands around what others call
             where = f"{Path(file).relative_to(_OURS)}:{frame.f_lineno} {frame.f_code.co_name}"
         frame = frame.f_back
     return waits, where

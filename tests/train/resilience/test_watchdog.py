@@ -35,6 +35,9 @@ RANK = """
     print("up", flush=True)
     if rank == 1 and how == "hang":
         stuck_here()
+    while how == "stop" and rank == 0 and not (folder / "stopped").exists():
+        watchdog.pulse.move("working", 3)
+        time.sleep(0.05)
     watchdog.pulse.move("waiting", 3)
     while True:
         if how == "stop" and rank == 1:
@@ -65,6 +68,7 @@ def test_the_rank_behind_is_named_by_all_and_every_rank_that_can_dumps_its_stack
             time.sleep(0.02)
         if how == "stop":
             os.kill(ranks[1].pid, signal.SIGSTOP)
+            (tmp_path / "stopped").touch()
         said = ranks[0].communicate(timeout=30)[1]
         assert ranks[0].returncode == HUNG
         stacks = [tmp_path / "logs" / f"stacks-rank-{rank}.txt" for rank in range(2)]

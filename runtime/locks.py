@@ -10,14 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from runtime.exits import StoppedEarly
-from runtime.signals import StopFlag
 
 _BUSY = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
 _WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 @contextmanager
-def only_one(file: Path, say: Callable[[], None], stop: StopFlag | None) -> Iterator[None]:
+def only_one(file: Path, say: Callable[[], None], stop: object) -> Iterator[None]:
     """Hold the lock on `file`; `say` is called once where another process holds it and is waited for.
 
     The kernel frees it however its holder ends, on NFS its server does. Where a file system has no locks there is no
@@ -39,6 +38,6 @@ def only_one(file: Path, say: Callable[[], None], stop: StopFlag | None) -> Iter
                 say()
                 said = True
             if stop:
-                raise StoppedEarly("stopped while another process was building the corpus")
+                raise StoppedEarly("stopped while another process was at work on it; the same command goes on")
             time.sleep(0.5)
         yield

@@ -1,4 +1,4 @@
-"""Processes of a corpus build: one thread each, deaf to signals, gone when their parent is."""
+"""Processes that share a piece of work: one thread each, deaf to signals, gone when their parent is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
@@ -14,9 +14,9 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.progress import Progress
 from runtime.exits import BadInput, StoppedEarly
-from runtime.signals import STOP_SIGNALS, StopFlag
+from runtime.progress import Progress, Told
+from runtime.signals import STOP_SIGNALS
 
 Task = tuple[Callable[..., Any], tuple]  # a function of a module, and its arguments
 
@@ -29,7 +29,7 @@ class TaskStopped(Exception):
 
 
 def report_done(amount: float) -> None:
-    """Called by a task after each small part of its work. Raises TaskStopped when the build is to stop."""
+    """Called by a task after each small part of its work. Raises TaskStopped when the work is to stop."""
     if _done is not None:
         with _done.get_lock():
             _done.value += amount
@@ -74,10 +74,23 @@ def leave_with_parent() -> None:
 class Workers:
     """A pool of processes: `with Workers(2) as workers: workers.run("speech", tasks, total, progress, stop)`."""
 
-    def __init__(self, processes: int, *, deal_gpus: bool = False) -> None:
-        """With `deal_gpus` each process sees one of the GPUs that this one sees, in turn, as its `cuda`."""
+    def __init__(
+        self,
+        processes: int,
+        *,
+        deal_gpus: bool = False,
+        doing: str = "corpus build",
+        option: str = "corpus.workers",
+        preload: Sequence[str] = (),
+    ) -> None:
+        """With `deal_gpus` each process sees one of the GPUs that this one sees, in turn, as its `cuda`. `doing` and
+        `option` name the work and its number of processes to the user. Modules to `preload` are imported once, by a
+        process that all others are forked from."""
         self._processes = processes
-        context = multiprocessing.get_context("spawn")
+        self._work, self._option = doing, option
+        context: Any = multiprocessing.get_context("forkserver" if preload else "spawn")
+        if preload:
+            context.set_forkserver_preload(list(preload))
         self._stopping, self._done = context.Event(), context.Value("d", 0.0)
         gpus = visible_gpus(os.environ) if deal_gpus else []
         shared = (self._stopping, self._done, context.Value("i", 0), gpus)
@@ -96,12 +109,12 @@ class Workers:
         tasks: Iterable[Task],
         total: float,
         progress: Progress,
-        stop: StopFlag | None,
+        stop: object,
         *,
-        speech: bool = False,
+        told: Told | None = None,
     ) -> list[Any]:
         """What `each` gives, all of it, in the order of the tasks."""
-        numbered = self._numbered(phase, tasks, total, progress, stop, speech=speech)
+        numbered = self._numbered(phase, tasks, total, progress, stop, told=told)
         return [result for _, result in sorted(numbered, key=itemgetter(0))]
 
     def each(
@@ -110,17 +123,17 @@ class Workers:
         tasks: Iterable[Task],
         total: float,
         progress: Progress,
-        stop: StopFlag | None,
+        stop: object,
         *,
-        speech: bool = False,
+        told: Told | None = None,
     ) -> Iterator[Any]:
         """Results of `function(*arguments)` for each of `tasks`, as they come, showing how much of `total` is done.
 
-        `speech`: that is seconds of speech. Few tasks are held at a time. The first error of a task is raised; BadInput
+        `told` says that in units. Few tasks are held at a time. The first error of a task is raised; BadInput
         where a process was killed. Raises StoppedEarly within about a second of a stop request; tasks that were under
         way are left unfinished.
         """
-        numbered = self._numbered(phase, tasks, total, progress, stop, speech=speech)
+        numbered = self._numbered(phase, tasks, total, progress, stop, told=told)
         return (result for _, result in numbered)
 
     def _numbered(
@@ -129,14 +142,14 @@ class Workers:
         tasks: Iterable[Task],
         total: float,
         progress: Progress,
-        stop: StopFlag | None,
+        stop: object,
         *,
-        speech: bool = False,
+        told: Told | None = None,
     ) -> Iterator[tuple[int, Any]]:
         self._done.value = 0.0
         ahead = enumerate(tasks)
         waiting: dict[Future[Any], int] = {}
-        with progress.phase(phase, total, speech=speech) as show:
+        with progress.phase(phase, total, told=told) as show:
             while True:
                 for number, (function, arguments) in islice(ahead, 2 * self._processes - len(waiting)):
                     waiting[self._pool.submit(function, *arguments)] = number
@@ -145,12 +158,12 @@ class Workers:
                 finished, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
                 show(self._done.value)
                 if stop:
-                    raise StoppedEarly(f"corpus build stopped in phase {phase}; the same command goes on from there")
+                    raise StoppedEarly(f"{self._work} stopped in phase {phase}; the same command goes on from there")
                 for future in finished:
                     try:
                         yield waiting.pop(future), future.result()
                     except BrokenProcessPool as error:
                         raise BadInput(
-                            f"a process of the corpus build was killed in phase {phase}, as happens where memory runs "
-                            "out: set corpus.workers lower and run again, what is finished is kept"
+                            f"a process of the {self._work} was killed in phase {phase}, as happens where memory runs "
+                            f"out: set {self._option} lower and run again, what is finished is kept"
                         ) from error

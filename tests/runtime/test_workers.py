@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.progress import Progress, hours_line
-from data_pipeline.workers import Workers, visible_gpus
 from runtime.exits import BadInput
+from runtime.progress import Progress, hours_line
+from runtime.workers import Workers, visible_gpus
 
 PROGRESS = Progress("test")
 

@@ -1,0 +1,89 @@
+"""Checkpoints tensor by tensor, and layer by layer where layers are stacked: the unit in which tools read and write.
+
+Megatron-Core stacks parameters of equal layers under one name with the layer as first axis, optimiser state likewise.
+A slice is one layer of such a tensor, or the whole of any other, so that memory never holds more than one layer's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Protocol
+
+import torch
+
+from checkpoints.manifest import TensorRecord
+
+_STACK = ".layers."
+
+
+class TensorReader(Protocol):
+    """What gives tensors by name, on the CPU, one at a time; `tensors` says which there are."""
+
+    tensors: dict[str, TensorRecord]
+
+    def read(self, name: str, layer: int | None = None) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Tensor `name`, or its `layer` of `layers` where they are stacked. shape: without the layer axis."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    layer: int | None = None
+    layers: int | None = None
+
+    @property
+    def label(self) -> str:
+        """Its name with the layer's number in it, as patterns (configs/parameter_names.py) and other formats say."""
+        if self.layer is None:
+            return self.name
+        head, _, tail = self.name.partition(_STACK)
+        return f"{head}{_STACK}{self.layer}.{tail}"
+
+    @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.elements * self.dtype.itemsize
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Where it begins in the stored tensor."""
+        inner = (0,) * len(self.shape)
+        return inner if self.layer is None else (self.layer, *inner)
+
+    @property
+    def stored(self) -> tuple[int, ...]:
+        """Its shape with the layer axis, where the stored tensor has one."""
+        return self.shape if self.layer is None else (1, *self.shape)
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """Shape of the stored tensor that it is a slice of."""
+        return self.shape if self.layers is None else (self.layers, *self.shape)
+
+    def read(self, reader: TensorReader) -> torch.Tensor:
+        return reader.read(self.name, self.layer)
+
+
+def is_stacked(name: str) -> bool:
+    """Whether a native tensor's first axis numbers the layer; without, its name holds the layer's number."""
+    _, found, rest = name.partition(_STACK)
+    return bool(found) and not rest.partition(".")[0].isdigit()
+
+
+def slices(tensors: Mapping[str, TensorRecord]) -> Iterator[Slice]:
+    """Slices of native tensors, in the order of `tensors`."""
+    for name, record in tensors.items():
+        dtype = getattr(torch, record.dtype)
+        if is_stacked(name):
+            count = record.shape[0]
+            yield from (Slice(name, record.shape[1:], dtype, layer, count) for layer in range(count))
+        else:
+            yield Slice(name, record.shape, dtype)

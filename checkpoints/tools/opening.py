@@ -1,0 +1,63 @@
+"""A checkpoint that a tool is given: a native one, or a run's newest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from checkpoints.derived import sound
+from checkpoints.formats.native import NativeReader
+from checkpoints.layout import TENSORS, complete_checkpoints
+from checkpoints.manifest import MODEL_PREFIX, Manifest
+from configs.schema import Precision
+from runtime.exits import BadInput
+
+DTYPES = {Precision.fp32: "float32", Precision.bf16: "bfloat16"}
+"""Manifest names of the dtypes that weights may be asked for in."""
+
+_RUN_CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A native checkpoint that is being read: its folder, manifest, and tensors by name."""
+
+    folder: Path
+    manifest: Manifest
+    reader: NativeReader
+
+
+def checkpoints_of(folder: Path) -> list[Path]:
+    """The folder itself if it looks like a checkpoint, else the complete checkpoints of the run it is, oldest first."""
+    for place in (folder, folder / _RUN_CHECKPOINTS):
+        if checkpoints := complete_checkpoints(place):
+            return checkpoints
+    return [folder]
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[Opened]:
+    """The checkpoint `folder`, or the newest of the run it is, undamaged and kept from being removed inside the block.
+    Raises BadInput where there is none."""
+    checkpoint = checkpoints_of(folder)[-1]
+    with sound(checkpoint) as manifest:
+        yield Opened(checkpoint, manifest, NativeReader(checkpoint / TENSORS))
+
+
+def parameter_name(name: str) -> str:
+    """A model parameter's name as configs and other formats say it, without the native prefix."""
+    return name.removeprefix(MODEL_PREFIX)
+
+
+def is_parameter(name: str) -> bool:
+    """Whether a native tensor is the model's, not the optimiser's."""
+    return name.startswith(MODEL_PREFIX)
+
+
+def new_place(out: Path) -> Path:
+    """`out`, where nothing is yet. Raises BadInput where something is: tools replace nothing."""
+    if out.exists() or out.is_symlink():
+        raise BadInput(f"{out} is there already; name another place, or remove it first")
+    return out

@@ -219,7 +219,8 @@ NAIVE = """
 import sys, torch
 from pathlib import Path
 from safetensors.torch import load_file, save_file
-source, native, result, tensor, pipeline = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), *map(int, sys.argv[4:])
+source, native, result = map(Path, sys.argv[1:4])
+tensor, pipeline = map(int, sys.argv[4:])
 native.mkdir(); result.mkdir()
 held = {}
 for path in sorted(source.glob("*.safetensors")):
@@ -254,7 +255,9 @@ def main() -> None:
     size = sum(torch.Size(sizes).numel() for sizes in shape.tensors().values()) * 2
     free = shutil.disk_usage(options.folder).free
     if free < NEEDED * size:
-        print(f"skipped: {options.size} needs {NEEDED * size / 1e9:.0f} GB in {options.folder}, {free / 1e9:.0f} are free")
+        print(
+            f"skipped: {options.size} needs {NEEDED * size / 1e9:.0f} GB in {options.folder}, {free / 1e9:.0f} are free"
+        )
         return
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="conversion-") as made:
         measure(Path(made), shape, options.size, options.workers)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -133,10 +134,12 @@ def warm(folder: Path) -> None:
 
 @dataclass
 class Peak:
-    """Bytes: own memory of all processes together at its highest, and with the mapped pages of files."""
+    """Bytes: own memory of all processes together at its highest, and with the mapped pages of files; CPU seconds of
+    all of them, which a machine that is shared with others does not change much."""
 
     own: int = 0
     mapped: int = 0
+    cpu: float = 0.0
 
 
 def watched(command: Sequence[str]) -> tuple[float, Peak]:
@@ -146,32 +149,39 @@ def watched(command: Sequence[str]) -> tuple[float, Peak]:
     begun = time.perf_counter()
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     told: list[str] = []
+    spent: dict[int, float] = {}
     reader = threading.Thread(target=lambda: told.extend(process.communicate()))
     reader.start()
     while reader.is_alive():
-        own, mapped = memory_of(process.pid)
+        own, mapped = memory_of(process.pid, spent)
         peak.own, peak.mapped = max(peak.own, own), max(peak.mapped, own + mapped)
         reader.join(0.2)
     seconds = time.perf_counter() - begun
+    peak.cpu = sum(spent.values())
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n" + "\n".join(told))
     return seconds, peak
 
 
-def memory_of(root: int) -> tuple[int, int]:
-    """Anonymous and shared memory, and mapped pages of files, of a process and all under it, in bytes."""
+def memory_of(root: int, spent: dict[int, float]) -> tuple[int, int]:
+    """Anonymous and shared memory, and mapped pages of files, of a process and all under it, in bytes; notes in `spent`
+    the CPU seconds of each so far."""
     parents: dict[int, int] = {}
+    times: dict[int, float] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except (OSError, IndexError):
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
                 continue
+            parents[int(entry.name)] = int(fields[1])
+            times[int(entry.name)] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     tree = {root}
     while more := {pid for pid, parent in parents.items() if parent in tree} - tree:
         tree |= more
     own = mapped = 0
     for pid in tree:
+        spent[pid] = times.get(pid, 0.0)
         try:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
         except OSError:
@@ -182,12 +192,15 @@ def memory_of(root: int) -> tuple[int, int]:
     return own, mapped
 
 
-def copied(source: Path, target: Path) -> float:
-    """Seconds of `cp` and of syncing what it wrote."""
+def copied(source: Path, target: Path) -> tuple[float, float]:
+    """Seconds of `cp` and of syncing what it wrote, and CPU seconds of it."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     begun = time.perf_counter()
     subprocess.run(["cp", "-r", str(source), str(target)], check=True)
     sync(target)
-    return time.perf_counter() - begun
+    seconds = time.perf_counter() - begun
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def converted(source: Path, target: Path, *options: str) -> tuple[float, Peak]:
@@ -266,37 +279,40 @@ def main() -> None:
 def measure(work: Path, shape: Shape, named: str, workers: str) -> None:
     source, native, result = work / "source", work / "native", work / "result"
     size = make(source, shape)
-    print(f"{named} shape: {size / 1e9:.2f} GB of random bf16, {workers} processes")
-    copies = []
+    load = f"{os.getloadavg()[0]:.0f} waiting for {len(os.sched_getaffinity(0))} cores"
+    print(f"{named} shape: {size / 1e9:.2f} GB of random bf16, {workers} processes, {load}", flush=True)
+
+    def tell(label: str, seconds: float, cpu: float, moved: int, peak: Peak | None = None) -> None:
+        memory = "" if peak is None else f"{peak.own / 1e9:6.2f} GB own, {peak.mapped / 1e9:6.2f} with mapped pages"
+        print(f"  {label:<26} {seconds:7.1f} s {moved / 1e6 / seconds:7.0f} MB/s {cpu:7.1f} s CPU {memory}", flush=True)
+
+    cp = cp_cpu = 0.0
     for _ in range(2):
         warm(source)
-        copies.append(copied(source, work / "copy"))
+        seconds, cpu = copied(source, work / "copy")
+        cp, cp_cpu = cp + seconds, cp_cpu + cpu
         shutil.rmtree(work / "copy")
-    cp = sum(copies)
+    tell("cp, twice", cp, cp_cpu, 2 * size)
     warm(source)
     there, first = converted(source, native, f"--tensor={TENSOR}", f"--pipeline={PIPELINE}", f"--workers={workers}")
+    tell(f"there, TP{TENSOR} x PP{PIPELINE}", there, first.cpu, size, first)
     back, second = converted(native, result, f"--workers={workers}")
+    tell("and back", back, second.cpu, size, second)
     wrong = differing(source, result)
     beside = (result / "config.json").read_bytes() == (source / "config.json").read_bytes()
     shutil.rmtree(native)
     shutil.rmtree(result)
-    both = there + back
-    rows = [("cp, twice", cp, None), (f"there, TP{TENSOR} x PP{PIPELINE}", there, first), ("and back", back, second)]
-    rows.append(("both", both, max(first, second, key=lambda peak: peak.own)))
+    print(f"  both: {(there + back) / cp:.2f} times cp", flush=True)
+    print(f"  different tensors: {len(wrong)}; config.json the same: {beside}", flush=True)
     if available() > 3.5 * size:
         script = [sys.executable, "-c", NAIVE, str(source), str(native), str(result), str(TENSOR), str(PIPELINE)]
         warm(source)
         seconds, peak = watched(script)
         begun = time.perf_counter()
         sync(work)
-        rows.append(("loading everything, both", seconds + time.perf_counter() - begun, peak))
+        tell("loading everything, both", seconds + time.perf_counter() - begun, peak.cpu, 2 * size, peak)
     else:
-        print("no room in memory for the converter that loads everything")
-    for label, seconds, peak in rows:
-        own = "" if peak is None else f"{peak.own / 1e9:6.2f} GB own, {peak.mapped / 1e9:6.2f} GB with mapped pages"
-        speed = 2 * size / 1e6 / seconds if label.startswith(("cp", "both", "load")) else size / 1e6 / seconds
-        print(f"  {label:<26} {seconds:7.1f} s {speed:7.0f} MB/s  {own}")
-    print(f"  time against cp: {both / cp:.2f}; different tensors: {len(wrong)}; config.json the same: {beside}")
+        print("  no room in memory for the converter that loads everything")
     if wrong or not beside:
         raise SystemExit(1)
 

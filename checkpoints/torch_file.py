@@ -68,7 +68,6 @@ def load_tensor(region: BinaryIO | Region, length: int, where: str, *, data: boo
     Raises BadInput, beginning with `where`, for anything else than an archive of one plain tensor.
     """
     check_archive(region, length, where)
-    region.seek(0)
     try:
         tensor = torch.load(region, map_location="cpu" if data else "meta", weights_only=True)  # type: ignore[arg-type]
     except Exception as error:  # as above
@@ -100,3 +99,4 @@ def check_archive(stream: BinaryIO | Region, length: int, where: str) -> None:
             raise BadInput(f"{where}: its {quoted(member.filename)} is compressed, which torch.save never does")
     if sum(member.file_size for member in members) > length:
         raise BadInput(f"{where}: its members say more bytes than it has")
+    stream.seek(0)

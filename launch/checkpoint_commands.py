@@ -72,6 +72,20 @@ def checkpoint_consolidate(options: Namespace) -> int:
     return DONE
 
 
+def checkpoint_reshard(options: Namespace) -> int:
+    from checkpoints.tools.reshard import reshard
+    from configs.schema import ParallelConfig
+
+    parallel = ParallelConfig(
+        tensor=options.tensor,
+        pipeline=options.pipeline,
+        virtual_pipeline=options.virtual_pipeline,
+        pipeline_layout=options.pipeline_layout,
+    )
+    print(reshard(Path(options.folder), Path(options.out), parallel, optimizer=not options.drop_optimizer))
+    return DONE
+
+
 def checkpoint_vocab(options: Namespace) -> int:
     from checkpoints.tools.vocabulary import Wanted, change_vocabulary, read_vocabulary
 

@@ -47,6 +47,14 @@ def _parser() -> argparse.ArgumentParser:
     train = _configured(commands, "train", "one stage: joins the process group of torchrun or srun, else starts ranks")
     for command in (run, train):
         command.add_argument("--cfg", action="store_true", help="print the resolved config and exit")
+    train.add_argument("--run", metavar="FOLDER", help="the stage of a run folder, with the settings saved in it")
+    for name, help_text in (
+        ("finish", "export a trained stage, check the export, write its report; what is done is not done again"),
+        ("status", "stages, steps, last figures and Slurm jobs of a run"),
+        ("cancel", "take a run's Slurm jobs out of the queue; those that run save first"),
+    ):
+        command = _command(commands, name, help_text, name)
+        command.add_argument("run_folder", help="a run folder, such as runs/quickstart")
 
     data = _group(commands, "data", "build a corpus, look into it, measure and check it")
     _configured(data, "build", "text, speech and codes into shards, or a task's share of them; resumes", "data_build")
@@ -144,6 +152,15 @@ def _checkpoint_tools(checkpoint: argparse._SubParsersAction) -> None:
     one = _tool(checkpoint, "consolidate", "a native checkpoint in one file: *.safetensors, or native still")
     one.add_argument("folder", help=_NATIVE)
     one.add_argument("--optimizer", action="store_true", help="with the optimiser's state")
+    shards = _tool(checkpoint, "reshard", "its files laid out for another topology, one a rank; bits stay", dtype=False)
+    shards.add_argument("folder", help=_NATIVE)
+    shards.add_argument("--tensor", type=_count, default=1, metavar="N", help="tensor-parallel size")
+    shards.add_argument("--pipeline", type=_count, default=1, metavar="N", help="pipeline-parallel size")
+    shards.add_argument("--virtual-pipeline", type=_count, metavar="N", help="model chunks a pipeline rank")
+    shards.add_argument(
+        "--pipeline-layout", metavar="LAYOUT", help="as parallel.pipeline_layout; layers evenly unless set"
+    )
+    shards.add_argument("--drop-optimizer", action="store_true", help="weights alone")
     vocab = _tool(checkpoint, "vocab", "another vocabulary: grow, cut or pad rows, or move them to a corpus's ids")
     vocab.add_argument("folder", help=_NATIVE)
     size = vocab.add_mutually_exclusive_group()

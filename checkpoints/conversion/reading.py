@@ -19,6 +19,7 @@ from checkpoints.lora import MergedReader
 from checkpoints.manifest import MODEL_PREFIX
 from checkpoints.maps import of_backbone, of_config
 from checkpoints.rules import Rule
+from checkpoints.shapes import check_foreign_shapes, check_native_shape
 from configs.schema import BackboneConfig
 from runtime.exits import BadInput
 
@@ -95,17 +96,21 @@ class HuggingFaceSlabs:
         dtypes = {dtype for _, dtype in found}
         if len(dtypes) > 1:
             raise BadInput(f"{self._source.folder}: {', '.join(rule.names(layer))} have dtypes of their own")
-        parts = [torch.empty(shape, device="meta") for shape, _ in found]
-        try:
-            whole = rule.layout.fuse(parts, self._backbone)
-        except RuntimeError as error:
-            shapes = ", ".join(str(list(shape)) for shape, _ in found)
-            raise BadInput(f"{self._source.folder}: {rule.names(layer)[0]}: {shapes} do not fit together") from error
+        named = [(name, shape) for name, (shape, _) in zip(rule.names(layer), found, strict=True)]
+        check_foreign_shapes(rule, named, self._backbone, self._source.folder)
+        whole = rule.layout.fuse([torch.empty(shape, device="meta") for shape, _ in found], self._backbone)
         return tuple(whole.shape), dtypes.pop()
 
     def read(self, rule: Rule, layer: int | None) -> tuple[torch.Tensor, list[Part]]:
         parts = [Part(name, (), self._source.read(name)) for name in rule.names(layer)]
-        return rule.layout.fuse([part.tensor for part in parts], self._backbone), parts
+        whole = rule.layout.fuse([part.tensor for part in parts], self._backbone)
+        if rule.vocabulary and self._backbone.tied_embeddings and _HEAD in self._source.names:
+            head = self._source.read(_HEAD)
+            if head.shape != whole.shape or head.dtype != whole.dtype or not torch.equal(head, whole):
+                raise BadInput(
+                    f"{self._source.folder}: {_HEAD} and {parts[0].name} are not the same, but config.json ties them"
+                )
+        return whole, parts
 
     def left_out(self) -> list[LeftOut]:
         def needless(name: str) -> str | None:
@@ -140,7 +145,9 @@ class NativeSlabs:
         if rule.layered and held.shape[0] != self._backbone.layers:
             layers = self._backbone.layers
             raise BadInput(f"{self._checkpoint} has {held.shape[0]} layers, {self._backbone.name} {layers}")
-        return held.shape[1:] if rule.layered else held.shape, getattr(torch, held.dtype)
+        shape = held.shape[1:] if rule.layered else held.shape
+        check_native_shape(rule.native, shape, self._backbone, self._checkpoint)
+        return shape, getattr(torch, held.dtype)
 
     def read(self, rule: Rule, layer: int | None) -> tuple[torch.Tensor, list[Part]]:
         tensor = self._reader.read(MODEL_PREFIX + rule.native, layer)
@@ -170,7 +177,9 @@ class MegatronSlabs:
         self._backbone = backbone
 
     def shape_and_dtype(self, rule: Rule, layer: int | None) -> tuple[tuple[int, ...], torch.dtype]:
-        return self._source.shape_and_dtype(_numbered(rule.native, layer))
+        shape, dtype = self._source.shape_and_dtype(_numbered(rule.native, layer))
+        check_native_shape(rule.native, shape, self._backbone, self._source.folder)
+        return shape, dtype
 
     def read(self, rule: Rule, layer: int | None) -> tuple[torch.Tensor, list[Part]]:
         name = _numbered(rule.native, layer)

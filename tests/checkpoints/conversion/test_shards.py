@@ -13,10 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpoints.conversion.dry_plan import as_table, plan
-from checkpoints.conversion.shapes import shape_of
-from checkpoints.conversion.shards import Topology, boxes, pieces, topology_of
+from checkpoints.conversion.shards import Topology, boxes, topology_of
 from checkpoints.manifest import MODEL_PREFIX
-from checkpoints.maps import named
 from checkpoints.rules import Parallel
 from configs.schema import BackboneConfig, ParallelConfig
 from runtime.exits import BadInput
@@ -72,10 +70,9 @@ def test_pieces_are_those_that_megatrons_models_write(changes: dict[str, Any], p
     of = backbone(**changes)
     topology = topology_of(of, parallel, ROWS)
     theirs = run_ranks(_megatrons, topology.ranks, of, parallel)
-    rules = named(of.architecture).rules(of)
     ours: list[Held] = [[] for _ in range(topology.ranks)]
-    for piece in pieces(rules, {rule.native: shape_of(rule, of, ROWS) for rule in rules}, topology, of.layers):
-        ours[piece.rank].append((MODEL_PREFIX + piece.name, piece.offsets, piece.sizes))
+    for rank, mine in plan(of, parallel, ROWS, "float32").pieces.items():
+        ours[rank] += [(MODEL_PREFIX + piece.name, piece.offsets, piece.sizes) for piece in mine]
     assert [sorted(mine) for mine in ours] == theirs
 
 

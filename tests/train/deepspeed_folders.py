@@ -62,6 +62,31 @@ def stage_from_universal(config_file: str) -> int:
     return stage(config_file)
 
 
+def train_transformers(folder: str) -> None:
+    """A step of a small Llama under ZeRO-3, saved by DeepSpeed in `deepspeed` and by transformers in `hf`."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    deepspeed.init_distributed(dist_backend="gloo", verbose=False)
+    torch.manual_seed(3)
+    sizes = {"hidden_size": 24, "intermediate_size": 27, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=2, vocab_size=33, tie_word_embeddings=False))
+    config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
+    config["zero_force_ds_cpu_optimizer"] = False  # that one is compiled first
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    tokens = torch.arange(12)[None] + int(os.environ["RANK"])
+    engine.backward(engine(input_ids=tokens, labels=tokens).loss)
+    engine.step()
+    engine.save_checkpoint(f"{folder}/deepspeed")
+    with deepspeed.zero.GatheredParameters(list(model.parameters())):
+        if int(os.environ["RANK"]) == 0:
+            weights = {name: value.detach().clone() for name, value in model.named_parameters()}
+            model.save_pretrained(f"{folder}/hf", state_dict=weights)
+    torch.distributed.barrier()
+
+
 def same(ours: TensorSource, theirs: TensorSource) -> None:
     """Every parameter, and every moment where both have them, bit for bit; equal names, shapes, dtypes and steps."""
     assert ours.names == theirs.names

@@ -12,14 +12,19 @@ from typing import Any
 import pytest
 import torch
 
+from checkpoints.conversion.reading import open_slabs
+from checkpoints.formats.huggingface import HuggingFaceReader
 from checkpoints.formats.source import Format, detect, open_source
 from checkpoints.formats.stacking import NativeSource
 from checkpoints.inspect import verify
+from checkpoints.maps import of_config
 from checkpoints.training_state import export_universal, import_training_state
 from configs.checks import check
+from launch.cli import main
 from runtime.exits import BadInput
 from tests.data_pipeline.synthetic import make_corpus
-from tests.train.deepspeed_folders import same, stage_and_tools, stage_from_universal
+from tests.ranks import run_ranks
+from tests.train.deepspeed_folders import same, stage_and_tools, stage_from_universal, train_transformers
 from tests.train.runs import run_config, tiny_config
 
 ZERO3 = {"engine__zero_stage": 3, "engine__deepspeed": {"zero_optimization": {"stage3_param_persistence_threshold": 0}}}
@@ -92,6 +97,41 @@ def test_deepspeed_goes_on_from_a_universal_folder_of_ours(
     config = tiny_config(tmp_path / "run", corpus, **settings)
     losses = [line["loss"] for line in run_config(config, processes, program=stage_from_universal)]
     assert losses == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_run_goes_on_from_what_deepspeed_wrote(
+    uninterrupted: tuple[Path, list[float]], corpus: Path, tmp_path: Path
+) -> None:
+    """ZeRO-2 saves at step 2; Megatron's pipeline goes on from DeepSpeed's folder of that."""
+    settings = {"train__steps": 4, "checkpoint__every": 2, "checkpoint__keep": 0}
+    own = {"engine__name": "deepspeed", "engine__zero_stage": 2, "checkpoint__deepspeed": True}
+    run_config(tiny_config(tmp_path / "first", corpus, **settings, **own), 1)
+    checkpoint = tmp_path / "second/checkpoints/step-00000002"
+    checkpoint.parent.mkdir(parents=True)
+    folder, like = tmp_path / "first/deepspeed/global_step2", tmp_path / "first/checkpoints/step-00000002"
+    arguments = ["checkpoint", "from-deepspeed", str(folder), "--out", str(checkpoint), "--like", str(like)]
+    assert main(arguments) == 0
+    lines = run_config(tiny_config(tmp_path / "second", corpus, **settings, parallel__pipeline=2), 2)
+    assert [line["loss"] for line in lines] == pytest.approx(uninterrupted[1], rel=1e-6)
+    assert [line["step"] for line in lines] == [3, 4]
+
+
+def test_a_transformers_model_under_zero_3(tmp_path: Path) -> None:
+    """Names and shapes that are not ours, rows that two ranks cannot share evenly."""
+    run_ranks(train_transformers, 2, str(tmp_path))
+    source = open_source(tmp_path / "deepspeed")
+    model = HuggingFaceReader(tmp_path / "hf")
+    assert source.names == model.names
+    for name in sorted(model.names):
+        assert torch.equal(source.read(name), model.read(name)), name
+    backbone = of_config(model.config).read_config(model.config)
+    theirs, ours = (open_slabs(tmp_path / place, backbone) for place in ("hf", "deepspeed"))
+    assert ours.left_out() == []
+    for rule in theirs.rules:
+        layer = 0 if rule.layered else None
+        assert torch.equal(theirs.read(rule, layer)[0], ours.read(rule, layer)[0]), rule.native
+    with pytest.raises(BadInput, match="its names are not Megatron's"):
+        import_training_state(tmp_path / "deepspeed", tmp_path / "native")
 
 
 def test_own_folders_are_kept_as_long_as_checkpoints(corpus: Path, tmp_path: Path) -> None:

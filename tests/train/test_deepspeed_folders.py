@@ -21,11 +21,14 @@ from checkpoints.maps import of_config
 from checkpoints.training_state import export_universal, import_training_state
 from configs.checks import check
 from launch.cli import main
-from runtime.exits import BadInput
+from runtime.exits import BAD_INPUT, BadInput
+from tests.checkpoints.disks import small_disk
 from tests.data_pipeline.synthetic import make_corpus
 from tests.ranks import run_ranks
 from tests.train.deepspeed_folders import same, stage_and_tools, stage_from_universal, train_transformers
 from tests.train.runs import run_config, tiny_config
+from tests.train.test_checkpointing import heard_stage, said
+from tests.train.test_resume import write
 
 ZERO3 = {"engine__zero_stage": 3, "engine__deepspeed": {"zero_optimization": {"stage3_param_persistence_threshold": 0}}}
 TOPOLOGIES: dict[str, tuple[int, dict[str, Any]]] = {
@@ -145,6 +148,20 @@ def test_own_folders_are_kept_as_long_as_checkpoints(corpus: Path, tmp_path: Pat
         "zero_to_fp32.py",
     ]
     assert (tmp_path / "run/deepspeed/latest").read_text() == "global_step3"
+
+
+def test_a_full_disk_stops_all_ranks_with_one_line(corpus: Path, tmp_path: Path) -> None:
+    """DeepSpeed's saving waits for all ranks in the end, those too that could not write."""
+    settings = {"train__steps": 2, "checkpoint__every": 1, "checkpoint__failures": 1}
+    own = {"engine__name": "deepspeed", "checkpoint__deepspeed": True}
+    heard = tiny_config(tmp_path / "run", corpus, **settings, **own)
+    config = write(heard)
+    with small_disk(tmp_path / "run/deepspeed", 200_000) as mounted:
+        if mounted:
+            assert run_ranks(heard_stage, 2, config, timeout=60) == [BAD_INPUT, BAD_INPUT]
+            assert len(said(heard, "cannot save DeepSpeed's own checkpoint: No space left on device")) == 3
+            assert list((tmp_path / "run/deepspeed").glob("global_step?")) == []
+            assert verify(tmp_path / "run") == []
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,28 @@ def checkpoint_vocab(options: Namespace) -> int:
     return DONE
 
 
+# --- DeepSpeed --------------------------------------------------------------------------------------------------------
+
+
+def checkpoint_to_universal(options: Namespace) -> int:
+    from checkpoints.tools.opening import checkpoints_of, new_place
+    from checkpoints.training_state import export_universal
+
+    with stoppable() as stop:
+        print(export_universal(checkpoints_of(Path(options.folder))[-1], new_place(Path(options.out)), stop))
+    return DONE
+
+
+def checkpoint_from_deepspeed(options: Namespace) -> int:
+    from checkpoints.tools.opening import checkpoints_of, new_place
+    from checkpoints.training_state import import_training_state
+
+    like = checkpoints_of(Path(options.like))[-1] if options.like else None
+    with stoppable() as stop:
+        print(import_training_state(Path(options.folder), new_place(Path(options.out)), like, stop))
+    return DONE
+
+
 def _dtype(options: Namespace) -> Precision | None:
     return Precision(options.dtype) if options.dtype else None
 

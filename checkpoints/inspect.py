@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 
+from checkpoints.atomic import PARTIAL
 from checkpoints.formats.native import COMMON_FILE
 from checkpoints.formats.source import TrainedSource, detect, open_source
 from checkpoints.layout import TENSORS
@@ -104,6 +105,8 @@ def verify(folder: Path) -> list[str]:
 
 
 def _problems(checkpoint: Path) -> list[str]:
+    if checkpoint.name.endswith(PARTIAL):
+        return [f"{checkpoint}: unfinished: its name says that whatever makes it has not ended"]
     if not checkpoint.is_dir():
         return [f"{checkpoint}: {line}" for line in problems(checkpoint)]
     with reading(checkpoint):

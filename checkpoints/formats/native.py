@@ -91,6 +91,7 @@ class NativeReader:
         if place is None:
             raise BadInput(f"{self.folder}: the index has no place for {name}")
         stored = self._index.state_dict_metadata[name]
+        assert isinstance(stored, TensorStorageMetadata)
         return self._files.tensor(name, place, chunk.sizes, stored.properties.dtype)
 
     def release(self) -> None:

@@ -130,7 +130,7 @@ _NATIVE = "a native checkpoint, or a run folder (its newest one)"
 def _checkpoint_tools(checkpoint: argparse._SubParsersAction) -> None:
     """Commands that make checkpoints of checkpoints; none replaces what is there."""
     diff = _tool(checkpoint, "diff", "how two checkpoints differ; exit code 0: not at all, 1: they do", out=False)
-    diff.add_argument("a", metavar="A", help=_NATIVE)
+    diff.add_argument("a", metavar="A", help=f"{_NATIVE}, or any format that is read")
     diff.add_argument("b", metavar="B", help="another one")
     diff.add_argument("--match", action="append", metavar="PATTERN", help="tensors by name, as in 'model.decoder.*'")
     diff.add_argument("--weights-only", action="store_true", help="leave optimiser state out")

@@ -36,11 +36,9 @@ EXAMPLES = settings(
 )
 
 # What valid files hold and mutations should meet often.
-WORDS = st.sampled_from(
-    rb"""{ } [ ] " , : 0 -1 1e9 99999999999999999999 null NaN ../ \u0000 model.norm.weight data_offsets F32 BF16 shape
-    __metadata__ weight_map""".split()
-    + [b"\xff", b"\n", b"\0"]
-)
+_WORDS = rb"""{ } [ ] " , : 0 -1 1e9 99999999999999999999 null NaN ../ \u0000 model.norm.weight data_offsets F32 BF16
+shape __metadata__ weight_map"""
+WORDS = st.sampled_from([*_WORDS.split(), b"\xff", b"\n", b"\0"])
 Mutation = Callable[[bytes], bytes]
 
 

@@ -55,6 +55,7 @@ def load_plain(path: Path, *, mmap: bool = True) -> Any:
     """
     with open_regular(path) as stream:
         check_archive(stream, os.fstat(stream.fileno()).st_size, str(path))
+        stream.seek(0)
         try:
             return torch.load(path if mmap else stream, map_location="cpu", weights_only=True, mmap=mmap)
         except Exception as error:  # a damaged or hostile archive can raise nearly anything

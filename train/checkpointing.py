@@ -41,10 +41,11 @@ def engine_of(config: Config) -> dict[str, Any]:
 class Checkpoints:
     """The checkpoints of one run, of which every rank holds one and calls the same methods in the same order.
 
-    With `checkpoint.asynchronous` a periodic save copies the state and returns; `poll` at every step finds out when it
-    is on disk, and whatever needs it there waits: the next save, the last one, a stop, a rewind. A periodic save that
-    fails, as on a full disk, is one line and the run goes on, `checkpoint.failures` times in a row; then, and where
-    the state would be lost, BadInput is raised on all ranks.
+    With `checkpoint.asynchronous` a periodic save returns at once and copies the state beside the next step, whose
+    update waits for the copy (`settle`); `poll` at every step finds out when it is on disk, and whatever needs it
+    there waits: the next save, the last one, a stop, a rewind. A periodic save that fails, as on a full disk, is one
+    line and the run goes on, `checkpoint.failures` times in a row; then, and where the state would be lost, BadInput
+    is raised on all ranks.
     """
 
     def __init__(
@@ -111,6 +112,11 @@ class Checkpoints:
             self._done(self._saver.poll())
         except BadInput as error:
             self._tolerate(error)
+
+    def settle(self) -> None:
+        """Wait until the save under way, if there is one, needs this rank's parameters and optimiser state no longer:
+        before anything changes them."""
+        self._saver.settle()
 
     def finish(self) -> None:
         """Wait for the save under way, if there is one."""

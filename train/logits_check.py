@@ -21,7 +21,7 @@ from checkpoints.card import LogitsAgreement
 from checkpoints.maps import described
 from configs.schema import BackboneConfig, Config, ParallelConfig
 from data_pipeline.batch import Pack, collate
-from runtime.exits import BAD_INPUT, DONE, BadInput
+from runtime.exits import BAD_INPUT, DONE, BadInput, leave
 
 TOLERANCE = 1e-4  # of logits, absolute
 LENGTHS = (19, 45)  # tokens of the samples that are drawn
@@ -181,6 +181,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    from train.stage import leave
-
     leave(main(sys.argv[1:]))

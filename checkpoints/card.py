@@ -190,6 +190,11 @@ class Card:
     format: int = FORMAT
 
     @property
+    def differs(self) -> bool:
+        """Whether source and target were found to be different where the card does not say so."""
+        return bool(self.round_trip and self.round_trip.differing) or not (self.logits is None or self.logits.agree)
+
+    @property
     def verdict(self) -> str:
         """ "equal", "not equal" or "not proved", and by what, in one line."""
         if self.round_trip is not None and self.round_trip.differing:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 from configs.schema import Config, NewRows, Precision
 from launch.selection import read_words
+from launch.training import compare_logits
 from runtime.exits import DONE, FAILED, STOPPED_EARLY, BadInput
 from runtime.share import Share
 from runtime.signals import stoppable
@@ -158,16 +160,25 @@ def checkpoint_convert(options: Namespace) -> int:
             seed=options.seed,
             new_rows=NewRows(options.new_rows),
             shard_bytes=int(options.shard_gigabytes * 1e9),
+            nonfinite=options.allow_nan,
         )
         job, beside = plan_job(source, destination, wanted)
-        how = How(workers=options.workers, share=share, stop=stop, check=options.check)
+        logits = None
+        if options.logits:
+            logits = (
+                partial(compare_logits, published=source)
+                if job.target is Target.native
+                else partial(compare_logits, source)
+            )
+        how = How(workers=options.workers, share=share, stop=stop, check=options.check, logits=logits)
         result = run(job, destination, beside, how)
     if result is None:
         return STOPPED_EARLY
     from checkpoints.card import read_card
 
-    print(f"{result}: {read_card(result).verdict}")
-    return DONE
+    card = read_card(result)
+    print(f"{result}: {card.verdict}")
+    return FAILED if card.differs else DONE
 
 
 def checkpoint_plan(options: Namespace) -> int:

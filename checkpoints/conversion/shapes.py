@@ -37,7 +37,7 @@ def shape_of(rule: Rule, backbone: BackboneConfig, rows: int) -> tuple[int, ...]
 
 
 def check_native_shape(rule: Rule, found: Sequence[int], backbone: BackboneConfig, where: object) -> None:
-    """Raise BadInput, beginning with `where`, where a rule's native tensor, or one layer of it, is not of the backbone's
+    """Raise BadInput, beginning with `where`, where a rule's native tensor, or one layer of it, has not the backbone's
     shape; a vocabulary's rows are free."""
     wanted = shape_of(rule, backbone, found[0] if found else 0)
     if tuple(found) != wanted:

@@ -29,7 +29,7 @@ from tests.checkpoints.safety.folders import INDEX, WEIGHTS, listing, split, to_
 
 SECONDS = 20  # of one example, on a machine that does other things too
 EXAMPLES = settings(
-    max_examples=150,
+    max_examples=100,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
-from checkpoints.card import LogitsAgreement
 from configs.checks import check
 from configs.checks.topology import data_parallel_size, model_parallel_size
 from configs.schema import Config
@@ -19,13 +15,12 @@ from launch.environment import gpus
 from launch.local import run_ranks
 from launch.restarts import newest_checkpoint, run_again
 from launch.runfolder import CONFIG_FILE, prepare, refuse_other_run, wait_for_prepared
-from runtime.exits import DONE, BadInput
+from runtime.exits import BadInput
 
 # The doors to training: modules that are run, one process a rank.
 STAGE = "train.stage"
 EVALUATION = "train.evaluate"
 EXPORT_CHECK = "train.export_check"
-LOGITS_CHECK = "train.logits_check"
 DEFAULT_PORT = "29500"
 
 
@@ -100,21 +95,6 @@ def check_export(config: Config) -> int:
     """Compare the logits of a run's export with its checkpoint's, in a process of its own; returns the exit code."""
     command = [sys.executable, "-m", EXPORT_CHECK, config.run.folder]
     return run_ranks(command, ranks=1, logs=Path(config.run.folder) / "logs")
-
-
-def compare_logits(native: Path, published: Path) -> LogitsAgreement:
-    """Logits of a native checkpoint beside those of its published form, in a process of its own.
-
-    Raises BadInput with that process's last line where it cannot compare them.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "logits.json"
-        command = [sys.executable, "-m", LOGITS_CHECK, str(native), str(published), str(out)]
-        ended = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
-        if ended.returncode != DONE:
-            said = ended.stderr.strip().splitlines() or [f"{LOGITS_CHECK} ended with {ended.returncode}"]
-            raise BadInput(said[-1].removeprefix("megaphone: error: "))
-        return LogitsAgreement(**json.loads(out.read_text(encoding="utf-8")))
 
 
 def process_group(environment: Mapping[str, str]) -> dict[str, str] | None:

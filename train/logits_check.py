@@ -1,14 +1,13 @@
-"""Whether a native checkpoint computes what its published form does: `python -m train.logits_check NATIVE FOLDER OUT`.
+"""Whether a native checkpoint computes what its published form does: `python -m train.logits_check NATIVE FOLDER`.
 
 Logits of a fixed packed row against those that transformers, which shares no line with the model here, computes of a
-Hugging Face folder. One process, in fp32; the two models are in memory one after the other. OUT gets the numbers of
-`checkpoints.card.LogitsAgreement` as JSON.
+Hugging Face folder. One process, in fp32; the two models are in memory one after the other. The last line printed is
+a `checkpoints.card.LogitsAgreement` as JSON.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -16,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from checkpoints.card import LogitsAgreement
 from checkpoints.maps import described
-from configs.schema import BackboneConfig, Config, ParallelConfig
+from configs.schema import BackboneConfig, Config, ParallelConfig, Precision, TrainConfig
 from data_pipeline.batch import Pack, collate
 from runtime.exits import BAD_INPUT, DONE, BadInput, leave
 
@@ -66,15 +66,17 @@ def compare(native: Path, published: Path) -> LogitsAgreement:
     """
     from transformers import AutoModelForCausalLM
     from transformers import __version__ as version
+    from transformers.utils import logging
 
     backbone, rows, kept = _model_of(native)
     samples = draw(min(kept, _rows_of(published, rows)), backbone)
     ours = native_logits(native, backbone, rows, samples)
+    logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             published, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
         ).eval()
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise BadInput(
             f"{published}: transformers does not load it, so that logits are not compared: {reason}"
@@ -115,10 +117,13 @@ def native_logits(
     from train.models.speech_lm import SpeechLM, run
     from train.models.trunk import trunk_of
 
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     device = process_groups.join(ParallelConfig())
     try:
         tensor_parallel.model_parallel_cuda_manual_seed(SEED)
-        model = SpeechLM(backbone, trunk_of(Config(backbone=backbone), rows), rows).eval()
+        config = Config(backbone=backbone, train=TrainConfig(precision=Precision.fp32))
+        model = SpeechLM(backbone, trunk_of(config, rows), rows).eval()
         state = {"0": model.sharded_state_dict()}
         add_prefix_for_sharding(state, MODEL_PREFIX)
         model.load_state_dict(store.load(native, state)["0"])
@@ -165,18 +170,15 @@ def main(arguments: list[str]) -> int:
     from train.engines import absent_names, optional_kernels
     from train.engines.cuda_on_cpu import emulate_cuda
 
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", "0")
     optional_kernels.hush_megatron()
     emulate_cuda()
     absent_names.fill_in()
-    native, published, out = (Path(argument) for argument in arguments)
     try:
-        agreement = compare(native, published)
+        agreement = compare(*map(Path, arguments))
     except BadInput as error:
-        print(f"megaphone: error: {error}", file=sys.stderr, flush=True)
+        print(error, file=sys.stderr, flush=True)
         return BAD_INPUT
-    out.write_text(json.dumps(asdict(agreement)) + "\n", encoding="utf-8")
+    print(json.dumps(asdict(agreement)))
     return DONE
 
 

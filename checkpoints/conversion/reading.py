@@ -12,7 +12,6 @@ import torch
 
 from checkpoints.card import LeftOut
 from checkpoints.claims import check_claims
-from checkpoints.conversion.shapes import check_foreign_shapes, check_native_shape
 from checkpoints.formats.huggingface import CONFIG_FILE, HuggingFaceReader
 from checkpoints.formats.source import Format, TensorSource, detect, open_source
 from checkpoints.layout import TENSORS
@@ -20,6 +19,7 @@ from checkpoints.lora import MergedReader
 from checkpoints.manifest import MODEL_PREFIX
 from checkpoints.maps import of_backbone, of_config
 from checkpoints.rules import Rule
+from checkpoints.shapes import check_foreign_shapes, check_native_shape
 from configs.schema import BackboneConfig
 from runtime.exits import BadInput
 
@@ -150,7 +150,7 @@ class NativeSlabs:
             layers = self._backbone.layers
             raise BadInput(f"{self._checkpoint} has {held.shape[0]} layers, {self._backbone.name} {layers}")
         shape = held.shape[1:] if rule.layered else held.shape
-        check_native_shape(rule, shape, self._backbone, self._checkpoint)
+        check_native_shape(rule.native, shape, self._backbone, self._checkpoint)
         return shape, getattr(torch, held.dtype)
 
     def read(self, rule: Rule, layer: int | None) -> tuple[torch.Tensor, list[Part]]:
@@ -182,7 +182,7 @@ class MegatronSlabs:
 
     def shape_and_dtype(self, rule: Rule, layer: int | None) -> tuple[tuple[int, ...], torch.dtype]:
         shape, dtype = self._source.shape_and_dtype(_numbered(rule.native, layer))
-        check_native_shape(rule, shape, self._backbone, self._source.folder)
+        check_native_shape(rule.native, shape, self._backbone, self._source.folder)
         return shape, dtype
 
     def read(self, rule: Rule, layer: int | None) -> tuple[torch.Tensor, list[Part]]:

@@ -137,7 +137,7 @@ def _config(job: Job, carried: str | Path | None, rows: int) -> dict[str, str | 
     assert isinstance(carried, Path)
     config = read_json_object(carried)
     changed = dict(config)
-    if job.rows is not None:
+    if rows:
         changed[architecture.vocabulary_key] = rows
     if job.dtype is not None:
         changed["torch_dtype" if "torch_dtype" in config else "dtype"] = job.dtype

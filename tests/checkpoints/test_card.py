@@ -188,8 +188,12 @@ def test_a_card_is_read_as_it_was_written(tmp_path: Path) -> None:
         ({}, "not proved: nothing was compared", False),
         ({"round_trip": RoundTrip(1, 1)}, "equal: 1 of 1 tensors bit-identical", False),
         ({"round_trip": RoundTrip(1, 0, 0, ("a",))}, "not equal: 0 of 1 .* not: a", True),
-        ({"logits": EQUAL}, "equal: logits' largest difference 2.0e-06", False),
-        ({"round_trip": RoundTrip(1, 1), "logits": replace(EQUAL, max_abs=0.2)}, "not equal: logits' .* 2.0e-01", True),
+        ({"logits": EQUAL}, "^equal: logits' largest difference 2.0e-06", False),
+        (
+            {"round_trip": RoundTrip(1, 1), "logits": replace(EQUAL, max_abs=0.2)},
+            "not equal: 1 of 1 .*; logits' .* 2.0e-01",
+            True,
+        ),
     ],
 )
 def test_a_verdict_is_one_line_and_first_on_the_page(
@@ -202,6 +206,15 @@ def test_a_verdict_is_one_line_and_first_on_the_page(
     assert lines[0] == "# source → target"
     with pytest.raises(BadInput, match=verdict):
         raise BadInput(lines[2].strip("*"))
+
+
+def test_a_stated_cast_is_no_difference_and_a_wrong_tensor_beside_it_is() -> None:
+    cast, _ = row(dtype=torch.bfloat16)
+    off = replace(EQUAL, max_abs=0.2)
+    stated = card(cast, round_trip=RoundTrip(1, 0, 1), logits=off)
+    assert not stated.differs and stated.verdict.startswith("equal but for the cast of float32 to bfloat16: 0 of 1")
+    wrong = replace(stated, round_trip=RoundTrip(1, 0, 0, ("a",)))
+    assert wrong.differs and wrong.verdict.startswith("not equal but for the cast of float32 to bfloat16: 0 of 1")
 
 
 def test_a_page_has_tables_that_hold_whatever_names_hold(tmp_path: Path) -> None:

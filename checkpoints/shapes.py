@@ -44,19 +44,30 @@ def _of_experts(experts: ExpertsConfig, hidden: int) -> dict[str, tuple[int, ...
     }
 
 
-def check_shapes(
+def check_native_shape(native: str, found: Sequence[int], backbone: BackboneConfig, where: object) -> None:
+    """Raise BadInput, beginning with `where`, where a native tensor, or one layer of it, is not of this backbone's
+    shape; a vocabulary's rows are free."""
+    wanted = native_shape(native, backbone, found[0] if found else 0)
+    if wanted is not None and tuple(found) != wanted:
+        raise BadInput(f"{where}: {native} has shape {list(found)}, {_said(backbone)} has {list(wanted)}")
+
+
+def check_foreign_shapes(
     rule: Rule, found: Sequence[tuple[str, Sequence[int]]], backbone: BackboneConfig, where: object
 ) -> None:
-    """Raise BadInput, beginning with `where`, where a foreign tensor is not of the shape that the rule takes apart a
-    native one of this backbone into. found: names and shapes, in the rule's order; a vocabulary's rows are free."""
-    rows = found[0][1][0] if rule.vocabulary and found[0][1] else 0
-    shape = native_shape(rule.native, backbone, rows)
+    """Raise BadInput, beginning with `where`, where a foreign tensor is not what the rule takes a native one of this
+    backbone apart into. found: names and shapes, in the rule's order; a vocabulary's rows are free."""
+    shape = native_shape(rule.native, backbone, found[0][1][0] if found[0][1] else 0)
     if shape is None:
         return
     wanted = rule.layout.split(torch.empty(shape, device="meta"), backbone)
     for (name, there), part in zip(found, wanted, strict=True):
         if tuple(there) != tuple(part.shape):
-            raise BadInput(f"{where}: {name} has shape {list(there)}, a model of this config has {list(part.shape)}")
+            raise BadInput(f"{where}: {name} has shape {list(there)}, {_said(backbone)} has {list(part.shape)}")
+
+
+def _said(backbone: BackboneConfig) -> str:
+    return f"backbone {backbone.name}"
 
 
 def _tail(native: str) -> str:

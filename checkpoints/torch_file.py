@@ -6,7 +6,7 @@ import io
 import os
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import torch
 
@@ -54,19 +54,20 @@ def load_plain(path: Path, *, mmap: bool = True) -> Any:
     compressed, or holds more than tensors and plain data (such as code, or a class of its own).
     """
     with open_regular(path) as stream:
-        _check_archive(stream, os.fstat(stream.fileno()).st_size, str(path))
+        check_archive(stream, os.fstat(stream.fileno()).st_size, str(path))
+        stream.seek(0)
         try:
             return torch.load(path if mmap else stream, map_location="cpu", weights_only=True, mmap=mmap)
         except Exception as error:  # a damaged or hostile archive can raise nearly anything
             raise refusal(str(path), error) from error
 
 
-def load_tensor(region: BinaryIO | io.RawIOBase, length: int, where: str, *, data: bool = True) -> torch.Tensor:
+def load_tensor(region: BinaryIO | Region, length: int, where: str, *, data: bool = True) -> torch.Tensor:
     """The one tensor that an archive of `length` bytes holds, on the CPU; without `data` on the meta device, unread.
 
     Raises BadInput, beginning with `where`, for anything else than an archive of one plain tensor.
     """
-    _check_archive(region, length, where)
+    check_archive(region, length, where)
     try:
         tensor = torch.load(region, map_location="cpu" if data else "meta", weights_only=True)  # type: ignore[arg-type]
     except Exception as error:  # as above
@@ -83,13 +84,13 @@ def refusal(where: str, error: Exception) -> BadInput:
     return BadInput(f"{where}: refused, it holds more than plain tensors or is damaged ({reason[:200]}); {WAY_OUT}")
 
 
-def _check_archive(stream: BinaryIO | io.RawIOBase, length: int, where: str) -> None:
-    """Whether it is a zip file whose members are stored as they are, so that none is larger than the file."""
+def check_archive(stream: BinaryIO | Region, length: int, where: str) -> None:
+    """Check that it is a zip file whose members are stored as they are, so that none is larger than the file."""
     stream.seek(0)
     if stream.read(4) != b"PK\x03\x04":
         raise BadInput(f"{where}: no archive of torch.save (of PyTorch 1.6 or later); {WAY_OUT}")
     try:
-        with zipfile.ZipFile(cast(BinaryIO, stream)) as archive:
+        with zipfile.ZipFile(stream) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, EOFError) as error:
         raise BadInput(f"{where}: a damaged archive ({error})") from error

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
+from multiprocessing import forkserver
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,12 @@ def leave_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+def start_ahead(preload: Sequence[str]) -> None:
+    """Start the process that `Workers` with the same `preload` are forked from, which imports meanwhile."""
+    multiprocessing.set_forkserver_preload(list(preload))
+    forkserver.ensure_running()
 
 
 class Workers:

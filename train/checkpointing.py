@@ -23,7 +23,7 @@ from configs.schema import Config, Verification
 from data_pipeline.loader import Loader, merge_states
 from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
-from train.engines.deepspeed_folder import tag_of
+from train.engines.deepspeed_folder import tag_of, tagged
 from train.engines.protocol import Engine, OwnForm
 from train.journal import Journal
 from train.progress import Progress
@@ -41,10 +41,11 @@ def engine_of(config: Config) -> dict[str, Any]:
 class Checkpoints:
     """The checkpoints of one run, of which every rank holds one and calls the same methods in the same order.
 
-    With `checkpoint.asynchronous` a periodic save copies the state and returns; `poll` at every step finds out when it
-    is on disk, and whatever needs it there waits: the next save, the last one, a stop, a rewind. A periodic save that
-    fails, as on a full disk, is one line and the run goes on, `checkpoint.failures` times in a row; then, and where
-    the state would be lost, BadInput is raised on all ranks.
+    With `checkpoint.asynchronous` a periodic save returns at once and copies the state beside the next step, whose
+    update waits for the copy (`settle`); `poll` at every step finds out when it is on disk, and whatever needs it
+    there waits: the next save, the last one, a stop, a rewind. A periodic save that fails, as on a full disk, is one
+    line and the run goes on, `checkpoint.failures` times in a row; then, and where the state would be lost, BadInput
+    is raised on all ranks.
     """
 
     def __init__(
@@ -112,6 +113,11 @@ class Checkpoints:
         except BadInput as error:
             self._tolerate(error)
 
+    def settle(self) -> None:
+        """Wait until the save under way, if there is one, needs this rank's parameters and optimiser state no longer:
+        before anything changes them."""
+        self._saver.settle()
+
     def finish(self) -> None:
         """Wait for the save under way, if there is one."""
         try:
@@ -170,7 +176,7 @@ class Checkpoints:
         prune(self.folder, keep.keep, keep.keep_every, log=self._say)
         if keep.deepspeed:
             kept = {tag_of(step_of(path) or 0) for path in store.complete_checkpoints(self.folder)}
-            for path in self._own.glob(tag_of("*")):
+            for path in tagged(self._own):
                 if path.name not in kept:
                     remove(path)
 

@@ -106,6 +106,7 @@ class Stage:
         self.guard = Guard(config.resilience, engine.any)
         self.pulse = Pulse()
         self._before: dict[str, Any] = {}  # the loader's state before the last step's data
+        self._settling = 0.0  # seconds that the last update waited for a save
 
     def run(self) -> None:
         with watchdog.watching(self.config) as self.pulse:
@@ -197,7 +198,7 @@ class Stage:
         samples = self._global_keys(packs) if self.config.train.log_samples else None
         self.guard.learn(self.loader.position - 1, terms["lm"], outcome.gradient_norm or 0.0)
         self.progress.add(total)
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started - self._settling  # which is told as a checkpoint's
         observed = {"queue": ready, **self.observer.after_step(step, seconds, waited, outcome)}
         if self.journal:
             self.journal.step(
@@ -251,10 +252,15 @@ class Stage:
     # --- incidents ------------------------------------------------------------------------------------------
 
     def _accept(self, outcome: Outcome) -> bool:
-        """Whether the engine may apply the update of a step with this outcome."""
+        """Whether the engine may apply the update of a step with this outcome, as it does when this returns."""
         self._at("updating")
         terms = self.objective.averages(outcome.sums, outcome.counts)
-        return self.guard.accept(terms["lm"], outcome.gradient_norm or 0.0)
+        accepted = self.guard.accept(terms["lm"], outcome.gradient_norm or 0.0)
+        began = time.perf_counter()
+        with self.observer.between_steps(CHECKPOINT):
+            self.checkpoints.settle()
+        self._settling = time.perf_counter() - began
+        return accepted
 
     def _after_incident(self, packs: list[Pack], outcome: Outcome, fed: Tally) -> None:
         """Write down a step that was not learned from, and do what the policy says. Raises Halted where that is to

@@ -77,8 +77,8 @@ def fingerprint(files: list[Path]) -> dict[str, list[int]]:
 
 
 def begin(job: Job, source: Mapping[str, list[int]]) -> None:
-    """Begin a conversion, or go on with one. Raises BadInput where the folder holds another one, or one whose source has
-    changed since."""
+    """Begin a conversion, or go on with one. Raises BadInput where the folder holds another one, or one whose source
+    has changed since."""
     path = job.folder / WORK / _PLAN
     plain = {"format": _FORMAT, "job": job.plain(), "source": dict(source)}
     if not path.is_file():

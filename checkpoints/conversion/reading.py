@@ -13,12 +13,13 @@ import torch
 from checkpoints.card import LeftOut
 from checkpoints.claims import check_claims
 from checkpoints.formats.huggingface import CONFIG_FILE, HuggingFaceReader
-from checkpoints.formats.source import Format, TensorSource, detect
+from checkpoints.formats.source import Format, TensorSource, detect, open_source
 from checkpoints.layout import TENSORS
 from checkpoints.lora import MergedReader
 from checkpoints.manifest import MODEL_PREFIX
 from checkpoints.maps import of_backbone, of_config
 from checkpoints.rules import Rule
+from checkpoints.shapes import check_foreign_shapes, check_native_shape
 from configs.schema import BackboneConfig
 from runtime.exits import BadInput
 
@@ -38,7 +39,7 @@ class SlabSource(Protocol):
     """A source by the rules of a backbone."""
 
     format: str
-    rules: Sequence[Rule]
+    rules: list[Rule]
     split: bool
     """Whether a slab is made of several tensors by the rule's layout, rather than being one."""
 
@@ -63,7 +64,7 @@ def open_slabs(path: Path, backbone: BackboneConfig, partly: bool = False) -> Sl
     kind, place = detect(path)
     if kind is Format.native:
         return NativeSlabs(place, backbone, partly)
-    raise BadInput(f"{path}: a {kind.value}, which is not converted")
+    return MegatronSlabs(open_source(path), kind, backbone)
 
 
 def is_huggingface(path: Path) -> bool:
@@ -95,17 +96,21 @@ class HuggingFaceSlabs:
         dtypes = {dtype for _, dtype in found}
         if len(dtypes) > 1:
             raise BadInput(f"{self._source.folder}: {', '.join(rule.names(layer))} have dtypes of their own")
-        parts = [torch.empty(shape, device="meta") for shape, _ in found]
-        try:
-            whole = rule.layout.fuse(parts, self._backbone)
-        except RuntimeError as error:
-            shapes = ", ".join(str(list(shape)) for shape, _ in found)
-            raise BadInput(f"{self._source.folder}: {rule.names(layer)[0]}: {shapes} do not fit together") from error
+        named = [(name, shape) for name, (shape, _) in zip(rule.names(layer), found, strict=True)]
+        check_foreign_shapes(rule, named, self._backbone, self._source.folder)
+        whole = rule.layout.fuse([torch.empty(shape, device="meta") for shape, _ in found], self._backbone)
         return tuple(whole.shape), dtypes.pop()
 
     def read(self, rule: Rule, layer: int | None) -> tuple[torch.Tensor, list[Part]]:
         parts = [Part(name, (), self._source.read(name)) for name in rule.names(layer)]
-        return rule.layout.fuse([part.tensor for part in parts], self._backbone), parts
+        whole = rule.layout.fuse([part.tensor for part in parts], self._backbone)
+        if rule.vocabulary and self._backbone.tied_embeddings and _HEAD in self._source.names:
+            head = self._source.read(_HEAD)
+            if head.shape != whole.shape or head.dtype != whole.dtype or not torch.equal(head, whole):
+                raise BadInput(
+                    f"{self._source.folder}: {_HEAD} and {parts[0].name} are not the same, but config.json ties them"
+                )
+        return whole, parts
 
     def left_out(self) -> list[LeftOut]:
         def needless(name: str) -> str | None:
@@ -140,7 +145,9 @@ class NativeSlabs:
         if rule.layered and held.shape[0] != self._backbone.layers:
             layers = self._backbone.layers
             raise BadInput(f"{self._checkpoint} has {held.shape[0]} layers, {self._backbone.name} {layers}")
-        return held.shape[1:] if rule.layered else held.shape, getattr(torch, held.dtype)
+        shape = held.shape[1:] if rule.layered else held.shape
+        check_native_shape(rule.native, shape, self._backbone, self._checkpoint)
+        return shape, getattr(torch, held.dtype)
 
     def read(self, rule: Rule, layer: int | None) -> tuple[torch.Tensor, list[Part]]:
         tensor = self._reader.read(MODEL_PREFIX + rule.native, layer)
@@ -163,14 +170,16 @@ class MegatronSlabs:
 
     split = False
 
-    def __init__(self, source: TensorSource, kind: str, backbone: BackboneConfig) -> None:
-        self.format = kind
+    def __init__(self, source: TensorSource, kind: Format, backbone: BackboneConfig) -> None:
+        self.format = kind.value
         self._source = source
         self.rules = of_backbone(backbone).rules(backbone)
         self._backbone = backbone
 
     def shape_and_dtype(self, rule: Rule, layer: int | None) -> tuple[tuple[int, ...], torch.dtype]:
-        return self._source.shape_and_dtype(_numbered(rule.native, layer))
+        shape, dtype = self._source.shape_and_dtype(_numbered(rule.native, layer))
+        check_native_shape(rule.native, shape, self._backbone, self._source.folder)
+        return shape, dtype
 
     def read(self, rule: Rule, layer: int | None) -> tuple[torch.Tensor, list[Part]]:
         name = _numbered(rule.native, layer)

@@ -70,7 +70,9 @@ def lay_out(slabs: Sequence[Slab], backbone: BackboneConfig, most: int) -> Files
         names = [WEIGHTS_FILE]
     else:
         names = [f"model-{number:05d}-of-{len(files):05d}.safetensors" for number in range(1, len(files) + 1)]
-    headers, sizes, spots = {}, {}, {}
+    headers: dict[str, bytes] = {}
+    sizes: dict[str, int] = {}
+    spots: dict[str, Spot] = {}
     for file, tensors in zip(names, files, strict=True):
         ordered = sorted(tensors, key=lambda tensor: (-tensor[2].itemsize, tensor[0]))
         entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -147,7 +149,7 @@ def layout_of(conversion: Conversion) -> FilesLayout:
 
 
 def _write_at(descriptor: int, tensor: torch.Tensor, spot: Spot) -> None:
-    content = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+    content = tensor.view(-1).view(torch.uint8).numpy().data
     if len(content) != spot.end - spot.begin:
         raise ValueError(f"{len(content)} bytes for {spot}")
     at = spot.begin

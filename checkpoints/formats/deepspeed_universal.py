@@ -25,7 +25,7 @@ from checkpoints.formats.deepspeed_zero import MASTER, MOMENTS, trained_in
 from checkpoints.formats.megatron_names import cut_of, local_name, native_names
 from checkpoints.formats.source import TensorSource, TrainedSource
 from checkpoints.formats.tensor_parallel import Cut
-from checkpoints.formats.torch_files import load, load_mapping
+from checkpoints.formats.torch_files import damaged_unless, load, load_mapping
 from runtime.exits import BadInput, StoppedEarly
 
 LATEST = "latest_universal"
@@ -33,10 +33,14 @@ _WRITTEN_AS = "0.19.8"  # the version of DeepSpeed whose form this is
 _GROUPS = 64  # at least as many parameter groups as an optimiser has
 
 
+_guarded = damaged_unless("universal checkpoint")
+
+
 class UniversalSource:
     """Parameters and moments of a universal folder. Parameters are the fp32 ones, rounded to the precision they were
     trained in."""
 
+    @_guarded
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         found = sorted(path.parent.relative_to(folder / "zero").as_posix() for path in folder.glob("zero/**/fp32.pt"))
@@ -62,9 +66,11 @@ class UniversalSource:
     def names(self) -> set[str]:
         return set(self._foreign)
 
+    @_guarded
     def shape_and_dtype(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
         return tuple(self._tensor("fp32", self._known(name)).shape), self._dtype
 
+    @_guarded
     def read(self, name: str) -> torch.Tensor:
         return self._tensor("fp32", self._known(name)).to(self._dtype)
 
@@ -75,6 +81,7 @@ class UniversalSource:
             else set()
         )
 
+    @_guarded
     def state(self, kind: str, name: str) -> torch.Tensor:
         if name not in self.state_names(kind):
             raise BadInput(f"{self.folder}: has no {kind} of {name}")
@@ -150,7 +157,7 @@ def _write_parameter(source: TrainedSource, name: str, shapes: Mapping[str, tupl
     how = _shared_as(cut_of(name, shapes))
     trained = name in source.state_names(MOMENTS[0])
     master = name in source.state_names(MASTER)
-    whole = source.state(MASTER, name) if master else source.read(name).float()  # type: ignore[attr-defined]
+    whole = source.state(MASTER, name) if master else source.read(name).float()
     _save({"param": whole.contiguous(), **how}, folder / "fp32.pt")
     for kind in MOMENTS if trained else ():
         _save({"param": source.state(kind, name).contiguous(), **how}, folder / f"{kind}.pt")

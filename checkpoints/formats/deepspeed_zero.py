@@ -22,7 +22,8 @@ import torch
 
 from checkpoints.formats.megatron_names import is_parameter, native_names
 from checkpoints.formats.tensor_parallel import Cut, merged, merged_shape
-from checkpoints.formats.torch_files import Inert, fields, load_mapping
+from checkpoints.formats.torch_files import Inert, damaged_unless, fields, load_mapping
+from checkpoints.safety import quoted
 from runtime.exits import BadInput
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -30,6 +31,8 @@ MASTER = "fp32_param"
 _MODEL = re.compile(r"(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")
 _OPTIMIZER = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
 _LAYER = re.compile(r"layer_(\d+)-model_(\d+)-model_states\.pt")
+
+_guarded = damaged_unless("DeepSpeed checkpoint")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class ZeroSource:
     step: of the optimiser. Of ZeRO-3 parameters are the fp32 ones, rounded to the precision they were trained in.
     """
 
+    @_guarded
     def __init__(self, folder: Path) -> None:
         """Raises BadInput where files are missing, damaged or not plain, or where nothing says how tensor-parallel
         ranks share a parameter."""
@@ -89,6 +93,7 @@ class ZeroSource:
     def names(self) -> set[str]:
         return set(self._foreign)
 
+    @_guarded
     def shape_and_dtype(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
         foreign = self._known(name)
         if foreign in self._weights:
@@ -99,6 +104,7 @@ class ZeroSource:
             return self._frozen_shape(foreign), fragment.dtype
         return self._trained_shape(foreign, name), self._dtype
 
+    @_guarded
     def read(self, name: str) -> torch.Tensor:
         foreign = self._known(name)
         if foreign in self._weights:
@@ -114,6 +120,7 @@ class ZeroSource:
             else set()
         )
 
+    @_guarded
     def state(self, kind: str, name: str) -> torch.Tensor:
         if name not in self.state_names(kind):
             raise BadInput(f"{self.folder}: has no {kind} of {name}")
@@ -317,14 +324,17 @@ def _layout(state: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
     for key in ("parameter_with_sub_params", "affine_map", "ds_autoep_layers"):
         if info.get(key):
             raise BadInput(f"{folder}: its {key} is DeepSpeed's own tensor parallelism, which is not read")
+    for patterns in info.values():
+        for pattern in patterns if isinstance(patterns, list) else ():
+            # What repeats a group that repeats can take for ever to match.
+            if not isinstance(pattern, str) or len(pattern) > 1000 or re.search(r"\)[*+{?]", pattern):
+                raise BadInput(f"{folder}: its pattern {quoted(pattern)} is refused")
     return info
 
 
 def _matches(patterns: object, name: str) -> bool:
-    """Whether one of DeepSpeed's patterns matches; what a file brings is bounded before it is tried."""
-    if not isinstance(patterns, list):
-        return False
-    return any(isinstance(pattern, str) and len(pattern) < 1000 and re.match(pattern, name) for pattern in patterns)
+    """Whether one of DeepSpeed's patterns matches."""
+    return isinstance(patterns, list) and any(re.match(pattern, name) for pattern in patterns)
 
 
 def trained_in(config: object) -> torch.dtype:

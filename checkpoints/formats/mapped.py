@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
@@ -48,18 +49,18 @@ class MappedFiles:
                 storage = torch.UntypedStorage.from_file(str(path), False, size_of(path))
             except RuntimeError as error:
                 raise BadInput(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
-            self._files[name] = torch.empty(0, dtype=torch.uint8).set_(storage)
+            self._files[name] = torch.empty(0, dtype=torch.uint8).set_(cast(torch.UntypedStorage, storage))
         return self._files[name]
 
 
 def _view(region: torch.Tensor, where: str) -> torch.Tensor:
     """The tensor of an archive of `torch.save`, as a view of it where it lies there as one run of elements."""
-    window = _Window(region)
+    window = cast(BinaryIO, _Window(region))
     described = load_tensor(window, len(region), where, data=False)
     if not described.is_contiguous() or described.untyped_storage().nbytes() != described.nbytes:
         return load_tensor(window, len(region), where)
     window.seek(0)
-    begin = torch._C.PyTorchFileReader(window).get_record_offset(_RECORD)
+    begin = torch._C.PyTorchFileReader(window).get_record_offset(_RECORD)  # type: ignore[attr-defined]
     content = region[begin : begin + described.nbytes]
     if len(content) != described.nbytes:
         raise BadInput(f"{where}: the archive ends early")
@@ -74,7 +75,7 @@ class _Window(io.RawIOBase):
     """Bytes of a tensor as a file to read from."""
 
     def __init__(self, content: torch.Tensor) -> None:
-        self._content = memoryview(content.numpy())
+        self._content = content.numpy().data
         self._at = 0
 
     def readable(self) -> bool:

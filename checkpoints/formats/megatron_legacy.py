@@ -20,7 +20,7 @@ import torch
 
 from checkpoints.formats.megatron_names import cut_of, is_parameter, layers_in, native_names
 from checkpoints.formats.tensor_parallel import Cut, merged, merged_shape
-from checkpoints.formats.torch_files import fields, load_mapping
+from checkpoints.formats.torch_files import damaged_unless, fields, load_mapping
 from runtime.exits import BadInput
 
 _RANK = re.compile(r"mp_rank_(\d+)(?:_(\d+))?(?:_(\d+))?")
@@ -32,6 +32,9 @@ _ROW_ORDER = 2.0  # from this version on a head's query, key and value lie toget
 Part = dict[str, torch.Tensor]  # one rank's tensors by native name
 
 
+_guarded = damaged_unless("legacy Megatron-LM checkpoint")
+
+
 class MegatronLegacySource:
     """Parameters whole, layers numbered through all stages. Vocabulary rows are Megatron's, its padding included:
     `grow_rows` drops what is past the tokenizer's ids.
@@ -39,6 +42,7 @@ class MegatronLegacySource:
     args: the run's arguments by name, as far as the files hold them.
     """
 
+    @_guarded
     def __init__(self, folder: Path) -> None:
         """Raises BadInput where ranks are missing, files are damaged, or tensors have no place in a native model."""
         self.folder = folder
@@ -74,10 +78,12 @@ class MegatronLegacySource:
     def names(self) -> set[str]:
         return set(self._cuts)
 
+    @_guarded
     def shape_and_dtype(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
         parts = self._of(name)
         return merged_shape([part.shape for part in parts], self._cuts[name], name), parts[0].dtype
 
+    @_guarded
     def read(self, name: str) -> torch.Tensor:
         return merged(self._of(name), self._cuts[name], name)
 

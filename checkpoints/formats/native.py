@@ -6,6 +6,7 @@ first axis, as Megatron does.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -44,9 +45,21 @@ class NativeReader:
         high = list(stored.size)
         if layer is not None:
             low[0], high[0] = layer, layer + 1
+        whole = self._range(name, stored, low, high)
+        return whole if layer is None else whole[0]
+
+    def read_box(self, name: str, offsets: Sequence[int], sizes: Sequence[int]) -> torch.Tensor:
+        """A box of tensor `name`, the axis of layers counted as one; likewise."""
+        stored = self._index.state_dict_metadata.get(name)
+        if not isinstance(stored, TensorStorageMetadata) or len(stored.size) != len(offsets):
+            raise BadInput(f"{self.folder}: has no tensor {name} of {len(offsets)} axes")
+        low, high = list(offsets), [offset + size for offset, size in zip(offsets, sizes, strict=True)]
+        return self._range(name, stored, low, high)
+
+    def _range(self, name: str, stored: TensorStorageMetadata, low: list[int], high: list[int]) -> torch.Tensor:
         held = self._held_in_one(name, stored, low, high)
         if held is not None:
-            return held if layer is None else held[0]
+            return held
         whole = torch.empty([end - start for start, end in zip(low, high, strict=True)], dtype=stored.properties.dtype)
         filled = 0
         for chunk in stored.chunks:
@@ -61,7 +74,7 @@ class NativeReader:
             filled += saved[source].numel()
         if filled != whole.numel():
             raise BadInput(f"{self.folder}: {name} has {filled} of {whole.numel()} elements")
-        return whole if layer is None else whole[0]
+        return whole
 
     def _held_in_one(
         self, name: str, stored: TensorStorageMetadata, low: list[int], high: list[int]
@@ -78,6 +91,7 @@ class NativeReader:
         if place is None:
             raise BadInput(f"{self.folder}: the index has no place for {name}")
         stored = self._index.state_dict_metadata[name]
+        assert isinstance(stored, TensorStorageMetadata)
         return self._files.tensor(name, place, chunk.sizes, stored.properties.dtype)
 
     def release(self) -> None:

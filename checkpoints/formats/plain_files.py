@@ -12,10 +12,13 @@ from typing import Any
 
 import torch
 
-from checkpoints.formats.huggingface import INDEX_FILE, HuggingFaceReader
+from checkpoints.formats.huggingface import HuggingFaceReader
 from checkpoints.formats.megatron_names import is_parameter, native_names
+from checkpoints.formats.safetensors_folder import INDEX_FILE, Located, locate
+from checkpoints.formats.safetensors_header import read_header
 from checkpoints.formats.source import SUFFIXES
 from checkpoints.formats.torch_files import load_mapping
+from checkpoints.safety import quoted
 from runtime.exits import BadInput
 
 
@@ -23,12 +26,12 @@ class SafetensorsSource(HuggingFaceReader):
     """One safetensors file, or all those of a folder."""
 
     def __init__(self, path: Path) -> None:
-        self._only = path.name if path.is_file() else None
+        """Raises BadInput where an index or a header is not what it should be; no data is read."""
         self.folder = path if path.is_dir() else path.parent
         self.config: dict[str, Any] = {}
         self._open: dict[str, Any] = {}
-        self._file_of = self._locate()
-        self._foreign = {native: name for name, native in native_names(sorted(self._file_of)).items()}
+        self._located = locate(path) if (path / INDEX_FILE).is_file() else _located(path)
+        self._foreign = {native: name for name, native in native_names(sorted(self._located)).items()}
 
     @property
     def names(self) -> set[str]:
@@ -39,17 +42,6 @@ class SafetensorsSource(HuggingFaceReader):
 
     def read(self, name: str) -> torch.Tensor:
         return super().read(self._foreign.get(name, name))
-
-    def _locate(self) -> dict[str, str]:
-        if self._only is None and (self.folder / INDEX_FILE).is_file():
-            return super()._locate()
-        found: dict[str, str] = {}
-        for file in [self._only] if self._only else sorted(path.name for path in self.folder.glob("*.safetensors")):
-            for name in self._file(file).keys():
-                if name in found:
-                    raise BadInput(f"{self.folder / file}: {name} is in {found[name]} as well")
-                found[name] = file
-        return found
 
 
 class TorchSource:
@@ -81,6 +73,17 @@ class TorchSource:
         if name not in self._tensors:
             raise BadInput(f"{self.folder}: has no tensor {name}")
         return self._tensors[name]
+
+
+def _located(path: Path) -> Located:
+    """Tensors of a file, or of files that no index lists."""
+    found: Located = {}
+    for file in [path] if path.is_file() else sorted(path.glob("*.safetensors")):
+        for name, stored in read_header(file).items():
+            if name in found:
+                raise BadInput(f"{file}: {quoted(name)} is in {found[name][0]} as well")
+            found[name] = (file.name, stored)
+    return found
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -43,7 +43,7 @@ class TensorSource(Protocol):
 
 
 @runtime_checkable
-class TrainedSource(Protocol):
+class TrainedSource(TensorSource, Protocol):
     """A source that also has the state of Adam. kinds: of `exp_avg`, `exp_avg_sq` and `fp32_param`, those there are."""
 
     step: int

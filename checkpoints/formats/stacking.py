@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 
-from checkpoints.formats.native import COMMON_FILE, NativeReader, Slab
+from checkpoints.derived import Part
+from checkpoints.formats.native import COMMON_FILE, NativeReader
 from checkpoints.formats.source import TensorSource, TrainedSource
 from checkpoints.formats.torch_files import load_mapping
 from checkpoints.layout import TENSORS
 from checkpoints.manifest import MODEL_PREFIX
+from checkpoints.slices import Slice
 from runtime.exits import BadInput
 
 STATE_PREFIX = "optimizer.state."
@@ -73,11 +75,11 @@ class NativeSource:
         return self._places[prefix][name]
 
 
-def slabs(source: TensorSource) -> list[Slab]:
-    """What `checkpoints.formats.native.write_tensors` takes: the parameters of a source with Megatron names, and the
-    optimiser's state where it has that. Raises BadInput where layers are missing or differ.
+def parts(source: TensorSource) -> list[Part]:
+    """What `checkpoints.derived.write_parts` takes: the parameters of a source with Megatron names, and the optimiser's
+    state where it has that. Raises BadInput where layers are missing or differ.
 
-    Nothing is read before a slab is made.
+    Nothing is read before a part is made.
     """
     found = list(
         _stacked(MODEL_PREFIX, sorted(source.names), source.shape_and_dtype, lambda name: partial(source.read, name))
@@ -97,8 +99,7 @@ def slabs(source: TensorSource) -> list[Slab]:
 
 def common_state(source: TensorSource) -> dict[str, Any]:
     """What stands beside the tensors of such a checkpoint, in `common.pt`: how many steps its optimiser took."""
-    trained = isinstance(source, TrainedSource) and source.kinds
-    return {"optimizer": {"step": source.step}} if trained else {}  # type: ignore[attr-defined]
+    return {"optimizer": {"step": source.step}} if isinstance(source, TrainedSource) and source.kinds else {}
 
 
 def _stacked(
@@ -108,8 +109,8 @@ def _stacked(
     making: Callable[[str], Callable[[], torch.Tensor]],
     *,
     by_layer: bool = False,
-) -> Iterator[Slab]:
-    """Slabs of one kind, layers stacked unless they go `by_layer`."""
+) -> Iterator[Part]:
+    """Parts of one kind, layers stacked unless they go `by_layer`."""
     layers = 1 + max((int(match[2]) for name in names if (match := _NUMBERED.fullmatch(name))), default=-1)
     groups: dict[str, dict[int | None, str]] = {}
     for name in names:
@@ -125,7 +126,7 @@ def _stacked(
                 raise BadInput(
                     f"{name}: is {described(name)}, other layers' are {(shape, dtype)}; layers have to be alike"
                 )
-            yield Slab(prefix + stacked, shape, dtype, making(name), layer, None if layer is None else layers)
+            yield Part.of(Slice(prefix + stacked, shape, dtype, layer, None if layer is None else layers), making(name))
 
 
 def _reading_state(source: TrainedSource, kind: str) -> Callable[[str], Callable[[], torch.Tensor]]:

@@ -7,14 +7,18 @@ does nothing; any other name, and any pickle that torch's own restricted reader 
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from checkpoints.safety import open_regular, quoted
+from checkpoints.torch_file import WAY_OUT, check_archive, refusal
 from runtime.exits import BadInput
 
 _PROGRAMS = ("deepspeed.", "megatron.", "transformer_engine.", "apex.", "numpy.")
@@ -31,6 +35,7 @@ _NAMES = {
     "torch.device",
     "types.SimpleNamespace",
 }
+T = TypeVar("T")
 _one_at_a_time = threading.Lock()  # torch keeps its list of allowed names in one place for all threads
 
 
@@ -61,29 +66,43 @@ def fields(value: Any) -> Mapping[str, Any]:
 def load(path: Path) -> Any:
     """What a file holds, its tensors on the CPU and read from disk only where they are looked at.
 
-    Raises BadInput where it is damaged, is of the form that torch wrote before 1.6, or names code.
+    Raises BadInput, one line with the way out, where it is no plain file, is damaged, is of the form that torch wrote
+    before 1.6, or names code.
     """
+    with open_regular(path) as stream:
+        check_archive(stream, os.fstat(stream.fileno()).st_size, str(path))
     try:
         named = get_unsafe_globals_in_checkpoint(path)
-    except FileNotFoundError as error:
-        raise BadInput(f"{path}: missing") from error
-    except ValueError as error:
-        raise BadInput(
-            f"{path}: not written by torch.save, or before torch 1.6, whose form cannot be read in parts; loading and "
-            "saving it once where it was made mends that"
-        ) from error
     except Exception as error:  # a damaged archive or pickle can raise nearly anything
-        raise BadInput(f"{path}: cannot be read ({_line(error)})") from error
+        raise refusal(str(path), error) from error
     if strange := sorted(name for name in named if name not in _NAMES and not name.startswith(_PROGRAMS)):
-        raise BadInput(
-            f"{path}: refused, it names {strange[0]}, which no checkpoint needs; if you trust it, load it where it was "
-            "made and save its tensors as safetensors"
-        )
+        raise BadInput(f"{path}: refused, it names {quoted(strange[0])}, which no checkpoint needs; {WAY_OUT}")
     try:
         with _one_at_a_time, safe_globals([(Inert, name) for name in named]):
             return torch.load(str(path), map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:
-        raise BadInput(f"{path}: cannot be read ({_line(error)})") from error
+        raise refusal(str(path), error) from error
+
+
+def damaged_unless(kind: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """Decorates what reads a foreign folder, given it or `self.folder`: where what a file holds is not what `kind` has
+    there, whatever that runs into is raised as BadInput, in one line."""
+
+    def decorate(read: Callable[..., T]) -> Callable[..., T]:
+        @wraps(read)
+        def guarded(self: Any, *arguments: Any) -> T:
+            try:
+                return read(self, *arguments)
+            except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+                folder = arguments[0] if arguments and isinstance(arguments[0], Path) else self.folder
+                what = (str(error).splitlines() or [""])[0]
+                raise BadInput(
+                    f"{folder}: damaged, or no {kind} of a form that is read ({type(error).__name__}: {what[:200]})"
+                ) from error
+
+        return guarded
+
+    return decorate
 
 
 def load_mapping(path: Path) -> Mapping[str, Any]:
@@ -92,8 +111,3 @@ def load_mapping(path: Path) -> Mapping[str, Any]:
     if not isinstance(held, Mapping):
         raise BadInput(f"{path}: holds no mapping but {type(held).__name__}")
     return held
-
-
-def _line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

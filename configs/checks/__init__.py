@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from configs.checks.attention import check_attention
+from configs.checks.cluster import check_cluster
 from configs.checks.codec import check_codec
 from configs.checks.data import check_making, check_mixture
 from configs.checks.engine import check_engine
@@ -44,6 +45,7 @@ def check(config: Config, processes: int | None = None) -> None:
     check_loss(config)
     check_trained(config)
     check_resilience(config)
+    check_cluster(config)
     check_mixture(config)
     data = data_parallel_size(config, processes)
     check_experts(config, None if processes is None else data)
@@ -75,6 +77,7 @@ _POSITIVE = {
     "parallel": ("tensor", "pipeline", "context", "expert", "recompute_layers"),
     "tracker": ("console_every",),
     "resilience": ("spike_bound", "window", "warmup", "leave_out", "straggler_comparisons"),
+    "cluster": ("nodes", "warning"),
 }
 _NOT_NEGATIVE = {
     "corpus": ("text_characters",),
@@ -85,6 +88,7 @@ _NOT_NEGATIVE = {
     "observe": ("ranks_every", "norms_every"),
     "loss": ("z", "chunk"),
     "resilience": ("most_incidents", "restarts", "restart_pause"),
+    "cluster": ("gpus_per_node", "requeues"),
 }
 _SHARE = {
     "corpus": ("validation_share", "damaged_share"),
@@ -97,6 +101,7 @@ _POSITIVE_IF_GIVEN = {
     "parallel": ("virtual_pipeline", "data", "bucket_size"),
     "observe": ("peak_teraflops",),
     "resilience": ("hang_seconds", "straggler_share"),
+    "cluster": ("ranks_per_node", "cpus_per_rank"),
 }
 
 

@@ -16,19 +16,23 @@ from tests.data_pipeline.synthetic import make_corpus
 from tests.train.runs import run_config, stage, tiny_config
 
 STEPS = 12
+LOSS, NORM = 1e-4, 1e-3
 Curve = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Row:
     """One topology: `both` are settings of it and of its single-process reference, `row` its own. `unpacked`: each
-    sample is a forward pass of its own, where the reference has packs."""
+    sample is a forward pass of its own, where the reference has packs. loss, norm: largest relative differences that
+    losses and gradient norms may have; tighter ones for a row whose likely faults are smaller than the usual limits."""
 
     name: str
     processes: int
     row: dict[str, Any]
     both: dict[str, Any] = field(default_factory=dict)
     unpacked: bool = False
+    loss: float = LOSS
+    norm: float = NORM
 
 
 def rows() -> list[Row]:

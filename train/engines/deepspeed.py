@@ -19,6 +19,7 @@ from train.engines import deepspeed_library
 from train.engines import megatron_optimizer as optimizers
 from train.engines.accounting import StepAccount, any_rank
 from train.engines.deepspeed_config import deepspeed_config
+from train.engines.deepspeed_cut import fill_and_cut, hollow_model
 from train.engines.deepspeed_folder import save_folder
 from train.engines.deepspeed_state import ZeroState, gathered, inventory
 from train.engines.protocol import Engine, Evidence, Objective, Outcome
@@ -60,21 +61,25 @@ class DeepSpeedEngine:
 
         self.stopwatch = Stopwatch(device)
         collectives.mark(self.stopwatch)
-        self.model = SpeechLM(config.backbone, trunk_of(config, padded_vocabulary), padded_vocabulary)
+        cut = self.stage == 3  # the model is never whole
+        self.model = hollow_model(config, padded_vocabulary, device) if cut else _whole_model(config, padded_vocabulary)
         adapt(config.stage.lora, [self.model])
-        initialise(self.model, config.train.seed, config.backbone.init_std)
-        self.model.to(device)
+        if not cut:
+            initialise(self.model, config.train.seed, config.backbone.init_std)
+            self.model.to(device)
         self.trained = freeze(config, [self.model])
         if any_rank(not any(parameter.requires_grad for parameter in self.model.parameters()), device):
             raise BadInput(
                 f"engine.name=deepspeed: a stage of parallel.pipeline={config.parallel.pipeline} would train nothing, "
                 "and DeepSpeed needs an optimiser on each; engine.name=megatron can"
             )
-        if config.parallel.sequence:
+        if config.parallel.tensor > 1:
             sum_partial_gradients(self.model)
-        self.held = inventory(
-            self.model, self.data_size, by_layer=self.trained.partial_layers
-        )  # before ZeRO-3 cuts the parameters up
+        self.held = inventory(self.model, self.data_size, by_layer=self.trained.partial_layers)
+        self._adamw = adamw(config.optimizer, groups_of([self.model], self.trained))
+        if cut:  # from here on parameters have neither their shapes nor names that checkpoints know
+            with deepspeed_library.silence():
+                fill_and_cut(self.model, config, deepspeed_config(config, self.data_size))
         self.engine = self._wrapped()
         self.optimizer = self.engine.optimizer
         masters = config.train.precision is Precision.bf16
@@ -87,14 +92,11 @@ class DeepSpeedEngine:
         with deepspeed_library.silence():
             engine, *_ = deepspeed.initialize(
                 model=self.model,
-                optimizer=self._adamw(),
+                optimizer=self._adamw,
                 config=deepspeed_config(self.config, self.data_size),
                 mpu=deepspeed_library.ModelParallelUnit,
             )
         return engine
-
-    def _adamw(self) -> torch.optim.AdamW:
-        return adamw(self.config.optimizer, groups_of([self.model], self.trained))
 
     # --- steps ----------------------------------------------------------------------------------------------
 
@@ -242,9 +244,16 @@ def counts_in_norm(parameter: torch.nn.Parameter) -> bool:
     return split or parallel_state.get_tensor_model_parallel_rank() == 0
 
 
+def _whole_model(config: Config, padded_vocabulary: int) -> SpeechLM:
+    return SpeechLM(config.backbone, trunk_of(config, padded_vocabulary), padded_vocabulary)
+
+
 def sum_partial_gradients(model: torch.nn.Module) -> None:
-    """Sum, as they arise, gradients of which every tensor-parallel rank has a part only: those of norms under sequence
-    parallelism. Megatron-Core does so after the last micro-batch, where ZeRO has long cut the gradients up."""
+    """Sum, as they arise, gradients of which every tensor-parallel rank has a part only: those of all norms under
+    sequence parallelism, and always those of queries' and keys' norms, which see this rank's heads alone.
+
+    Megatron-Core does so after the last micro-batch, where ZeRO has long cut the gradients up.
+    """
     group = parallel_state.get_tensor_model_parallel_group()
 
     def summed(gradient: torch.Tensor) -> torch.Tensor:
@@ -252,6 +261,7 @@ def sum_partial_gradients(model: torch.nn.Module) -> None:
         dist.all_reduce(whole, group=group)
         return whole
 
-    for parameter in model.parameters():
-        if getattr(parameter, "sequence_parallel", False):
+    for name, parameter in model.named_parameters():
+        of_heads = "q_layernorm" in name or "k_layernorm" in name
+        if of_heads or getattr(parameter, "sequence_parallel", False):
             parameter.register_hook(summed)

@@ -31,9 +31,14 @@ LATEST = "latest"
 _DOING = "cannot save DeepSpeed's own checkpoint"
 
 
-def tag_of(step: int | str) -> str:
-    """The name of a step's checkpoint; of "*", a pattern for all."""
+def tag_of(step: int) -> str:
+    """The name of a step's checkpoint."""
     return f"global_step{step}"
+
+
+def tagged(folder: Path) -> list[Path]:
+    """The checkpoints in a folder."""
+    return sorted(folder.glob("global_step*"))
 
 
 def save_folder(engine: Any, model: torch.nn.Module, held: Sequence[Held], folder: Path, step: int) -> Path:

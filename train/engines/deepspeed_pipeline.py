@@ -75,7 +75,7 @@ class DeepSpeedPipeline(DeepSpeedEngine):
             options = deepspeed_config(self.config, self.data_size)
             # Under sequence parallelism the tensor-parallel ranks' hidden states differ: none may send a share for all.
             options["pipeline"] = {"pipe_partitioned": False, "grad_partitioned": False}
-            engine, *_ = deepspeed.initialize(model=module, optimizer=self._adamw(), config=options)
+            engine, *_ = deepspeed.initialize(model=module, optimizer=self._adamw, config=options)
         self._observe(engine)
         return engine
 

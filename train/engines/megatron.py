@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state, tensor_parallel
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 from megatron.core.distributed import (
     DistributedDataParallel,
@@ -272,7 +274,17 @@ class MegatronEngine:
             )
             masters = self.config.train.precision is Precision.bf16
             state["optimizer"] = optimizer_state.packed(own, masters=masters, loading=loading)
+        if not loading:
+            self._copy_buffers(state["model"])
         return state
+
+    def _copy_buffers(self, sharded_model: dict[str, Any]) -> None:
+        """Parameters change in the optimiser's step alone, but buffers where they like."""
+        buffers = {buffer.untyped_storage().data_ptr() for model in self.models for buffer in model.buffers()}
+        for value in nested_values(sharded_model):
+            data = value.data if isinstance(value, ShardedTensor) else None
+            if data is not None and data.untyped_storage().data_ptr() in buffers:
+                value.data = data.clone()
 
     def _sharded_model(self, metadata: dict[str, Any]) -> dict[str, Any]:
         model = {str(number): part.sharded_state_dict(metadata=metadata) for number, part in enumerate(self.models)}

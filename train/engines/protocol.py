@@ -106,7 +106,11 @@ class Engine(Protocol):
         """Whether any rank raised its flag: the same answer on all ranks."""
 
     def sharded_state(self, *, optimizer: bool, loading: bool) -> dict[str, Any]:
-        """Parameters (and optimiser state) as sharded tensors under the keys "model" and "optimizer"."""
+        """Parameters (and optimiser state) as sharded tensors under the keys "model" and "optimizer".
+
+        Not `loading`, they may be the live tensors, but none that changes before the next training step asks `accept`:
+        what changes in a forward pass, as buffers may, is a copy.
+        """
 
     def load_state(self, state: dict[str, Any], *, optimizer: bool) -> None:
         """Take what was read into a `sharded_state(loading=True)`, the optimiser's part of it or only parameters."""

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TypeAlias, cast
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 
 from configs.parameter_names import LORA_A, LORA_B
 from train.models.speech_lm import SpeechLM
@@ -28,11 +29,23 @@ _RESIDUAL_OUTPUTS = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight
 def initialise(model: SpeechLM, seed: int, std: float) -> None:
     """Fill `model` in place: matrices N(0, std), residual outputs N(0, std / sqrt(2 layers)), norms 1, biases 0, and
     LoRA's factors as `train.models.lora` says."""
-    sharded = model.sharded_state_dict()
-    apply_factories(sharded)
-    for tensor in nested_values(sharded):
-        if isinstance(tensor, ShardedTensor) and tensor.data is not None:
-            _fill(tensor, seed, std, model.config.num_layers)
+    for _, fill in fillers(model, seed, std):
+        fill()
+
+
+def fillers(model: SpeechLM, seed: int, std: float) -> Iterator[tuple[torch.nn.Parameter, Callable[[], None]]]:
+    """Every parameter of `model`, and what fills it as `initialise` does: what it holds by the time that is called."""
+    for value in nested_values(model.sharded_state_dict()):
+        if isinstance(value, ShardedTensor | ShardedTensorFactory) and value.data is not None:
+            yield cast(torch.nn.Parameter, value.data), partial(_fill_parts, value, seed, std, model.config.num_layers)
+
+
+@torch.no_grad()
+def _fill_parts(value: ShardedTensor | ShardedTensorFactory, seed: int, std: float, layers: int) -> None:
+    """Fill a parameter, or what a factory makes of one, gate and up of a fused layer."""
+    parts = nested_values({"parts": value.build()}) if isinstance(value, ShardedTensorFactory) else [value]
+    for part in parts:
+        _fill(part, seed, std, layers)
 
 
 @torch.no_grad()

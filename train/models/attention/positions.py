@@ -18,7 +18,7 @@ def rotary_frequencies(size: int, base: float, scaling: RopeScaling | None = Non
     its published code). yarn does so by how often a pair turns over the trained positions, and sharpens the scores
     (Peng et al., 2309.00071, section 3).
     """
-    frequencies = 1.0 / (base ** (torch.arange(0, size, 2, dtype=torch.float32) / size))
+    frequencies = 1.0 / (base ** (torch.arange(0, size, 2, dtype=torch.float32, device="cpu") / size))
     if scaling is None:
         return frequencies, 1.0
     slow = frequencies / scaling.factor
@@ -37,7 +37,7 @@ def rotary_frequencies(size: int, base: float, scaling: RopeScaling | None = Non
 
     first = max(math.floor(pair_that_turns(scaling.beta_fast)), 0)
     last = min(math.ceil(pair_that_turns(scaling.beta_slow)), size - 1)
-    pairs = torch.arange(size // 2, dtype=torch.float32)
+    pairs = torch.arange(size // 2, dtype=torch.float32, device="cpu")
     kept = 1 - ((pairs - first) / max(last - first, 1e-3)).clamp(0, 1)
     sharper = scaling.attention_factor
     if sharper is None:

@@ -25,7 +25,7 @@ from checkpoints.formats.deepspeed_zero import MASTER, MOMENTS, trained_in
 from checkpoints.formats.megatron_names import cut_of, local_name, native_names
 from checkpoints.formats.source import TensorSource, TrainedSource
 from checkpoints.formats.tensor_parallel import Cut
-from checkpoints.formats.torch_files import damaged_unless, load, load_mapping
+from checkpoints.formats.torch_files import damaged_unless, load, load_mapping, save
 from runtime.exits import BadInput, StoppedEarly
 
 LATEST = "latest_universal"
@@ -196,12 +196,9 @@ def _shared_as(cut: Cut | None) -> dict[str, Any]:
 
 
 def _save(value: Any, file: Path) -> None:
-    """torch.save, with what the disk says for an error."""
+    """Save it, of a view no more than it shows: torch.save writes a view's whole storage."""
     if isinstance(value, dict) and isinstance(value.get("param"), torch.Tensor):
         tensor = value["param"]
         if tensor.untyped_storage().nbytes() != tensor.nbytes:
-            value = {**value, "param": tensor.clone()}  # torch.save writes a view's whole storage
-    try:
-        torch.save(value, file)
-    except RuntimeError as error:
-        raise (error.__context__ if isinstance(error.__context__, OSError) else OSError(f"{file}: {error}")) from error
+            value = {**value, "param": tensor.clone()}
+    save(value, file)

@@ -60,7 +60,7 @@ EXTRAS = {
     # where a cluster's image has them.
     "gpu": [],
     "lint": ["ruff>=0.17", "mypy>=2.4", "import-linter>=2.16"],
-    "test": ["pytest>=9", "pytest-timeout>=2.4", "hypothesis>=6.170", "datasets>=5.2"],
+    "test": ["pytest>=9", "pytest-timeout>=2.4", "pytest-xdist>=3.8", "hypothesis>=6.170", "datasets>=5.2"],
 }
 
 here = Path(__file__).parent

@@ -1,44 +1,38 @@
-"""Hugging Face folders to native checkpoints and back, one tensor at a time."""
+"""Checkpoints of any format into native ones and Hugging Face folders; `checkpoints.conversion` does the work."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 
-from checkpoints.atomic import replacing
+from checkpoints.atomic import partial_of
+from checkpoints.conversion import engine
+from checkpoints.conversion.engine import How
+from checkpoints.conversion.finishing import Beside
+from checkpoints.conversion.job import Job, Rows, Target
+from checkpoints.conversion.reading import open_slabs
+from checkpoints.conversion.shards import Topology, topology_of
 from checkpoints.formats.huggingface import (
+    CONFIG_FILE,
+    TOKENIZER_FILE,
     VOCABULARY_FILE,
-    HuggingFaceReader,
     grown_tokenizer,
-    write_json,
-    write_model_files,
-    write_tokenizer,
-    write_weights,
+    json_text,
+    model_files,
+    tokenizer_config,
 )
-from checkpoints.formats.native import NativeReader, Slab, write_tensors
-from checkpoints.layout import STATE_FILE, TENSORS
-from checkpoints.lora import MergedReader
-from checkpoints.manifest import (
-    MODEL_PREFIX,
-    Manifest,
-    count_parameters,
-    problems,
-    read_manifest,
-    record_files,
-    versions,
-    write_manifest,
-)
-from checkpoints.maps import describe, differences, of_backbone, of_config
+from checkpoints.formats.huggingface_config import read_config
+from checkpoints.manifest import problems, read_manifest
+from checkpoints.maps import differences, of_backbone
 from checkpoints.rules import Rule
-from checkpoints.vocabulary_surgery import describe_growth, grow_rows
-from configs.schema import BackboneConfig, NewRows, Precision
-from runtime.exits import BadInput, StoppedEarly
+from checkpoints.vocabulary_surgery import describe_growth
+from configs.schema import BackboneConfig, NewRows, ParallelConfig, Precision
+from runtime.exits import BadInput
 
 _DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
 
@@ -65,31 +59,18 @@ def import_huggingface(
     Raises BadInput where the folder is not this backbone, has tensors without a place, or the disk fails;
     StoppedEarly when `stop` turns true. `native` then is as it was.
     """
-    reader = HuggingFaceReader(source)
-    if found := differences(backbone, reader.config):
+    if found := differences(backbone, read_config(source / CONFIG_FILE)):
         raise BadInput(f"{source} is another model: {'; '.join(found)}")
-    architecture = of_config(reader.config)
-    rules = architecture.rules(backbone)
-    _check_names(reader, rules, backbone, architecture.buffers)
-    slabs = [
-        slab for rule in rules for slab in _slabs(rule, reader, backbone, text_size, padded_size, seed, stop, new_rows)
-    ]
-    with _writing(native), replacing(native) as folder:
-        tensors = write_tensors(folder / TENSORS, slabs)
-        for name, text in {STATE_FILE: "{}", **(texts or {})}.items():
-            (folder / name).write_text(text, encoding="utf-8")
-        manifest = Manifest(
-            step=0,
-            topology={},
-            tensors=tensors,
-            parameters=count_parameters(tensors),
-            files=record_files(folder, {}),
-            vocabulary=None if vocabulary is None else dict(vocabulary),
-            origin={"huggingface": source.name, **describe_growth(text_size, padded_size, seed, new_rows)},
-            versions=versions(),
-            backbone=describe(backbone),
-        )
-        write_manifest(folder, manifest)
+    job = Job(
+        source,
+        partial_of(native),
+        Target.native,
+        backbone,
+        whole(backbone),
+        rows=Rows(text_size, padded_size, seed, new_rows),
+    )
+    origin = {"huggingface": source.name, **describe_growth(text_size, padded_size, seed, new_rows)}
+    _finished(engine.run(job, native, Beside(texts or {}, vocabulary, origin), How(stop=stop, keep=False)))
     return native
 
 
@@ -109,20 +90,18 @@ def export_huggingface(
     `vocabulary` describes the checkpoint's ids (`text_size`, `specials`, `end_of_text`, `ranges`), `tokenizer_json`
     is the text tokenizer, and `token_names` name the ids from `text_size` on, special tokens first. The model keeps
     every native row, padding included, so its logits are the native model's; low-rank updates are merged into the
-    weights. Optimiser state stays behind.
+    weights. Optimiser state stays behind, and so do tensors that the architecture has no place for.
 
     Raises BadInput where the checkpoint is damaged, is not this backbone, or has another vocabulary, or the disk
     fails; StoppedEarly when `stop` turns true. `out` then is as it was.
     """
-    if found := problems(native):
+    if found := problems(native, contents=False):
         raise BadInput(f"refused checkpoint {native}: {found[0]}")
     recorded = read_manifest(native).vocabulary
-    if recorded is not None and recorded != _plain(vocabulary):
+    if recorded is not None and recorded != json.loads(json.dumps(vocabulary)):
         raise BadInput(f"{native} was made with another vocabulary")
-    reader = MergedReader(native)
     architecture = of_backbone(backbone)
-    rules = architecture.rules(backbone)
-    rows = _check_shapes(reader, rules, backbone)
+    rows = rows_of(native, backbone)
     size = vocabulary["text_size"] + len(token_names)
     if size != max(end for _, end in vocabulary["ranges"].values()) or size > rows:
         raise BadInput(f"{native}: {rows} vocabulary rows, {size} token names; they do not fit the vocabulary")
@@ -131,112 +110,42 @@ def export_huggingface(
         raise BadInput(f"the tokenizer has no token {vocabulary['end_of_text']}")
     tokenizer = grown_tokenizer(tokenizer_json, vocabulary["text_size"], token_names, len(vocabulary["specials"]))
     target = _DTYPES[dtype]
-    total = sum(_elements(reader, rule) for rule in rules) * target.itemsize
-    with _writing(out), replacing(out) as folder:
-        write_weights(folder, _foreign_tensors(reader, rules, backbone, target, stop), total)
-        settings = {**architecture.write_config(backbone), architecture.vocabulary_key: rows}
-        write_model_files(folder, settings, rows, end_of_text, target)
-        write_tokenizer(folder, tokenizer, vocabulary["end_of_text"], backbone.max_positions)
-        write_json(folder / VOCABULARY_FILE, vocabulary)  # so that the model can give a corpus its codes
+    settings = {**architecture.write_config(backbone), architecture.vocabulary_key: rows}
+    files = {
+        **model_files(settings, rows, end_of_text, target),
+        TOKENIZER_FILE: tokenizer,
+        **tokenizer_config(vocabulary["end_of_text"], backbone.max_positions),
+        VOCABULARY_FILE: json_text(vocabulary),  # so that the model can give a corpus its codes
+    }
+    job = Job(
+        native,
+        partial_of(out),
+        Target.huggingface,
+        backbone,
+        whole(backbone),
+        dtype=str(target).removeprefix("torch."),
+        partly=True,
+    )
+    _finished(engine.run(job, out, Beside(files), How(stop=stop, keep=False)))
     return out
 
 
-# --- Hugging Face to native -----------------------------------------------------------------------------------------
+def rows_of(source: Path, backbone: BackboneConfig) -> int:
+    """Rows of a source's vocabulary, padding included. Raises BadInput where it is not of this backbone."""
+    slabs = open_slabs(source, backbone, partly=True)
+    slabs.left_out()
+    return slabs.shape_and_dtype(vocabulary_rule(slabs.rules), None)[0][0]
 
 
-def _check_names(
-    reader: HuggingFaceReader, rules: Sequence[Rule], backbone: BackboneConfig, buffers: tuple[str, ...]
-) -> None:
-    placed = {name for rule in rules for layer in _layers(rule, backbone) for name in rule.names(layer)}
-    if missing := sorted(placed - reader.names):
-        raise BadInput(f"{reader.folder}: has no tensor {missing[0]} ({len(missing)} missing)")
-    repeated = ("lm_head.weight",) if backbone.tied_embeddings else ()  # some files hold the tied embedding twice
-    odd = sorted(name for name in reader.names - placed if not name.endswith((*buffers, *repeated)))
-    if odd:
-        raise BadInput(f"{reader.folder}: no place for tensor {odd[0]} ({len(odd)} such)")
+def vocabulary_rule(rules: Sequence[Rule]) -> Rule:
+    """The rule of the embedding."""
+    return next(rule for rule in rules if rule.vocabulary)
 
 
-def _slabs(
-    rule: Rule,
-    reader: HuggingFaceReader,
-    backbone: BackboneConfig,
-    text_size: int,
-    padded_size: int,
-    seed: int,
-    stop: object,
-    new_rows: NewRows,
-) -> Iterator[Slab]:
-    name = MODEL_PREFIX + rule.native
-
-    def make(layer: int | None) -> torch.Tensor:
-        _check_stop(stop)
-        whole = rule.layout.fuse([reader.read(source) for source in rule.names(layer)], backbone)
-        return grow_rows(whole, text_size, padded_size, seed, name, new_rows) if rule.vocabulary else whole
-
-    for layer in _layers(rule, backbone):
-        parts = [reader.shape_and_dtype(source) for source in rule.names(layer)]
-        shape = rule.layout.fuse([torch.empty(part, device="meta") for part, _ in parts], backbone).shape
-        yield Slab(
-            name,
-            (padded_size, *shape[1:]) if rule.vocabulary else tuple(shape),
-            parts[0][1],
-            partial(make, layer),
-            layer,
-            backbone.layers if rule.layered else None,
-        )
+def whole(backbone: BackboneConfig) -> Topology:
+    """One rank with everything."""
+    return topology_of(backbone, ParallelConfig(), 0)
 
 
-# --- native to Hugging Face -----------------------------------------------------------------------------------------
-
-
-def _check_shapes(reader: NativeReader, rules: Sequence[Rule], backbone: BackboneConfig) -> int:
-    """Whether the checkpoint has what the rules name; returns its vocabulary rows."""
-    for rule in rules:
-        held = reader.tensors.get(MODEL_PREFIX + rule.native)
-        if held is None:
-            raise BadInput(f"{reader.folder.parent} has no {rule.native}: not this backbone, {backbone.name}")
-        if rule.layered and held.shape[0] != backbone.layers:
-            raise BadInput(f"{reader.folder.parent} has {held.shape[0]} layers, {backbone.name} {backbone.layers}")
-    return reader.tensors[MODEL_PREFIX + rules[0].native].shape[0]
-
-
-def _foreign_tensors(
-    reader: NativeReader, rules: Sequence[Rule], backbone: BackboneConfig, dtype: torch.dtype, stop: object
-) -> Iterator[tuple[str, torch.Tensor]]:
-    for rule in rules:
-        for layer in _layers(rule, backbone):
-            _check_stop(stop)
-            parts = rule.layout.split(reader.read(MODEL_PREFIX + rule.native, layer), backbone)
-            for name, part in zip(rule.names(layer), parts, strict=True):
-                yield name, part.to(dtype).contiguous()
-
-
-def _elements(reader: NativeReader, rule: Rule) -> int:
-    return torch.Size(reader.tensors[MODEL_PREFIX + rule.native].shape).numel()
-
-
-# --- both -----------------------------------------------------------------------------------------------------------
-
-
-def _layers(rule: Rule, backbone: BackboneConfig) -> Sequence[int | None]:
-    return range(backbone.layers) if rule.layered else (None,)
-
-
-def _check_stop(stop: object) -> None:
-    if stop:
-        raise StoppedEarly("conversion stopped; nothing was kept, the same command starts it again")
-
-
-def _plain(value: Any) -> Any:
-    """The value as JSON would give it back."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise BadInput(f"cannot write {folder}: {error.strerror or error}") from error
+def _finished(result: Path | None) -> None:
+    assert result is not None, "the only share of a conversion finishes it"

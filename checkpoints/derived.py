@@ -38,11 +38,11 @@ from checkpoints.manifest import (
 )
 from checkpoints.metadata import tensor_records
 from checkpoints.pieces import Piece
-from checkpoints.progress import Progress
 from checkpoints.readers import reading
 from checkpoints.slices import Slice
 from checkpoints.writing import Written, write_pieces
 from runtime.exits import BadInput
+from runtime.progress import Progress, bytes_line
 
 
 @dataclass(frozen=True)
@@ -163,23 +163,36 @@ def write_parts(
     Every part is made when it is written. Raises what its `make` does, and OSError where the disk fails.
     """
     folder.mkdir()
-    progress = Progress(doing, sum(part.nbytes for parts in ranks for part in parts))
     planner = DefaultSavePlanner(flatten_state_dict=False)
     planner.set_up_planner({}, is_coordinator=True)
     _, index = planner.create_global_plan([SavePlan([part.write_item() for part in parts]) for parts in ranks])
     written: list[Written] = []
     never = threading.Event()
-    for rank, parts in enumerate(ranks):
-        if parts:
-            written.append(write_pieces(folder, rank, _made(parts, progress), never))
-    progress.close()
+    total = sum(part.nbytes for parts in ranks for part in parts)
+    with Progress("megaphone").phase(doing, total, told=bytes_line) as show:
+        count = _Count(show)
+        for rank, parts in enumerate(ranks):
+            if parts:
+                written.append(write_pieces(folder, rank, _made(parts, count), never))
     FileSystemWriter(folder).finish(index, [part.places for part in written])
     (folder / FORMAT_FILE).write_text(json.dumps(TORCH_DIST), encoding="utf-8")
     files = {name: record for part in written for name, record in part.files.items()}
     return tensor_records(index), files
 
 
-def _made(parts: Sequence[Part], progress: Progress) -> Iterator[Piece]:
+class _Count:
+    """Bytes done so far, shown."""
+
+    def __init__(self, show: Callable[[float], None]) -> None:
+        self._show = show
+        self._done = 0
+
+    def add(self, nbytes: int) -> None:
+        self._done += nbytes
+        self._show(self._done)
+
+
+def _made(parts: Sequence[Part], count: _Count) -> Iterator[Piece]:
     for part in parts:
         yield part.piece()
-        progress.add(part.nbytes)
+        count.add(part.nbytes)

@@ -14,6 +14,7 @@ from typing import Any
 import xxhash
 
 from checkpoints.atomic import write_file
+from checkpoints.safety import open_regular, quoted, read_json_object
 from runtime.exits import BadInput
 
 MANIFEST_FILE = "manifest.json"
@@ -87,10 +88,10 @@ def count_parameters(tensors: Mapping[str, TensorRecord]) -> int:
 
 
 def record_file(path: Path) -> FileRecord:
-    """Size and hash of a file, read in blocks."""
+    """Size and hash of a regular file, read in blocks. Raises BadInput where it is none."""
     digest = xxhash.xxh3_64()
     size = 0
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         while block := stream.read(_BLOCK):
             digest.update(block)
             size += len(block)
@@ -115,21 +116,52 @@ def read_manifest(folder: Path) -> Manifest:
         raise BadInput(f"{folder}: no such checkpoint folder")
     if path.is_symlink() or not path.is_file():
         raise BadInput(f"{folder}: no {MANIFEST_FILE}: the save did not finish, or this is no native checkpoint")
+    written = read_json_object(path)
     try:
-        written = json.loads(path.read_text(encoding="utf-8"))
         if written["format"] != FORMAT:
-            raise BadInput(f"{path}: format {written['format']}; this version reads format {FORMAT}")
+            raise BadInput(f"{path}: format {quoted(written['format'])}; this version reads format {FORMAT}")
         written["files"] = {name: FileRecord(**record) for name, record in written["files"].items()}
         written["tensors"] = {
             name: TensorRecord(tuple(record["shape"]), record["dtype"]) for name, record in written["tensors"].items()
         }
         manifest = Manifest(**written)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise BadInput(f"{path}: damaged ({type(error).__name__}: {error})") from error
+        raise BadInput(f"{path}: damaged ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from error
+    if wrong := _wrong_types(manifest):
+        raise BadInput(f"{path}: damaged ({wrong})")
     for name in manifest.files:
         if not is_inside(name):
-            raise BadInput(f"{path}: names a file outside the checkpoint: {name!r}")
+            raise BadInput(f"{path}: names a file outside the checkpoint: {quoted(name)}")
     return manifest
+
+
+def _wrong_types(manifest: Manifest) -> str | None:
+    """What of a manifest from elsewhere has another type than `Manifest` says, None if nothing has."""
+    for key in ("topology", "origin", "versions"):
+        if not isinstance(getattr(manifest, key), dict):
+            return f"its {key} is no object"
+    for key in ("step", "parameters"):
+        if not _is_count(getattr(manifest, key)):
+            return f"its {key} is {quoted(getattr(manifest, key))}"
+    for name, record in manifest.files.items():
+        if not _is_count(record.size) or not isinstance(record.xxh3, str):
+            return f"{quoted(name)} has no size and hash"
+    for name, tensor in manifest.tensors.items():
+        if not name.isprintable() or not all(map(_is_count, tensor.shape)) or not isinstance(tensor.dtype, str):
+            return f"{quoted(name)} has an impossible name, shape or dtype"
+    vocabulary: Any = manifest.vocabulary
+    if vocabulary is not None and not isinstance(vocabulary, dict):
+        return "its vocabulary is no object"
+    ranges = (vocabulary or {}).get("ranges", {})
+    if not isinstance(ranges, dict) or not all(
+        isinstance(ends, list) and len(ends) == 2 and all(map(_is_count, ends)) for ends in ranges.values()
+    ):
+        return "its vocabulary's ranges are not a first and a last id each"
+    return None
+
+
+def _is_count(number: Any) -> bool:
+    return type(number) is int and 0 <= number < 1 << 62
 
 
 def is_inside(name: str) -> bool:
@@ -159,6 +191,8 @@ def problem_of(folder: Path, name: str, record: FileRecord, contents: bool = Tru
             return f"{name}: {size} bytes, {record.size} were written"
         if contents and record_file(path).xxh3 != record.xxh3:
             return f"{name}: its contents changed since it was written"
+    except BadInput as error:
+        return f"{name}: {str(error).removeprefix(f'{path}: ')}"
     except FileNotFoundError:
         return f"{name}: missing"
     except OSError as error:

@@ -178,30 +178,22 @@ def check_objects(folder: Path, index: Metadata) -> None:
 
 
 def check_pieces(folder: Path, index: Metadata) -> None:
-    """Raise BadInput where a stored tensor's piece is not a tensor of the shape and dtype that the index says. Data is
-    not read."""
+    """Raise BadInput where a stored tensor's piece is not a plain tensor of the shape and dtype that the index says.
+    Data are not read."""
     for name, stored in index.state_dict_metadata.items():
         if isinstance(stored, TensorStorageMetadata):
             for chunk in stored.chunks:
-                read_piece(folder, index, name, chunk, data=False)
+                _check_piece(folder, index, name, chunk, stored.properties.dtype)
 
 
-def read_piece(
-    folder: Path, index: Metadata, name: str, chunk: ChunkStorageMetadata, *, data: bool = True
-) -> torch.Tensor:
-    """One stored piece of tensor `name`, on the CPU; without `data` on the meta device, unread. Raises BadInput where
-    it is not a plain tensor of the shape and dtype that the index says."""
-    stored = index.state_dict_metadata[name]
-    assert isinstance(stored, TensorStorageMetadata)
+def _check_piece(folder: Path, index: Metadata, name: str, chunk: ChunkStorageMetadata, dtype: torch.dtype) -> None:
     place = _place_of(folder, index, MetadataIndex(name, chunk.offsets))
     path = folder / place.relative_path
     with open_regular(path) as stream:
-        region = Region(stream, place.offset, place.length)
-        tensor = load_tensor(region, place.length, f"{path}: {name}", data=data)
-    if tensor.shape != chunk.sizes or tensor.dtype != stored.properties.dtype:
-        found, said = f"{list(tensor.shape)} {tensor.dtype}", f"{list(chunk.sizes)} {stored.properties.dtype}"
+        tensor = load_tensor(Region(stream, place.offset, place.length), place.length, f"{path}: {name}", data=False)
+    if tensor.shape != chunk.sizes or tensor.dtype != dtype:
+        found, said = f"{list(tensor.shape)} {tensor.dtype}", f"{list(chunk.sizes)} {dtype}"
         raise BadInput(f"{path}: a piece of {name} is {found}, the index says {said}")
-    return tensor
 
 
 def objects(index: Metadata) -> Iterator[tuple[str, MetadataIndex]]:

@@ -71,6 +71,13 @@ def _split_qkv(fused: torch.Tensor, backbone: BackboneConfig) -> list[torch.Tens
     return [part.flatten(0, 1) for part in groups.split(sizes, dim=1)]
 
 
+def _fuse_blocks(parts: Sequence[torch.Tensor], backbone: BackboneConfig) -> torch.Tensor:
+    head = head_dim(backbone)
+    return _fuse_qkv(
+        parts[0].split([head * backbone.heads, head * backbone.kv_heads, head * backbone.kv_heads]), backbone
+    )
+
+
 def head_dim(backbone: BackboneConfig) -> int:
     """Width of one attention head."""
     return backbone.head_dim or backbone.hidden // backbone.heads
@@ -84,3 +91,6 @@ HALVES = Layout(fuse=lambda parts, _: torch.cat(list(parts)), split=lambda whole
 
 QKV = Layout(fuse=_fuse_qkv, split=_split_qkv)
 """Query, key, value; rows go by key-value group: the group's query heads, its key head, its value head."""
+
+QKV_BLOCKS = Layout(fuse=_fuse_blocks, split=lambda whole, backbone: [torch.cat(_split_qkv(whole, backbone))])
+"""All queries, then all keys, then all values, in one tensor."""

@@ -10,7 +10,7 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO
 
 from runtime.exits import BadInput
 
@@ -59,7 +59,7 @@ def size_of(path: Path) -> int:
         return os.fstat(stream.fileno()).st_size
 
 
-def read_json_object(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
+def read_json_object(path: Path, limit: int = JSON_LIMIT, *, constants: bool = False) -> dict[str, Any]:
     """The JSON object that a file of at most `limit` bytes holds; see `parse_object`."""
     with open_regular(path) as stream:
         size = os.fstat(stream.fileno()).st_size
@@ -69,14 +69,17 @@ def read_json_object(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
             content = stream.read()
         except OSError as error:
             raise BadInput(f"{path}: cannot be read ({error.strerror})") from error
-    return parse_object(content, str(path))
+    return parse_object(content, str(path), constants=constants)
 
 
-def parse_object(content: bytes, where: str) -> dict[str, Any]:
+def parse_object(content: bytes, where: str, *, constants: bool = False) -> dict[str, Any]:
     """The JSON object in `content`. Raises BadInput, beginning with `where`, for what is no UTF-8, no JSON or no
-    object, names a key twice, nests too deep, or holds NaN or Infinity, which are not JSON."""
+    object, names a key twice, nests too deep, or, unless `constants` are allowed, holds NaN or Infinity, which are not
+    JSON."""
 
-    def refuse_constant(word: str) -> NoReturn:
+    def constant(word: str) -> float:
+        if constants:
+            return float(word)
         raise BadInput(f"{where}: cannot be read as JSON ({word} is no JSON value)")
 
     def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -88,7 +91,7 @@ def parse_object(content: bytes, where: str) -> dict[str, Any]:
         return found
 
     try:
-        parsed = json.loads(content.decode("utf-8"), object_pairs_hook=distinct, parse_constant=refuse_constant)
+        parsed = json.loads(content.decode("utf-8"), object_pairs_hook=distinct, parse_constant=constant)
     except UnicodeDecodeError as error:
         raise BadInput(f"{where}: cannot be read as JSON (not UTF-8 at byte {error.start})") from error
     except RecursionError as error:

@@ -3,8 +3,13 @@
 A save has two halves, each done by a worker of its own so that it can be in the background: every rank *writes* its
 pieces, then rank 0 *commits*: index, manifest, and the rename by which the checkpoint appears. Between and after them
 all ranks agree on how it went. In the background the worker is a thread: it dies with its rank, so nothing writes on
-into a folder that a restarted run works in, and its errors are this process's own. Writing, hashing and syncing
-release the interpreter's lock.
+into a folder that a restarted run works in, and its errors are this process's own. Copying, writing, hashing and
+syncing release the interpreter's lock.
+
+A worker in the background first copies what it is to write into host memory, and training waits for no more than that
+copy, and no sooner than it has to: the tensors of a `begin` may be the live ones, which change in the next update of
+the parameters. Until then, during the next step's data, forward and backward pass, the copy runs beside; `settle` waits
+for its end.
 """
 
 from __future__ import annotations
@@ -32,7 +37,7 @@ from checkpoints.manifest import Manifest, count_parameters, record_files, versi
 from checkpoints.metadata import tensor_records
 from checkpoints.pieces import Plan, pieces_of
 from checkpoints.sharded import without_extra_state
-from checkpoints.staging import Staging
+from checkpoints.staging import Staging, beside_training
 from checkpoints.writing import Abandoned, Written, write_pieces
 
 
@@ -89,8 +94,18 @@ class Saver:
         return self._begin(step, sharded_state, contents, background=False)
 
     def begin(self, step: int, sharded_state: dict[str, Any], contents: Contents) -> None:
-        """Copy what is to be saved and return; it is written while training goes on. `poll` or `wait` finish it."""
+        """Begin to save in the background, where what is to be saved is first copied and then written. `settle` waits
+        for the copy, before which no tensor of `sharded_state` may change; `poll` or `wait` finish the save.
+
+        What is no tensor is copied at once.
+        """
         self._begin(step, sharded_state, contents, background=True)
+
+    def settle(self) -> None:
+        """Wait until the save in the background, if there is one, has copied this rank's tensors, which may change from
+        now on. A copy that failed is for `poll` to tell."""
+        if self._save is not None:
+            self._save.copied.wait()
 
     def poll(self) -> Path | None:
         """Look how the save in the background is doing, at a step boundary of all ranks.
@@ -135,17 +150,25 @@ class Saver:
             save.index = self._plan.agree(pieces, save.doing)
             small = together(lambda: save.small_files(_plain_bytes(common)), save.doing)
             clock.lap("plan")
-            if background:
-                pieces = together(lambda: self._staging.stage(pieces), save.doing)
-                clock.lap("copy")
+            self.seconds = clock.laps
+            copying = beside_training(pieces) if background else None
 
             def write() -> Written:
+                held = pieces
+                if copying:
+                    clock = _Clock(self.seconds)
+                    try:
+                        with copying():
+                            held = self._staging.stage(pieces, save.abandon)
+                        pieces.clear()  # some are tensors that nobody else holds
+                    finally:
+                        save.copied.set()
+                    clock.lap("copy")
                 if dist.get_rank() == 0:
                     for name, content in small.items():
                         (save.partial / name).write_bytes(content)
-                return write_pieces(save.partial / TENSORS, dist.get_rank(), pieces, save.abandon)
+                return write_pieces(save.partial / TENSORS, dist.get_rank(), held, save.abandon)
 
-            self.seconds = clock.laps
             save.work = _Work(write, "write", background, self.seconds)
         except BaseException:
             self._give_up(save)
@@ -196,6 +219,7 @@ class _Save:
         self.doing = doing
         self.background = background
         self.abandon = threading.Event()
+        self.copied = threading.Event()  # in the background: what was to be saved may change
         self.committing = False
         self.index: Metadata | None = None
         self.work: _Work
@@ -274,8 +298,8 @@ class _Work:
 
 
 class _Clock:
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
+    def __init__(self, laps: dict[str, float] | None = None) -> None:
+        self.laps = {} if laps is None else laps
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:

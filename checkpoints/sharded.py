@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.agreement import together
+from checkpoints.formats.native import COMMON_FILE
 from checkpoints.metadata import check_objects, read_metadata, tensor_records
+from checkpoints.torch_file import load_plain
 from runtime.exits import BadInput
 
 
@@ -57,6 +59,7 @@ def _check_fit(folder: Path, wanted: dict[str, Any]) -> None:
 
     index = read_metadata(folder)
     check_objects(folder, index)
+    load_plain(folder / COMMON_FILE, mmap=False)
     held = tensor_records(index)
     for value in nested_values(wanted):
         if isinstance(value, ShardedTensorFactory | ShardedTensor) and value.key not in held:

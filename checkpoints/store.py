@@ -12,7 +12,6 @@ is found by looking; there is no pointer that could disagree with what is there.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,9 @@ from checkpoints.agreement import gather, together
 from checkpoints.layout import STATE_FILE, TENSORS, complete_checkpoints, step_folder, step_folders
 from checkpoints.manifest import FileRecord, problem_of, problems, read_manifest
 from checkpoints.readers import reading
+from checkpoints.safety import read_json_object
 from checkpoints.saving import Contents, Saver
 from checkpoints.sharded import read_sharded
-from runtime.exits import BadInput
 
 __all__ = [
     "STATE_FILE",
@@ -76,10 +75,7 @@ def load(
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """The `state` that was saved with a checkpoint."""
-    try:
-        return json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{checkpoint / STATE_FILE}: cannot be read ({error})") from error
+    return read_json_object(checkpoint / STATE_FILE, constants=True)
 
 
 def newest_usable(folder: Path, log: Callable[[str], None]) -> Path | None:

@@ -54,7 +54,8 @@ def load_plain(path: Path, *, mmap: bool = True) -> Any:
     compressed, or holds more than tensors and plain data (such as code, or a class of its own).
     """
     with open_regular(path) as stream:
-        _check_archive(stream, os.fstat(stream.fileno()).st_size, str(path))
+        check_archive(stream, os.fstat(stream.fileno()).st_size, str(path))
+        stream.seek(0)
         try:
             return torch.load(path if mmap else stream, map_location="cpu", weights_only=True, mmap=mmap)
         except Exception as error:  # a damaged or hostile archive can raise nearly anything
@@ -66,8 +67,7 @@ def load_tensor(region: BinaryIO | Region, length: int, where: str, *, data: boo
 
     Raises BadInput, beginning with `where`, for anything else than an archive of one plain tensor.
     """
-    _check_archive(region, length, where)
-    region.seek(0)
+    check_archive(region, length, where)
     try:
         tensor = torch.load(region, map_location="cpu" if data else "meta", weights_only=True)  # type: ignore[arg-type]
     except Exception as error:  # as above
@@ -84,8 +84,8 @@ def refusal(where: str, error: Exception) -> BadInput:
     return BadInput(f"{where}: refused, it holds more than plain tensors or is damaged ({reason[:200]}); {WAY_OUT}")
 
 
-def _check_archive(stream: BinaryIO | Region, length: int, where: str) -> None:
-    """Whether it is a zip file whose members are stored as they are, so that none is larger than the file."""
+def check_archive(stream: BinaryIO | Region, length: int, where: str) -> None:
+    """Check that it is a zip file whose members are stored as they are, so that none is larger than the file."""
     stream.seek(0)
     if stream.read(4) != b"PK\x03\x04":
         raise BadInput(f"{where}: no archive of torch.save (of PyTorch 1.6 or later); {WAY_OUT}")
@@ -99,3 +99,4 @@ def _check_archive(stream: BinaryIO | Region, length: int, where: str) -> None:
             raise BadInput(f"{where}: its {quoted(member.filename)} is compressed, which torch.save never does")
     if sum(member.file_size for member in members) > length:
         raise BadInput(f"{where}: its members say more bytes than it has")
+    stream.seek(0)

@@ -171,7 +171,7 @@ def operate_on_moments(moment: torch.Tensor, plan: RowPlan) -> torch.Tensor:
 
 def operate_on_masters(masters: torch.Tensor, plan: RowPlan, operated: torch.Tensor) -> torch.Tensor:
     """fp32 parameters beside rounded ones that became `operated`: kept rows keep theirs, new ones are the rounded."""
-    result = operated.to(masters.dtype)
+    result = operated.to(masters.dtype, copy=True)
     for run in plan.kept:
         result[run.new : run.new + run.count] = masters[run.old : run.old + run.count]
     return result

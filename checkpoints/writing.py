@@ -41,31 +41,35 @@ def write_pieces(folder: Path, rank: int, pieces: Iterable[Piece], abandon: thre
     if not pieces:
         return Written([], {})
     name = f"__{rank}_0.distcp"
-    with _HashedFile(folder / name) as file:
+    with HashedFile(folder / name) as file:
         places = [_write_piece(file, name, piece, abandon) for piece in pieces]
         record = file.finish()
     return Written(places, {name: record})
 
 
-def _write_piece(file: _HashedFile, name: str, piece: Piece, abandon: threading.Event) -> WriteResult:
+def _write_piece(file: HashedFile, name: str, piece: Piece, abandon: threading.Event) -> WriteResult:
     if abandon.is_set():
         raise Abandoned
     start = file.size
     if isinstance(piece.data, io.BytesIO):
         file.write(piece.data.getbuffer())
     else:
-        tensor = piece.data.cpu()
-        if tensor.untyped_storage().nbytes() != tensor.nbytes:
-            tensor = tensor.clone()  # torch.save writes a view's whole storage
-        try:
-            torch.save(tensor, cast(IO[bytes], file))
-        except RuntimeError as error:  # Torch's archive writer hides what the disk said behind its own error
-            raise file.error or error from error
+        write_tensor(file, piece.data.cpu())
     length = file.size - start
     return WriteResult(piece.item.index, length, _StorageInfo(name, start, length))
 
 
-class _HashedFile:
+def write_tensor(file: HashedFile, tensor: torch.Tensor) -> None:
+    """Append a CPU tensor as `torch.save` writes one. Raises OSError where the disk fails."""
+    if tensor.untyped_storage().nbytes() != tensor.nbytes:
+        tensor = tensor.clone()  # torch.save writes a view's whole storage
+    try:
+        torch.save(tensor, cast(IO[bytes], file))
+    except RuntimeError as error:  # Torch's archive writer hides what the disk said behind its own error
+        raise file.error or error from error
+
+
+class HashedFile:
     """A new file that hashes what passes through, counts it, and remembers why a write failed."""
 
     def __init__(self, path: Path) -> None:
@@ -75,7 +79,7 @@ class _HashedFile:
         self._digest = xxhash.xxh3_64()
         self._file = path.open("wb")
 
-    def __enter__(self) -> _HashedFile:
+    def __enter__(self) -> HashedFile:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,9 +1,9 @@
 """From a recipe, a scale, a stage and a command line to one typed, resolved Config.
 
 Levels, weakest first: configs/config.yaml, the recipe's `common`, its `scales.<scale>`, its `stages.<stage>`, the
-command line. Group choices (`backbone: tiny`) of all levels are settled first, later levels winning; values
-(`train.steps: 300`) go on top of the chosen groups in the same order. So the order of keys within a level, and
-of words on a command line, changes nothing.
+command line. Group choices (`backbone: tiny`, or a YAML file of one's own, `cluster: site.yaml`) of all levels are
+settled first, later levels winning; values (`train.steps: 300`) go on top of the chosen groups in the same order. So
+the order of keys within a level, and of words on a command line, changes nothing.
 """
 
 from __future__ import annotations
@@ -57,8 +57,9 @@ def compose_stage(recipe: str | None, scale: str | None, stage: str | None, over
     parsed = load_recipe(recipe) if recipe is not None else None
     levels, stage = _recipe_levels(parsed, scale, stage)
     levels.append(_command_line_level(overrides))
-    config = _compose(_choices(levels))
-    for level in levels:
+    chosen = _choices(levels)
+    config = _compose({group: choice for group, choice in chosen.items() if not _is_file(choice)})
+    for level in [*(_file_level(*item) for item in sorted(chosen.items()) if _is_file(item[1])), *levels]:
         _apply(config, level)
     if parsed is not None:
         _name_run(config, parsed, scale, cast(str, stage))
@@ -153,11 +154,30 @@ def _choices(levels: list[Level]) -> dict[str, str]:
     chosen: dict[str, str] = {}
     for level in levels:
         for group, choice in level.choices.items():
-            if choice not in known[group]:
+            if _is_file(choice):
+                if not Path(choice).is_file():
+                    raise BadInput(f"{group}={choice}: no such file ({level.origin})")
+            elif choice not in known[group]:
                 hint = _suggest(choice, known[group]) or f"; there are {', '.join(known[group])}"
                 raise BadInput(f"{group}={choice}: no such {group}{hint} ({level.origin})")
             chosen[group] = choice
     return chosen
+
+
+def _is_file(choice: str) -> bool:
+    """Whether a group's choice is a YAML file of the user's own rather than one of configs/<group>."""
+    return choice.endswith(".yaml")
+
+
+def _file_level(group: str, choice: str) -> Level:
+    """The keys of a group's section, as a file outside configs/ sets them."""
+    try:
+        written = OmegaConf.to_container(OmegaConf.load(choice))
+    except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{group}={choice}: not readable as YAML: {_first_line(error)}") from error
+    if not isinstance(written, dict):
+        raise BadInput(f"{group}={choice}: not a mapping of keys to values")
+    return _level(choice, {group: written})
 
 
 # --- composing ----------------------------------------------------------------------------------------------------

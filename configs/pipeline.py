@@ -85,7 +85,10 @@ def head_cost(backbone: BackboneConfig, vocabulary_rows: int) -> float:
     """Multiplications of the LM head over those of one layer, per token; attention scores are left out."""
     head_dim = backbone.head_dim or backbone.hidden // backbone.heads
     projections = 2 * (backbone.heads + backbone.kv_heads) * head_dim
-    return vocabulary_rows / (projections + 3 * backbone.ffn)
+    if backbone.experts is None:
+        return vocabulary_rows / (projections + 3 * backbone.ffn)
+    experts = backbone.experts  # the router, and what a token goes through
+    return vocabulary_rows / (projections + experts.count + 3 * experts.top_k * experts.ffn)
 
 
 def balanced(layers: int, stages: int, *, head_cost: float, first_cost: float = 0.0) -> list[PipelineStage]:

@@ -127,8 +127,8 @@ class Batch:
 
     tokens, labels, loss_weight (float32) and label_modality (uint8): [1, N], or [1, N, C]; positions: int64 [1, N];
     cu_seqlens: int32 [samples + 1], where each sample starts, and N; longest: tokens of the longest sample. chunks:
-    which places attend to which; one, the whole row, unless `context.share_of` cut it. splices: by encoder; targets:
-    by name.
+    which places attend to which; one, the whole row, unless `context.share_of` cut it. packs: int32 [1, N], the number
+    of each place's pack, -1 for padding; None: one pack without padding. splices: by encoder; targets: by name.
     """
 
     tokens: torch.Tensor
@@ -139,6 +139,7 @@ class Batch:
     cu_seqlens: torch.Tensor
     longest: int
     chunks: tuple[Chunk, ...]
+    packs: torch.Tensor | None = None
     splices: Mapping[str, Splice] = field(default_factory=dict)
     targets: Mapping[str, TargetRow] = field(default_factory=dict)
 
@@ -162,12 +163,20 @@ def collate(packs: Sequence[Pack]) -> Batch:
         cu_seqlens=torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32),
         longest=max(lengths),
         chunks=(chunk_of(lengths, 0, sum(lengths)),),
+        packs=torch.from_numpy(np.concatenate([_numbered(pack, number) for number, pack in enumerate(packs)]))[None],
         splices=_splices(packs),
         targets={
             name: TargetRow(torch.from_numpy(target.values)[None], torch.from_numpy(target.weight)[None])
             for name, target in laid_targets([(pack.targets, len(pack.tokens)) for pack in packs]).items()
         },
     )
+
+
+def _numbered(pack: Pack, number: int) -> np.ndarray:
+    """`number` at every place of a pack, but -1 on its padding."""
+    places = np.full(len(pack.tokens), number, np.int32)
+    places[len(places) - pack.padding :] = -1
+    return places
 
 
 def laid_targets(parts: Sequence[tuple[Mapping[str, Target], int]]) -> dict[str, Target]:

@@ -44,6 +44,7 @@ def share_of(batch: Batch, rank: int, ranks: int) -> Batch:
         positions=part(batch.positions),
         loss_weight=part(batch.loss_weight),
         label_modality=part(batch.label_modality),
+        packs=None if batch.packs is None else part(batch.packs),
         chunks=tuple(chunk_of(lengths, start, end) for start, end in mine),
         targets={name: TargetRow(part(row.values), part(row.weight)) for name, row in batch.targets.items()},
     )

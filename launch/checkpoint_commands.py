@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from configs.schema import NewRows, Precision
-from runtime.exits import DONE, FAILED, BadInput
+from configs.schema import Config, NewRows, Precision
+from launch.selection import read_words
+from runtime.exits import BAD_INPUT, DONE, FAILED, STOPPED_EARLY, BadInput
+from runtime.share import Share
+from runtime.signals import stoppable
+from runtime.workers import start_ahead
+
+if TYPE_CHECKING:
+    from checkpoints.card import LogitsAgreement
+    from checkpoints.conversion.job import Job
+
+LOGITS_CHECK = "train.conversion_check"
 
 # --- tools ----------------------------------------------------------------------------------------------------------
 
@@ -68,6 +83,20 @@ def checkpoint_consolidate(options: Namespace) -> int:
     return DONE
 
 
+def checkpoint_reshard(options: Namespace) -> int:
+    from checkpoints.tools.reshard import reshard
+    from configs.schema import ParallelConfig
+
+    parallel = ParallelConfig(
+        tensor=options.tensor,
+        pipeline=options.pipeline,
+        virtual_pipeline=options.virtual_pipeline,
+        pipeline_layout=options.pipeline_layout,
+    )
+    print(reshard(Path(options.folder), Path(options.out), parallel, optimizer=not options.drop_optimizer))
+    return DONE
+
+
 def checkpoint_vocab(options: Namespace) -> int:
     from checkpoints.tools.vocabulary import Wanted, change_vocabulary, read_vocabulary
 
@@ -88,6 +117,28 @@ def checkpoint_vocab(options: Namespace) -> int:
     return DONE
 
 
+# --- DeepSpeed --------------------------------------------------------------------------------------------------------
+
+
+def checkpoint_to_universal(options: Namespace) -> int:
+    from checkpoints.tools.opening import checkpoints_of, new_place
+    from checkpoints.training_state import export_universal
+
+    with stoppable() as stop:
+        print(export_universal(checkpoints_of(Path(options.folder))[-1], new_place(Path(options.out)), stop))
+    return DONE
+
+
+def checkpoint_from_deepspeed(options: Namespace) -> int:
+    from checkpoints.tools.opening import checkpoints_of, new_place
+    from checkpoints.training_state import import_training_state
+
+    like = checkpoints_of(Path(options.like))[-1] if options.like else None
+    with stoppable() as stop:
+        print(import_training_state(Path(options.folder), new_place(Path(options.out)), like, stop))
+    return DONE
+
+
 def _dtype(options: Namespace) -> Precision | None:
     return Precision(options.dtype) if options.dtype else None
 
@@ -98,3 +149,117 @@ def _numbers(words: str) -> list[float]:
         return [float(word) for word in words.split(":")]
     except ValueError as error:
         raise BadInput(f"{words}: numbers with colons between them are wanted, such as 5:5:1") from error
+
+
+# --- conversion -----------------------------------------------------------------------------------------------------
+
+
+def checkpoint_convert(options: Namespace) -> int:
+    """A checkpoint of any format as a native one, a Hugging Face folder, or DeepSpeed's universal folder."""
+    start_ahead(["checkpoints.conversion.tasks"])  # while this process imports what it needs itself
+    from checkpoints.conversion.engine import How, run
+    from checkpoints.conversion.job import Target
+    from checkpoints.conversion.wanted import Wanted, plan_job
+    from checkpoints.tools.opening import DTYPES, new_place
+    from checkpoints.training_state import export_universal
+    from configs.schema import ParallelConfig
+
+    source, destination = Path(options.source), Path(options.destination)
+    share = _share(options.share)
+    if share.tasks > 1 and destination.exists():
+        print(f"{destination} is there already")
+        return DONE
+    new_place(destination)
+    backbone = _model(options.settings).backbone if options.settings else None
+    with stoppable() as stop:
+        if options.to == "universal":
+            print(export_universal(source, destination, stop))
+            return DONE
+        dtype = _dtype(options)
+        wanted = Wanted(
+            target=Target(options.to) if options.to else None,
+            backbone=backbone,
+            parallel=ParallelConfig(
+                tensor=options.tensor,
+                pipeline=options.pipeline,
+                virtual_pipeline=options.virtual,
+                pipeline_layout=options.layout,
+            ),
+            dtype=DTYPES[dtype] if dtype else None,
+            rows=options.rows,
+            used=options.used,
+            seed=options.seed,
+            new_rows=NewRows(options.new_rows),
+            shard_bytes=int(options.shard_gigabytes * 1e9),
+        )
+        job, beside = plan_job(source, destination, wanted)
+        logits = _logits(job) if options.logits else None
+        how = How(workers=options.workers, share=share, stop=stop, check=options.check, logits=logits)
+        result = run(job, destination, beside, how)
+    if result is None:
+        return STOPPED_EARLY
+    from checkpoints.card import read_card
+
+    print(f"{result}: {read_card(result).verdict}")
+    return DONE
+
+
+def checkpoint_plan(options: Namespace) -> int:
+    """Names, shapes and bytes of every file of a native checkpoint, from the config alone."""
+    from checkpoints.conversion.dry_plan import as_json, as_table, plan
+
+    config = _model(options.settings)
+    planned = plan(config.backbone, config.parallel, options.rows, "bfloat16" if options.dtype != "fp32" else "float32")
+    print(as_json(planned) if options.json else as_table(planned, full=options.full))
+    return DONE
+
+
+def _logits(job: Job) -> Callable[[Path], LogitsAgreement]:
+    """What compares a result with its source, one of them native and the other at home in transformers."""
+    from checkpoints.conversion.job import Target
+    from checkpoints.conversion.reading import is_huggingface
+
+    if (job.target is Target.native) != is_huggingface(job.source):
+        raise BadInput("--logits compares a native checkpoint with a Hugging Face folder; this conversion has not both")
+    if job.target is Target.native:
+        return lambda made: _agreement(made, job.source)
+    return lambda made: _agreement(job.source, made)
+
+
+def _agreement(native: Path, huggingface: Path) -> LogitsAgreement:
+    """In a process of its own, which alone imports what models need."""
+    from checkpoints.card import LogitsAgreement
+
+    command = [sys.executable, "-m", LOGITS_CHECK, str(native), str(huggingface)]
+    told = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+    if told.returncode == BAD_INPUT:
+        raise BadInput(told.stderr.strip().splitlines()[-1])
+    if told.returncode != DONE:
+        raise RuntimeError(f"{LOGITS_CHECK} failed:\n{told.stderr}")
+    return LogitsAgreement(**json.loads(told.stdout.splitlines()[-1]))
+
+
+_NEEDLESS = {
+    "codec": "mimi",
+    "corpus": "quickstart",
+    "mixture": "quickstart",
+    "run.name": "none",
+    "run.folder": "none",
+}
+
+
+def _model(settings: list[str]) -> Config:
+    """A config whose backbone and parallel settings alone are wanted, so that no recipe or codec has to be named."""
+    given = {word.partition("=")[0] for word in settings}
+    needless = [] if "recipe" in given else [f"{key}={name}" for key, name in _NEEDLESS.items() if key not in given]
+    return read_words([*settings, *needless]).one()
+
+
+def _share(words: str | None) -> Share:
+    """K/N, K from 0 on. Raises BadInput for anything else."""
+    if words is None:
+        return Share()
+    task, _, tasks = words.partition("/")
+    if not (task.isdecimal() and tasks.isdecimal() and int(task) < int(tasks)):
+        raise BadInput(f"--share {words}: a task and their number are wanted, tasks from 0 on, such as 0/4")
+    return Share(int(task), int(tasks))

@@ -47,6 +47,14 @@ def _parser() -> argparse.ArgumentParser:
     train = _configured(commands, "train", "one stage: joins the process group of torchrun or srun, else starts ranks")
     for command in (run, train):
         command.add_argument("--cfg", action="store_true", help="print the resolved config and exit")
+    train.add_argument("--run", metavar="FOLDER", help="the stage of a run folder, with the settings saved in it")
+    for name, help_text in (
+        ("finish", "export a trained stage, check the export, write its report; what is done is not done again"),
+        ("status", "stages, steps, last figures and Slurm jobs of a run"),
+        ("cancel", "take a run's Slurm jobs out of the queue; those that run save first"),
+    ):
+        command = _command(commands, name, help_text, name)
+        command.add_argument("run_folder", help="a run folder, such as runs/quickstart")
 
     data = _group(commands, "data", "build a corpus, look into it, measure and check it")
     _configured(data, "build", "text, speech and codes into shards, or a task's share of them; resumes", "data_build")
@@ -95,6 +103,8 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("run_folder", help="a run folder; its newest checkpoint is exported to export/hf in it")
 
     _checkpoint_tools(checkpoint)
+    _checkpoint_conversion(checkpoint)
+    _checkpoint_deepspeed(checkpoint)
 
     _configured(commands, "evaluate", "validation losses of a stage's newest checkpoint")
     report = _command(commands, "report", "write report.html of a run", "report")
@@ -120,7 +130,7 @@ _NATIVE = "a native checkpoint, or a run folder (its newest one)"
 def _checkpoint_tools(checkpoint: argparse._SubParsersAction) -> None:
     """Commands that make checkpoints of checkpoints; none replaces what is there."""
     diff = _tool(checkpoint, "diff", "how two checkpoints differ; exit code 0: not at all, 1: they do", out=False)
-    diff.add_argument("a", metavar="A", help=_NATIVE)
+    diff.add_argument("a", metavar="A", help=f"{_NATIVE}, or any format that is read")
     diff.add_argument("b", metavar="B", help="another one")
     diff.add_argument("--match", action="append", metavar="PATTERN", help="tensors by name, as in 'model.decoder.*'")
     diff.add_argument("--weights-only", action="store_true", help="leave optimiser state out")
@@ -143,6 +153,15 @@ def _checkpoint_tools(checkpoint: argparse._SubParsersAction) -> None:
     one = _tool(checkpoint, "consolidate", "a native checkpoint in one file: *.safetensors, or native still")
     one.add_argument("folder", help=_NATIVE)
     one.add_argument("--optimizer", action="store_true", help="with the optimiser's state")
+    shards = _tool(checkpoint, "reshard", "its files laid out for another topology, one a rank; bits stay", dtype=False)
+    shards.add_argument("folder", help=_NATIVE)
+    shards.add_argument("--tensor", type=_count, default=1, metavar="N", help="tensor-parallel size")
+    shards.add_argument("--pipeline", type=_count, default=1, metavar="N", help="pipeline-parallel size")
+    shards.add_argument("--virtual-pipeline", type=_count, metavar="N", help="model chunks a pipeline rank")
+    shards.add_argument(
+        "--pipeline-layout", metavar="LAYOUT", help="as parallel.pipeline_layout; layers evenly unless set"
+    )
+    shards.add_argument("--drop-optimizer", action="store_true", help="weights alone")
     vocab = _tool(checkpoint, "vocab", "another vocabulary: grow, cut or pad rows, or move them to a corpus's ids")
     vocab.add_argument("folder", help=_NATIVE)
     size = vocab.add_mutually_exclusive_group()
@@ -161,10 +180,58 @@ def _checkpoint_tools(checkpoint: argparse._SubParsersAction) -> None:
     vocab.add_argument("--optimizer", action="store_true", help="keep its state; moments of new rows are 0")
 
 
+def _checkpoint_conversion(checkpoint: argparse._SubParsersAction) -> None:
+    help_text = "a checkpoint of any format into another format or for another topology; resumes"
+    convert = _command(checkpoint, "convert", help_text, "checkpoint_convert")
+    convert.add_argument("source", metavar="SOURCE", help="a folder or file; its format is found")
+    convert.add_argument("destination", metavar="DESTINATION", help="where to; nothing may be there")
+    convert.add_argument("settings", nargs="*", metavar="key=value", help="backbone=NAME, of a source that has no name")
+    formats = ("native", "huggingface", "universal")
+    convert.add_argument("--to", choices=formats, help="native, or Hugging Face's of a native one, unless set")
+    for name, short in (("tensor", "tensor-parallel ranks"), ("pipeline", "pipeline ranks")):
+        convert.add_argument(f"--{name}", type=_count, default=1, metavar="N", help=f"{short} to cut native files for")
+    convert.add_argument("--virtual", type=_count, metavar="N", help="model chunks a pipeline rank")
+    convert.add_argument(
+        "--layout", metavar="TEXT", help="of the pipeline, as parallel.pipeline_layout; even unless set"
+    )
+    convert.add_argument("--dtype", choices=("fp32", "bf16"), help="of every tensor; as they are unless set")
+    convert.add_argument("--rows", type=_count, metavar="N", help="of the vocabulary; as they are unless set")
+    convert.add_argument("--used", type=_count, metavar="N", help="rows to keep; those in use unless set")
+    convert.add_argument("--new-rows", default="covariance", choices=("covariance", "mean"), help="how new rows begin")
+    convert.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (0)")
+    convert.add_argument(
+        "--shard-gigabytes", type=float, default=5.0, metavar="X", help="a safetensors file, at most (5)"
+    )
+    convert.add_argument("--workers", type=_count, metavar="N", help="processes; one a core unless set")
+    convert.add_argument("--share", metavar="K/N", help="do part K of N, K from 0 on; the last one to end finishes")
+    convert.add_argument("--check", action="store_true", help="read the result again and compare every tensor")
+    convert.add_argument("--logits", action="store_true", help="compare logits with transformers', in fp32, in memory")
+    convert.set_defaults(module="checkpoint_commands")
+    plan = _configured(
+        checkpoint, "plan", "every file of a native checkpoint, from the config alone", "checkpoint_plan"
+    )
+    plan.add_argument("--rows", type=_count, metavar="N", required=True, help="of the vocabulary, padding included")
+    plan.add_argument("--dtype", default="bf16", choices=("fp32", "bf16"), help="of every tensor (bf16)")
+    plan.add_argument("--full", action="store_true", help="with the name, place and shape of every piece")
+    plan.add_argument("--json", action="store_true", help="all of it as JSON")
+    plan.set_defaults(module="checkpoint_commands")
+
+
+def _checkpoint_deepspeed(checkpoint: argparse._SubParsersAction) -> None:
+    """Training states, moments included, between DeepSpeed and native checkpoints."""
+    to = _tool(checkpoint, "to-universal", "a native checkpoint as DeepSpeed's universal one, moments too", dtype=False)
+    to.add_argument("folder", help=_NATIVE)
+    of = _tool(checkpoint, "from-deepspeed", "a ZeRO, pipeline or universal folder as a native one", dtype=False)
+    of.add_argument("folder", help="DeepSpeed's folder, of one step or of several (its newest one)")
+    of.add_argument(
+        "--like", metavar="NATIVE", help="take vocabulary and config from this checkpoint of the same model"
+    )
+
+
 def _tool(
     commands: argparse._SubParsersAction, name: str, help_text: str, *, out: bool = True, dtype: bool = True
 ) -> argparse.ArgumentParser:
-    parser = _command(commands, name, help_text, f"checkpoint_{name}")
+    parser = _command(commands, name, help_text, f"checkpoint_{name.replace('-', '_')}")
     parser.set_defaults(module="checkpoint_commands")
     if out:
         parser.add_argument("--out", required=True, metavar="PLACE", help="where to; nothing may be there")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 from configs.compose import to_yaml
-from configs.schema import Config
+from configs.schema import Config, Launcher
 from launch import training
 from launch.data_commands import build_corpus
 from launch.runfolder import CONFIG_FILE, RESULTS_FILE, is_finished, load_run
@@ -26,6 +27,8 @@ def run(options: Namespace) -> int:
     stages = read_words(options.settings).stages()
     if options.cfg:
         return _print_configs(stages)
+    if stages[0].launcher is Launcher.slurm:
+        return _submit(stages, options.settings)
     for config in stages:  # all of them, before the first one starts
         training.check_local(config)
     for config in stages:
@@ -39,7 +42,9 @@ def run(options: Namespace) -> int:
 
 def train(options: Namespace) -> int:
     """One stage, as a rank of the process group around it or with ranks of its own."""
-    config = read_words(options.settings).one()
+    if options.run and options.settings:
+        raise BadInput("--run takes the settings saved in the run folder; leave out the others")
+    config = load_run(Path(options.run)) if options.run else read_words(options.settings).one()
     if options.cfg:
         return _print_configs([config])
     group = training.process_group(os.environ)
@@ -95,6 +100,29 @@ def report(options: Namespace) -> int:
     return DONE
 
 
+def finish(options: Namespace) -> int:
+    config = load_run(Path(options.run_folder))
+    if not is_finished(config):
+        raise BadInput(f"{options.run_folder} is not trained to its end yet")
+    return _finish_stage(config)
+
+
+def status(options: Namespace) -> int:
+    from launch.status import describe
+
+    print("\n".join(describe(Path(options.run_folder))))
+    return DONE
+
+
+def cancel(options: Namespace) -> int:
+    from launch.slurm.cancel import cancel as cancel_jobs
+    from launch.status import stages_of
+
+    cancelled = [number for run in stages_of(Path(options.run_folder)) for number in cancel_jobs(run)]
+    _say(f"cancelled: {', '.join(map(str, cancelled))}" if cancelled else "no job of this run is in the queue")
+    return DONE
+
+
 # --- parts of a run -------------------------------------------------------------------------------------------------
 
 
@@ -111,11 +139,17 @@ def _run_stage(config: Config) -> int:
         _write_report(folder)
         if code == STOPPED_EARLY:
             return code
+    return _finish_stage(config)
+
+
+def _finish_stage(config: Config) -> int:
+    """What comes after a stage's last step: export, its check, the report."""
+    folder = Path(config.run.folder)
     results = folder / RESULTS_FILE
     if config.export.huggingface and _older(folder / EXPORT, results):
         export_run(config)
     if config.export.huggingface and _older(folder / EXPORT_CHECK, folder / EXPORT):
-        asked = []
+        asked: list[int] = []
         code = training.check_export(config, asked)
         if code == DONE:
             _heed(asked)
@@ -133,9 +167,20 @@ def _heed(asked: list[int]) -> None:
         raise StoppedEarly(f"stopped by {signal.Signals(asked[0]).name}; the same command goes on from what is done")
 
 
+def _submit(stages: list[Config], words: Sequence[str]) -> int:
+    from launch.slurm.submit import submit
+
+    for job in submit(stages, words):
+        print(f"{job.kind:<7} job {job.id}: {job.name}")
+    shared = Path(stages[0].run.folder) if len(stages) == 1 else Path(stages[0].run.folder).parent
+    _say(f"submitted; see megaphone status {shared}")
+    return DONE
+
+
 def export_run(config: Config) -> Path:
     """The newest usable checkpoint of a run as a Hugging Face folder; returns the folder."""
     from checkpoints.convert import export_huggingface
+    from checkpoints.readers import reading
     from checkpoints.store import newest_usable
     from data_pipeline.vocabulary import Vocabulary
 
@@ -144,7 +189,7 @@ def export_run(config: Config) -> Path:
     if checkpoint is None:
         raise BadInput(f"{folder} has no usable checkpoint to export")
     vocabulary = Vocabulary.load(checkpoint)
-    with stoppable() as stop:
+    with reading(checkpoint), stoppable() as stop:
         return export_huggingface(
             checkpoint,
             folder / EXPORT,

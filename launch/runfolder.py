@@ -21,6 +21,8 @@ RESULTS_FILE = "results.json"  # written by training when a stage ends
 # What a run may be resumed with a different value of: where and how it runs, and what it writes down. Everything else
 # decides what is learned, and then the curve would no longer be that of one config.
 FREE_KEYS = (
+    "launcher",
+    "cluster",
     "run",
     "parallel",
     "engine",

@@ -5,12 +5,23 @@ input; 3 the run must not go on as it is, and somebody has to decide; 76 ended b
 worth starting again; 1 anything else.
 """
 
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
 DONE = 0
 FAILED = 1
 BAD_INPUT = 2
 HALTED = 3
 STOPPED_EARLY = 75
 HUNG = 76
+
+EXIT_CODES = "MEGAPHONE_EXIT_CODES"
+"""Variable that names a folder where ranks leave their exit codes, each as `rank-<number>`. Under srun and torchrun,
+which kill the others as soon as one exits with another code than 0, one that stopped early then exits with 0."""
 
 
 class BadInput(Exception):
@@ -29,3 +40,13 @@ class Halted(Exception):
     """What the run learns from is not fit to be learned from, and its policy is to stop. The message is one line."""
 
     exit_code = HALTED
+
+
+def leave(code: int) -> NoReturn:
+    """End a rank's process at once: threads of a failed one, in a collective that will never end, must not keep it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if folder := os.environ.get(EXIT_CODES):
+        (Path(folder) / f"rank-{os.environ.get('RANK', '0')}").write_text(str(code), encoding="utf-8")
+        code = DONE if code == STOPPED_EARLY else code
+    os._exit(code)

@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
+from multiprocessing import forkserver
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from runtime.exits import BadInput, StoppedEarly
 from runtime.progress import Progress, Told
-from runtime.signals import STOP_SIGNALS, StopFlag
+from runtime.signals import STOP_SIGNALS
 
 Task = tuple[Callable[..., Any], tuple]  # a function of a module, and its arguments
 
@@ -71,6 +72,12 @@ def leave_with_parent() -> None:
         os._exit(1)
 
 
+def start_ahead(preload: Sequence[str]) -> None:
+    """Start the process that `Workers` with the same `preload` are forked from, which imports meanwhile."""
+    multiprocessing.set_forkserver_preload(list(preload))
+    forkserver.ensure_running()
+
+
 class Workers:
     """A pool of processes: `with Workers(2) as workers: workers.run("speech", tasks, total, progress, stop)`."""
 
@@ -109,7 +116,7 @@ class Workers:
         tasks: Iterable[Task],
         total: float,
         progress: Progress,
-        stop: StopFlag | None,
+        stop: object,
         *,
         told: Told | None = None,
     ) -> list[Any]:
@@ -123,7 +130,7 @@ class Workers:
         tasks: Iterable[Task],
         total: float,
         progress: Progress,
-        stop: StopFlag | None,
+        stop: object,
         *,
         told: Told | None = None,
     ) -> Iterator[Any]:
@@ -142,7 +149,7 @@ class Workers:
         tasks: Iterable[Task],
         total: float,
         progress: Progress,
-        stop: StopFlag | None,
+        stop: object,
         *,
         told: Told | None = None,
     ) -> Iterator[tuple[int, Any]]:

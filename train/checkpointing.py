@@ -12,6 +12,7 @@ import torch.distributed as dist
 from checkpoints import lora, store
 from checkpoints.agreement import gather
 from checkpoints.atomic import remove
+from checkpoints.layout import step_of
 from checkpoints.manifest import problems
 from checkpoints.maps import describe
 from checkpoints.retention import prune
@@ -22,6 +23,7 @@ from configs.schema import Config, Verification
 from data_pipeline.loader import Loader, merge_states
 from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
+from train.engines.deepspeed_folder import tag_of, tagged
 from train.engines.protocol import Engine, OwnForm
 from train.journal import Journal
 from train.progress import Progress
@@ -39,10 +41,11 @@ def engine_of(config: Config) -> dict[str, Any]:
 class Checkpoints:
     """The checkpoints of one run, of which every rank holds one and calls the same methods in the same order.
 
-    With `checkpoint.asynchronous` a periodic save copies the state and returns; `poll` at every step finds out when it
-    is on disk, and whatever needs it there waits: the next save, the last one, a stop, a rewind. A periodic save that
-    fails, as on a full disk, is one line and the run goes on, `checkpoint.failures` times in a row; then, and where
-    the state would be lost, BadInput is raised on all ranks.
+    With `checkpoint.asynchronous` a periodic save returns at once and copies the state beside the next step, whose
+    update waits for the copy (`settle`); `poll` at every step finds out when it is on disk, and whatever needs it
+    there waits: the next save, the last one, a stop, a rewind. A periodic save that fails, as on a full disk, is one
+    line and the run goes on, `checkpoint.failures` times in a row; then, and where the state would be lost, BadInput
+    is raised on all ranks.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Checkpoints:
         """`journal`, where this rank keeps one, is put on disk before a checkpoint appears. `say` prints a line where
         it is called on rank 0."""
         self.folder = Path(config.run.folder) / "checkpoints"
+        self._own = Path(config.run.folder) / OWN_FORM
         self._config = config
         self._engine = engine
         self._loader = loader
@@ -114,6 +118,11 @@ class Checkpoints:
         except BadInput as error:
             self._tolerate(error)
 
+    def settle(self) -> None:
+        """Wait until the save under way, if there is one, needs this rank's parameters and optimiser state no longer:
+        before anything changes them."""
+        self._saver.settle()
+
     def finish(self) -> None:
         """Wait for the save under way, if there is one."""
         try:
@@ -137,10 +146,10 @@ class Checkpoints:
         self._save_own(progress.step)
 
     def _save_own(self, step: int) -> None:
-        """The same state in the engine's own form, where that is asked for, and none of steps that are no longer kept."""
+        """The same state in the engine's own form, where that is asked for, and none of steps that are kept no more."""
         if self._config.checkpoint.deepspeed:
             assert isinstance(self._engine, OwnForm), "checked: engine.name=deepspeed"
-            self._engine.save_own(Path(self._config.run.folder) / OWN_FORM, step)
+            self._engine.save_own(self._own, step)
 
     def _state(self, progress: Progress) -> tuple[dict[str, Any], Contents]:
         states = gather(self._loader.state_dict())
@@ -170,6 +179,11 @@ class Checkpoints:
     def _tidy(self) -> None:
         keep = self._config.checkpoint
         prune(self.folder, keep.keep, keep.keep_every, log=self._say)
+        if keep.deepspeed:
+            kept = {tag_of(step_of(path) or 0) for path in store.complete_checkpoints(self.folder)}
+            for path in tagged(self._own):
+                if path.name not in kept:
+                    remove(path)
 
     # --- going on -------------------------------------------------------------------------------------------
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 
 from configs.schema import Config
+from runtime.exits import leave
 from runtime.signals import StopFlag
-from train.stage import leave, run_rank
+from train.stage import run_rank
 
 
 def main(arguments: list[str]) -> int:

@@ -16,9 +16,9 @@ import torch
 
 from configs.schema import AttentionKernel, Config, EngineConfig, ParallelConfig, Precision
 from data_pipeline.batch import Pack
-from runtime.exits import BadInput
+from runtime.exits import BadInput, leave
 from runtime.signals import StopFlag
-from train.stage import leave, run_rank
+from train.stage import run_rank
 
 EXPORT = Path("export") / "hf"
 CHECK_FILE = Path("export") / "check.json"

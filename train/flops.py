@@ -106,6 +106,7 @@ class _Product(NamedTuple):
     inputs: int = 0
     outputs: int = 0
     layer: int = -1  # of the trunk; -1: the head
+    beside: bool = False  # reads what the product before it reads, not what that makes
 
 
 def step_flops(
@@ -126,6 +127,8 @@ def step_flops(
     sample of T tokens attends to T (T + 1) / 2 in all, so that only the half of the score matrix that has to be
     computed counts. The embedding is a lookup and counts nothing; tied to the head, it counts once, as the head.
 
+    Of experts, those count that a token goes to (`backbone.experts.top_k`), and the router, which reads beside them.
+
     A frozen matrix takes no gradient of its own, and nothing below the lowest trained parameter any gradient at all. A
     low-rank update of rank r is two more matrices, of r (inputs + outputs) elements.
     """
@@ -133,8 +136,10 @@ def step_flops(
     heads = backbone.heads * (backbone.head_dim or backbone.hidden // backbone.heads)
     forward = backward = again = 0.0
     below = learning.trains("embedding.word_embeddings.weight")  # whether anything so far takes a gradient
+    into = below
     for product in _products(backbone, vocabulary_size):
         below = below or any(learning.trains(name) for name in _norms(product))
+        into = into if product.beside else below
         if not product.size:
             own = 4.0 * heads * attended
             backward += 2 * own if below else 0.0
@@ -145,7 +150,7 @@ def step_flops(
             base = 2.0 * product.size * places
             own = base + factors
             trained = learning.trains(_weight(product, backbone))
-            backward += (below + trained) * base + factors  # and through B, whose input A's output is, into A
+            backward += (into + trained) * base + factors  # and through B, whose input A's output is, into A
             backward += 2.0 * rank * (product.outputs + below * product.inputs) * places
             below = below or trained or rank > 0
         forward += own
@@ -158,17 +163,30 @@ def _products(backbone: BackboneConfig, vocabulary_size: int) -> Iterator[_Produ
     """The matrix products of a forward pass, in order."""
     head_dim = backbone.head_dim or backbone.hidden // backbone.heads
     hidden, inner = backbone.hidden, backbone.heads * head_dim
-    shapes = {
+    attention = {
         "self_attention.linear_qkv": (hidden, inner + 2 * backbone.kv_heads * head_dim),
         "self_attention.core": (0, 0),
         "self_attention.linear_proj": (inner, hidden),
-        "mlp.linear_fc1": (hidden, 2 * backbone.ffn),  # gate and up
-        "mlp.linear_fc2": (backbone.ffn, hidden),
     }
+    mlp = {"mlp.linear_fc1": (hidden, 2 * backbone.ffn), "mlp.linear_fc2": (backbone.ffn, hidden)}  # fc1: gate and up
     for layer in range(backbone.layers):
-        for name, (inputs, outputs) in shapes.items():
-            yield _Product(f"decoder.layers.{layer}.{name}", inputs * outputs, inputs, outputs, layer)
+        prefix = f"decoder.layers.{layer}"
+        mixed = backbone.experts is not None and layer >= backbone.experts.dense_first
+        for name, (inputs, outputs) in (attention if mixed else attention | mlp).items():
+            yield _Product(f"{prefix}.{name}", inputs * outputs, inputs, outputs, layer)
+        if mixed:
+            yield from _of_experts(backbone, layer)
     yield _Product("output_layer", hidden * vocabulary_size, hidden, vocabulary_size)
+
+
+def _of_experts(backbone: BackboneConfig, layer: int) -> Iterator[_Product]:
+    """Products of a layer's experts; the first expert's names stand for all, which are trained together."""
+    assert backbone.experts is not None
+    experts, prefix = backbone.experts, f"decoder.layers.{layer}.mlp"
+    size = experts.top_k * backbone.hidden * experts.ffn
+    yield _Product(f"{prefix}.experts.experts.0.linear_fc1", 2 * size, layer=layer)
+    yield _Product(f"{prefix}.router", backbone.hidden * experts.count, layer=layer, beside=True)
+    yield _Product(f"{prefix}.experts.experts.0.linear_fc2", size, layer=layer)
 
 
 def _norms(product: _Product) -> tuple[str, ...]:
@@ -178,7 +196,9 @@ def _norms(product: _Product) -> tuple[str, ...]:
     if product.name.endswith(".core"):
         attention = product.name.removesuffix(".core")
         return (f"{attention}.q_layernorm.weight", f"{attention}.k_layernorm.weight")
-    return (f"{product.name}.layer_norm_weight",)
+    if product.name.endswith(".experts.0.linear_fc1"):
+        return (f"decoder.layers.{product.layer}.pre_mlp_layernorm.weight",)
+    return (f"{product.name}.layer_norm_weight",) if product.inputs else ()
 
 
 def _weight(product: _Product, backbone: BackboneConfig) -> str:

@@ -60,7 +60,7 @@ class Journal:
         seconds: float,
         waited: float,
         samples: list[list[str]] | None,
-        observed: Mapping[str, float],
+        observed: Mapping[str, Any],
     ) -> None:
         """One line of metrics.jsonl. `waited`: seconds of the step in which the loader kept rank 0 waiting; `observed`:
         what `Observer.after_step` made of it."""

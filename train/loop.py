@@ -33,6 +33,7 @@ from train.engines.build import build_engine
 from train.engines.protocol import Engine, Outcome
 from train.journal import Journal
 from train.models.attention.kernels import check_kernel
+from train.models.routing import added
 from train.models.speech_lm import check_layouts
 from train.objectives.pretrain import NextToken
 from train.observe.observer import Observer
@@ -105,6 +106,7 @@ class Stage:
         self.guard = Guard(config.resilience, engine.any)
         self.pulse = Pulse()
         self._before: dict[str, Any] = {}  # the loader's state before the last step's data
+        self._settling = 0.0  # seconds that the last update waited for a save
 
     def run(self) -> None:
         with watchdog.watching(self.config) as self.pulse:
@@ -192,11 +194,11 @@ class Stage:
             self._after_incident(packs, outcome, total)
             self.observer.add(INCIDENT, time.perf_counter() - started)
             return True
-        terms = self.objective.averages(outcome.sums, outcome.counts)
+        terms = self.objective.averages(outcome.sums, outcome.counts) | outcome.routing.averages()
         samples = self._global_keys(packs) if self.config.train.log_samples else None
         self.guard.learn(self.loader.position - 1, terms["lm"], outcome.gradient_norm or 0.0)
         self.progress.add(total)
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started - self._settling  # which is told as a checkpoint's
         observed |= self.observer.after_step(step, seconds, waited, outcome)
         if self.journal:
             self.journal.step(
@@ -250,10 +252,15 @@ class Stage:
     # --- incidents ------------------------------------------------------------------------------------------
 
     def _accept(self, outcome: Outcome) -> bool:
-        """Whether the engine may apply the update of a step with this outcome."""
+        """Whether the engine may apply the update of a step with this outcome, as it does when this returns."""
         self._at("updating")
         terms = self.objective.averages(outcome.sums, outcome.counts)
-        return self.guard.accept(terms["lm"], outcome.gradient_norm or 0.0)
+        accepted = self.guard.accept(terms["lm"], outcome.gradient_norm or 0.0)
+        began = time.perf_counter()
+        with self.observer.between_steps(CHECKPOINT):
+            self.checkpoints.settle()
+        self._settling = time.perf_counter() - began
+        return accepted
 
     def _after_incident(self, packs: list[Pack], outcome: Outcome, fed: Tally) -> None:
         """Write down a step that was not learned from, and do what the policy says. Raises Halted where that is to
@@ -321,7 +328,7 @@ class Stage:
 
     def _measure(self) -> dict[str, float]:
         """Losses over the fixed validation packs. A stop signal abandons it; the resumed run measures again."""
-        sums, counts = np.zeros(self.objective.terms), np.zeros(self.objective.terms)
+        sums, counts, routing = np.zeros(self.objective.terms), np.zeros(self.objective.terms), []
         batches = self._micro_batches(self.validation)
         together = self.config.parallel.pipeline  # enough micro-batches a time to fill the pipeline
         for start in range(0, len(batches), together):
@@ -330,7 +337,8 @@ class Stage:
             outcome = self.engine.evaluate(batches[start : start + together], [])
             sums += outcome.sums
             counts += outcome.counts
-        return self.objective.averages(sums.tolist(), counts.tolist())
+            routing.append(outcome.routing)
+        return self.objective.averages(sums.tolist(), counts.tolist()) | added(routing).averages()
 
     # --- saving and stopping -------------------------------------------------------------------------------
 

@@ -14,10 +14,9 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 from configs.schema import Config
-from runtime.exits import BAD_INPUT, DONE, FAILED, HALTED, STOPPED_EARLY, BadInput, Halted, StoppedEarly
+from runtime.exits import BAD_INPUT, DONE, FAILED, HALTED, STOPPED_EARLY, BadInput, Halted, StoppedEarly, leave
 from runtime.signals import PROFILE_SIGNAL, StopFlag
 
 
@@ -47,13 +46,6 @@ def run_rank(arguments: list[str], work: Callable[[Config, StopFlag], None]) -> 
         traceback.print_exc()
         return FAILED
     return DONE
-
-
-def leave(code: int) -> NoReturn:
-    """End the process at once: threads of a failed rank, in a collective that will never end, must not keep it."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def _start(config_file: Path) -> Config:

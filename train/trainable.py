@@ -6,6 +6,7 @@ them, and gets one plan on all ranks. `configs.parameter_names` says what names 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -14,6 +15,8 @@ from configs.parameter_names import is_lora, matching
 from configs.schema import Config, StageConfig
 from configs.schema.training import DEFAULT_GROUPS
 from runtime.exits import BadInput
+
+_EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,10 @@ def plan(config: Config, elements: Mapping[str, int]) -> Trained:
     """The trained set and its groups, from `stage` and `optimizer` and the sizes of all parameters by name.
 
     Raises BadInput for a pattern that matches nothing, a parameter that two groups claim, a group with nothing to
-    train, and where nothing at all is trained.
+    train, experts of one layer of which only some are trained, and where nothing at all is trained.
     """
     names = trained_names(config.stage, elements)
+    _check_experts(names, elements)
     group_of: dict[str, str] = {}
     claimed = config.optimizer.groups
     for group, wanted in claimed.items():
@@ -102,6 +106,18 @@ def trained_names(stage: StageConfig, names: Iterable[str]) -> set[str]:
     if not chosen:
         raise BadInput("stage.trainable and stage.frozen leave no parameter to train")
     return chosen
+
+
+def _check_experts(trained: set[str], names: Iterable[str]) -> None:
+    """A checkpoint keeps the optimiser state of a layer's experts as one, so all of them have it or none."""
+    for name in names:
+        first = _EXPERT.sub(".experts.0.", name)
+        if (name in trained) != (first in trained):
+            learning, other = (name, first) if name in trained else (first, name)
+            raise BadInput(
+                f"stage.trainable and stage.frozen train {learning} and not {other}; experts of a layer are trained "
+                "together"
+            )
 
 
 def default_group(name: str) -> str:

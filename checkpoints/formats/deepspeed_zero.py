@@ -2,7 +2,7 @@
 
     mp_rank_01_model_states.pt                      parameters of model-parallel rank 1; of a pipeline only metadata
     layer_03-model_01-model_states.pt               a pipeline's: parameters of layer 3, tensor-parallel rank 1
-    [bf16_]zero_pp_rank_2_mp_rank_01_optim_states.pt  flattened fp32 parameters and moments, data-parallel rank 2's share
+    [bf16_]zero_pp_rank_2_mp_rank_01_optim_states.pt  data-parallel rank 2's share of fp32 parameters and moments
     zero_pp_rank_2_mp_rank_01_model_states.pt       ZeRO-3: metadata, and shares of frozen parameters
 
 A share is a range of all parameters of a group laid end to end (ZeRO-1, 2), or of each parameter by itself (ZeRO-3).
@@ -22,7 +22,8 @@ import torch
 
 from checkpoints.formats.megatron_names import is_parameter, native_names
 from checkpoints.formats.tensor_parallel import Cut, merged, merged_shape
-from checkpoints.formats.torch_files import Inert, fields, load_mapping
+from checkpoints.formats.torch_files import Inert, damaged_unless, fields, load_mapping
+from checkpoints.safety import quoted
 from runtime.exits import BadInput
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -30,6 +31,8 @@ MASTER = "fp32_param"
 _MODEL = re.compile(r"(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")
 _OPTIMIZER = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
 _LAYER = re.compile(r"layer_(\d+)-model_(\d+)-model_states\.pt")
+
+_guarded = damaged_unless("DeepSpeed checkpoint")
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,15 @@ class _Share:
 
 
 class ZeroSource:
-    """Parameters, and what ZeRO holds of the optimiser, by the names of the model (Megatron's in their native spelling).
+    """Parameters, and what ZeRO holds of the optimiser, by the model's names (Megatron's in their native spelling).
 
     step: of the optimiser. Of ZeRO-3 parameters are the fp32 ones, rounded to the precision they were trained in.
     """
 
+    @_guarded
     def __init__(self, folder: Path) -> None:
-        """Raises BadInput where files are missing, damaged or not plain, or where nothing says how tensor-parallel ranks
-        share a parameter."""
+        """Raises BadInput where files are missing, damaged or not plain, or where nothing says how tensor-parallel
+        ranks share a parameter."""
         self.folder = folder
         self._models = _files(folder, _MODEL)
         self._optimizers = {place: load_mapping(file) for place, file in _files(folder, _OPTIMIZER).items()}
@@ -58,7 +62,7 @@ class ZeroSource:
             raise BadInput(f"{folder}: has no mp_rank_*_model_states.pt")
         self._states = {place: load_mapping(file) for place, file in sorted(self._models.items())}
         first = next(iter(self._states.values()))
-        self._dtype = _trained_in(first.get("ds_config"))
+        self._dtype = trained_in(first.get("ds_config"))
         self._stage = self._zero_stage()
         self._check_complete()
         dimensions = first.get("checkpoint_parallel_dimensions") or {}
@@ -79,8 +83,8 @@ class ZeroSource:
         self._foreign: dict[str, str] = {}
         for name, native in names.items():
             self._foreign.setdefault(native, name)  # a tied copy on a later stage is the same tensor
-        self.kinds = (*MOMENTS, MASTER) if self._dtype is not torch.float32 else MOMENTS
-        self.kinds = self.kinds if self._shares else ()
+        masters = self._dtype is not torch.float32
+        self.kinds: tuple[str, ...] = ((*MOMENTS, MASTER) if masters else MOMENTS) if self._shares else ()
         self.step = self._taken(first)
         for name in self._foreign.values():
             self._cut(name)
@@ -89,6 +93,7 @@ class ZeroSource:
     def names(self) -> set[str]:
         return set(self._foreign)
 
+    @_guarded
     def shape_and_dtype(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
         foreign = self._known(name)
         if foreign in self._weights:
@@ -99,6 +104,7 @@ class ZeroSource:
             return self._frozen_shape(foreign), fragment.dtype
         return self._trained_shape(foreign, name), self._dtype
 
+    @_guarded
     def read(self, name: str) -> torch.Tensor:
         foreign = self._known(name)
         if foreign in self._weights:
@@ -114,6 +120,7 @@ class ZeroSource:
             else set()
         )
 
+    @_guarded
     def state(self, kind: str, name: str) -> torch.Tensor:
         if name not in self.state_names(kind):
             raise BadInput(f"{self.folder}: has no {kind} of {name}")
@@ -317,17 +324,21 @@ def _layout(state: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
     for key in ("parameter_with_sub_params", "affine_map", "ds_autoep_layers"):
         if info.get(key):
             raise BadInput(f"{folder}: its {key} is DeepSpeed's own tensor parallelism, which is not read")
+    for patterns in info.values():
+        for pattern in patterns if isinstance(patterns, list) else ():
+            # What repeats a group that repeats can take for ever to match.
+            if not isinstance(pattern, str) or len(pattern) > 1000 or re.search(r"\)[*+{?]", pattern):
+                raise BadInput(f"{folder}: its pattern {quoted(pattern)} is refused")
     return info
 
 
 def _matches(patterns: object, name: str) -> bool:
-    """Whether one of DeepSpeed's patterns matches; what a file brings is bounded before it is tried."""
-    if not isinstance(patterns, list):
-        return False
-    return any(isinstance(pattern, str) and len(pattern) < 1000 and re.match(pattern, name) for pattern in patterns)
+    """Whether one of DeepSpeed's patterns matches."""
+    return isinstance(patterns, list) and any(re.match(pattern, name) for pattern in patterns)
 
 
-def _trained_in(config: object) -> torch.dtype:
+def trained_in(config: object) -> torch.dtype:
+    """The precision of parameters by DeepSpeed's configuration, which its files keep."""
     for key, dtype in (("bf16", torch.bfloat16), ("bfloat16", torch.bfloat16), ("fp16", torch.float16)):
         section = config.get(key) if isinstance(config, Mapping) else None
         if isinstance(section, Mapping) and section.get("enabled"):

@@ -138,30 +138,32 @@ def grown_tokenizer(tokenizer_json: str, text_size: int, names: Sequence[str], s
     return grown
 
 
-def write_model_files(
-    folder: Path, architecture: Mapping[str, Any], vocabulary_rows: int, end_of_text: int, dtype: torch.dtype
-) -> None:
-    """Write config.json and generation_config.json; the document separator begins, ends and pads."""
+def model_files(
+    architecture: Mapping[str, Any], vocabulary_rows: int, end_of_text: int, dtype: torch.dtype
+) -> dict[str, str]:
+    """config.json and generation_config.json; the document separator begins, ends and pads."""
     ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end_of_text)
     name = str(dtype).removeprefix("torch.")
-    write_json(folder / CONFIG_FILE, {**architecture, "vocab_size": vocabulary_rows, "dtype": name, **ids})
-    write_json(folder / "generation_config.json", ids)
+    config = {**architecture, "vocab_size": vocabulary_rows, "dtype": name, **ids}
+    return {CONFIG_FILE: json_text(config), "generation_config.json": json_text(ids)}
 
 
-def write_tokenizer(folder: Path, tokenizer_json: str, end_of_text: str, longest: int) -> None:
-    """Write a tokenizer that AutoTokenizer loads; `longest` is the model's context in tokens."""
-    (folder / TOKENIZER_FILE).write_text(tokenizer_json, encoding="utf-8")
-    write_json(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            **dict.fromkeys(("bos_token", "eos_token", "pad_token"), end_of_text),
-            "clean_up_tokenization_spaces": False,
-            "model_max_length": longest,
-        },
-    )
+def tokenizer_config(end_of_text: str, longest: int) -> dict[str, str]:
+    """tokenizer_config.json, for AutoTokenizer to load tokenizer.json; `longest`: the model's context in tokens."""
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **dict.fromkeys(("bos_token", "eos_token", "pad_token"), end_of_text),
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": longest,
+    }
+    return {"tokenizer_config.json": json_text(settings)}
+
+
+def json_text(content: Mapping[str, Any]) -> str:
+    """An object as indented JSON."""
+    return json.dumps(content, indent=2) + "\n"
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write an object as indented JSON."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json_text(content), encoding="utf-8")

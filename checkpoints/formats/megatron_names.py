@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from checkpoints.formats.tensor_parallel import Cut
 
-_WRAPPERS = re.compile(r"(?:(?:module|model|language_model)\.)+")
+_WRAPPERS = re.compile(r"\A(?:(?:module|model|language_model)\.)+")
 _LAYER = re.compile(r"(?:encoder|transformer|decoder)\.layers\.(\d+)\.(.+)")
 _PARTS = (  # of a layer: what it is called, what native checkpoints call it
     (re.compile(r"input_(?:layer)?norm\.(weight|bias)"), r"self_attention.linear_qkv.layer_norm_\1"),
@@ -29,6 +29,10 @@ _ENDS = (  # of a model
         r"decoder.final_layernorm.\1",
     ),
     (re.compile(r"output_layer\.(weight|bias)"), r"output_layer.\1"),
+)
+_LOCAL = (
+    (".self_attention.linear_qkv.layer_norm_", ".input_layernorm."),
+    (".mlp.linear_fc1.layer_norm_", ".pre_mlp_layernorm."),
 )
 _NOT_PARAMETERS = ("_extra_state", "inv_freq")
 _STAGED = re.compile(r"(\d+)\.(.+)")  # DeepSpeed's pipeline: number of the layer in the list of layers
@@ -51,9 +55,16 @@ def native_names(names: Iterable[str], layers_before: int = 0) -> dict[str, str]
     return {name: _native(name, layers_before) for name in names}
 
 
+def local_name(native: str) -> str:
+    """A native name (layers apart) as a model of Megatron-Core's own layers has it, where norms stand by themselves."""
+    for ours, local in _LOCAL:
+        native = native.replace(ours, local)
+    return native
+
+
 def layers_in(names: Iterable[str]) -> int:
     """How many layers a stage's names are of."""
-    found = [match[1] for name in names if (match := _LAYER.fullmatch(_WRAPPERS.sub("", name, count=1)))]
+    found = [match[1] for name in names if (match := _LAYER.fullmatch(_WRAPPERS.sub("", name)))]
     return len(set(found))
 
 
@@ -65,6 +76,8 @@ def cut_of(native: str, shapes: Mapping[str, tuple[int, ...]]) -> Cut | None:
     leaf = native.rsplit(".", 1)[-1]
     if native.endswith(("norm.weight", "norm.bias")) or leaf.startswith("layer_norm_"):
         return Cut.whole
+    if leaf == "lora_a":  # of layers that are cut by columns it is too, of the others whole
+        return Cut.columns if ".linear_proj." in native or ".linear_fc2." in native else Cut.whole
     if native.startswith(("embedding.word_embeddings.", "output_layer.")) or ".linear_qkv." in native:
         return Cut.rows
     if native == "embedding.position_embeddings.weight":
@@ -79,7 +92,7 @@ def cut_of(native: str, shapes: Mapping[str, tuple[int, ...]]) -> Cut | None:
 
 
 def _native(name: str, layers_before: int) -> str:
-    bare = _WRAPPERS.sub("", name, count=1) if _WRAPPERS.match(name) else name
+    bare = _WRAPPERS.sub("", name)
     if match := _LAYER.fullmatch(bare):
         part = _renamed(match[2], _PARTS)
         return name if part is None else f"decoder.layers.{int(match[1]) + layers_before}.{part}"

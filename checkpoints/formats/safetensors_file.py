@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from checkpoints.atomic import partial_of, sync_folder
-from checkpoints.progress import Progress
 from runtime.exits import BadInput
+from runtime.progress import Progress, bytes_line
 
 _NAMES = {
     torch.float64: "F64",
@@ -58,14 +58,13 @@ def write_safetensors(path: Path, entries: Sequence[Entry], metadata: Mapping[st
         try:
             with partial.open("wb") as stream:
                 stream.write(_header(entries, metadata))
-                progress = Progress(doing, sum(entry.nbytes for entry in entries))
-                for entry in entries:
-                    tensor = entry.make()
-                    if tuple(tensor.shape) != entry.shape or tensor.dtype != entry.dtype:
-                        raise ValueError(f"{entry.name}: made {tuple(tensor.shape)} {tensor.dtype}, not as planned")
-                    stream.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-                    progress.add(entry.nbytes)
-                progress.close()
+                total = sum(entry.nbytes for entry in entries)
+                with Progress("megaphone").phase(doing, total, told=bytes_line) as show:
+                    done = 0
+                    for entry in entries:
+                        stream.write(_content(entry))
+                        done += entry.nbytes
+                        show(done)
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(partial, path)
@@ -76,6 +75,13 @@ def write_safetensors(path: Path, entries: Sequence[Entry], metadata: Mapping[st
     except OSError as error:
         raise BadInput(f"cannot write {path}: {error.strerror or error}") from error
     return path
+
+
+def _content(entry: Entry) -> memoryview:
+    tensor = entry.make()
+    if tuple(tensor.shape) != entry.shape or tensor.dtype != entry.dtype:
+        raise ValueError(f"{entry.name}: made {tuple(tensor.shape)} {tensor.dtype}, not as planned")
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def _header(entries: Sequence[Entry], metadata: Mapping[str, str]) -> bytes:

@@ -22,6 +22,9 @@ import torch
 
 from runtime.exits import BadInput
 
+SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+"""What names of torch files end with."""
+
 
 class TensorSource(Protocol):
     """Tensors of one checkpoint. Whatever its files look like, each is whole: no rank's part, no padding of ZeRO."""
@@ -40,7 +43,7 @@ class TensorSource(Protocol):
 
 
 @runtime_checkable
-class TrainedSource(Protocol):
+class TrainedSource(TensorSource, Protocol):
     """A source that also has the state of Adam. kinds: of `exp_avg`, `exp_avg_sq` and `fp32_param`, those there are."""
 
     step: int
@@ -66,16 +69,22 @@ class Format(StrEnum):
     torch_file = "plain torch files"
 
 
+def open_source(path: Path) -> TensorSource:
+    """The tensors of a folder or file, whatever its format. Raises BadInput where that is none, or damaged."""
+    kind, place = detect(path)
+    return _opener(kind)(place)
+
+
 def detect(path: Path) -> tuple[Format, Path]:
-    """The format of what lies at `path` and the folder or file of that format: the newest one where a run's folder names
-    it (`latest`, `latest_universal`, `latest_checkpointed_iteration.txt`).
+    """The format of what lies at `path` and the folder or file of that format: the newest one where a folder of several
+    names it (`latest`, `latest_universal`, `latest_checkpointed_iteration.txt`).
 
     Judged by the names of files alone. Raises BadInput in one line that says what was found where nothing fits.
     """
     if not path.exists():
         raise BadInput(f"{path}: no such file or folder")
     if path.is_file():
-        for suffixes, kind in (((".safetensors",), Format.safetensors), (_TORCH_SUFFIXES, Format.torch_file)):
+        for suffixes, kind in (((".safetensors",), Format.safetensors), (SUFFIXES, Format.torch_file)):
             if path.suffix in suffixes:
                 return kind, path
         raise BadInput(f"{path}: not a checkpoint that is read ({_READABLE})")
@@ -86,7 +95,6 @@ def detect(path: Path) -> tuple[Format, Path]:
     raise BadInput(f"{place}: holds {_contents(place)}; readable are {_READABLE}")
 
 
-_TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 _READABLE = (
     "native checkpoints, Hugging Face folders and files of safetensors, Megatron-LM's mp_rank_* folders, DeepSpeed's "
     "ZeRO, pipeline and universal folders, and torch files of plain tensors"
@@ -96,6 +104,28 @@ _POINTERS = (
     ("latest_universal", str),  # DeepSpeed
     ("latest", str),
 )
+
+
+def _opener(kind: Format) -> Callable[[Path], TensorSource]:
+    """What opens a format. The formats stand on this module, so they are imported here."""
+    from checkpoints.formats.deepspeed_universal import UniversalSource
+    from checkpoints.formats.deepspeed_zero import ZeroSource
+    from checkpoints.formats.huggingface import HuggingFaceReader
+    from checkpoints.formats.megatron_legacy import MegatronLegacySource
+    from checkpoints.formats.plain_files import SafetensorsSource, TorchSource
+    from checkpoints.formats.stacking import NativeSource
+
+    openers: dict[Format, Callable[[Path], TensorSource]] = {
+        Format.native: NativeSource,
+        Format.huggingface: HuggingFaceReader,
+        Format.safetensors: SafetensorsSource,
+        Format.megatron_legacy: MegatronLegacySource,
+        Format.deepspeed_universal: UniversalSource,
+        Format.deepspeed_pipeline: ZeroSource,
+        Format.deepspeed_zero: ZeroSource,
+        Format.torch_file: TorchSource,
+    }
+    return openers[kind]
 
 
 def _any(pattern: str) -> Callable[[Path], bool]:
@@ -113,7 +143,7 @@ _SIGNS: tuple[tuple[Format, Callable[[Path], bool]], ...] = (
         lambda folder: (folder / "config.json").is_file() and _any("*.safetensors")(folder),
     ),
     (Format.safetensors, _any("*.safetensors")),
-    (Format.torch_file, lambda folder: any(_any(f"*{suffix}")(folder) for suffix in _TORCH_SUFFIXES)),
+    (Format.torch_file, lambda folder: any(_any(f"*{suffix}")(folder) for suffix in SUFFIXES)),
 )
 
 

@@ -1,20 +1,24 @@
 """Files that `torch.save` wrote, in whatever program: memory-mapped, and without running anything they name.
 
-Training programs put objects of their own beside tensors: arguments, enumerations, loss scalers. None of those classes is
-imported, installed or not. A name from a known program is replaced by `Inert`, which keeps what it is given and does
-nothing; any other name, and any pickle that torch's own restricted reader refuses, is refused.
+Training programs put objects of their own beside tensors: arguments, enumerations, loss scalers. None of those classes
+is imported, installed or not. A name from a known program is replaced by `Inert`, which keeps what it is given and
+does nothing; any other name, and any pickle that torch's own restricted reader refuses, is refused.
 """
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from checkpoints.safety import open_regular, quoted
+from checkpoints.torch_file import WAY_OUT, check_archive, refusal
 from runtime.exits import BadInput
 
 _PROGRAMS = ("deepspeed.", "megatron.", "transformer_engine.", "apex.", "numpy.")
@@ -31,6 +35,7 @@ _NAMES = {
     "torch.device",
     "types.SimpleNamespace",
 }
+T = TypeVar("T")
 _one_at_a_time = threading.Lock()  # torch keeps its list of allowed names in one place for all threads
 
 
@@ -61,29 +66,59 @@ def fields(value: Any) -> Mapping[str, Any]:
 def load(path: Path) -> Any:
     """What a file holds, its tensors on the CPU and read from disk only where they are looked at.
 
-    Raises BadInput where it is damaged, is of the form that torch wrote before 1.6, or names code.
+    Raises BadInput, one line with the way out, where it is no plain file, is damaged, is of the form that torch wrote
+    before 1.6, or names code.
     """
+    with open_regular(path) as stream:
+        check_archive(stream, os.fstat(stream.fileno()).st_size, str(path))
     try:
         named = get_unsafe_globals_in_checkpoint(path)
-    except FileNotFoundError as error:
-        raise BadInput(f"{path}: missing") from error
-    except ValueError as error:
-        raise BadInput(
-            f"{path}: not written by torch.save, or before torch 1.6, whose form cannot be read in parts; loading and "
-            "saving it once where it was made mends that"
-        ) from error
     except Exception as error:  # a damaged archive or pickle can raise nearly anything
-        raise BadInput(f"{path}: cannot be read ({_line(error)})") from error
+        raise refusal(str(path), error) from error
     if strange := sorted(name for name in named if name not in _NAMES and not name.startswith(_PROGRAMS)):
-        raise BadInput(
-            f"{path}: refused, it names {strange[0]}, which no checkpoint needs; if you trust it, load it where it was "
-            "made and save its tensors as safetensors"
-        )
+        raise BadInput(f"{path}: refused, it names {quoted(strange[0])}, which no checkpoint needs; {WAY_OUT}")
     try:
         with _one_at_a_time, safe_globals([(Inert, name) for name in named]):
             return torch.load(str(path), map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:
-        raise BadInput(f"{path}: cannot be read ({_line(error)})") from error
+        raise refusal(str(path), error) from error
+
+
+def damaged_unless(kind: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """Decorates what reads a foreign folder, given it or `self.folder`: where what a file holds is not what `kind` has
+    there, whatever that runs into is raised as BadInput, in one line."""
+
+    def decorate(read: Callable[..., T]) -> Callable[..., T]:
+        @wraps(read)
+        def guarded(self: Any, *arguments: Any) -> T:
+            try:
+                return read(self, *arguments)
+            except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+                folder = arguments[0] if arguments and isinstance(arguments[0], Path) else self.folder
+                what = (str(error).splitlines() or [""])[0]
+                raise BadInput(
+                    f"{folder}: damaged, or no {kind} of a form that is read ({type(error).__name__}: {what[:200]})"
+                ) from error
+
+        return guarded
+
+    return decorate
+
+
+def save(value: Any, path: Path) -> None:
+    """`torch.save`, onto the disk. Raises OSError with what the disk said, which torch's archive writer hides."""
+    try:
+        with path.open("wb") as file:
+            torch.save(value, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except RuntimeError as error:
+        hidden = error.__context__
+        if not isinstance(hidden, OSError):
+            raise
+        raise OSError(hidden.errno, hidden.strerror, str(path)) from error
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def load_mapping(path: Path) -> Mapping[str, Any]:
@@ -92,55 +127,3 @@ def load_mapping(path: Path) -> Mapping[str, Any]:
     if not isinstance(held, Mapping):
         raise BadInput(f"{path}: holds no mapping but {type(held).__name__}")
     return held
-
-
-class TorchSource:
-    """Plain torch files: one, or all of a folder, each a mapping of names to tensors, perhaps under a key of its own
-    ("state_dict", "module" or "model"). What else is in them is left out."""
-
-    def __init__(self, path: Path) -> None:
-        self.folder = path
-        self._tensors: dict[str, torch.Tensor] = {}
-        for file in [path] if path.is_file() else _weight_files(path):
-            for name, tensor in _state_dict(load_mapping(file)).items():
-                if isinstance(tensor, torch.Tensor) and name in self._tensors:
-                    raise BadInput(f"{file}: {name} is in another file of {path} as well")
-                if isinstance(tensor, torch.Tensor):
-                    self._tensors[name] = tensor
-        if not self._tensors:
-            raise BadInput(f"{path}: holds no tensors by name")
-
-    @property
-    def names(self) -> set[str]:
-        return set(self._tensors)
-
-    def shape_and_dtype(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
-        tensor = self.read(name)
-        return tuple(tensor.shape), tensor.dtype
-
-    def read(self, name: str) -> torch.Tensor:
-        if name not in self._tensors:
-            raise BadInput(f"{self.folder}: has no tensor {name}")
-        return self._tensors[name]
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """Files of weights; a training state that lies beside `pytorch_model*.bin` is none."""
-    named = sorted(folder.glob("pytorch_model*.bin"))
-    return named or sorted(file for suffix in SUFFIXES for file in folder.glob(f"*{suffix}"))
-
-
-def _state_dict(held: Mapping[str, Any]) -> Mapping[str, Any]:
-    for key in ("state_dict", "module", "model"):
-        if isinstance(held.get(key), Mapping):
-            return held[key]
-    return held
-
-
-def _line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
-"""What names of torch files end with."""

@@ -11,12 +11,20 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from checkpoints.maps.architecture import Architecture
+from checkpoints.maps.chatglm import CHATGLM
+from checkpoints.maps.glm import GLM
+from checkpoints.maps.granite import GRANITE
 from checkpoints.maps.llama import LLAMA
+from checkpoints.maps.minicpm import MINICPM
+from checkpoints.maps.mistral import MISTRAL
 from checkpoints.maps.qwen2 import QWEN2
+from checkpoints.maps.qwen3 import QWEN3
+from checkpoints.maps.step1 import STEP1
+from checkpoints.rules import head_dim
 from configs.schema import BackboneConfig, Config, RopeScaling
 from runtime.exits import BadInput
 
-ARCHITECTURES: tuple[Architecture, ...] = (LLAMA, QWEN2)
+ARCHITECTURES: tuple[Architecture, ...] = (LLAMA, MISTRAL, QWEN2, QWEN3, GLM, CHATGLM, STEP1, MINICPM, GRANITE)
 """All that are known; a new one is a file here and its name in this tuple."""
 
 # Fields of BackboneConfig that are no part of what is computed with given weights over given positions.
@@ -43,10 +51,11 @@ def of_backbone(backbone: BackboneConfig) -> Architecture:
 
 
 def of_config(config_json: Mapping[str, Any]) -> Architecture:
-    """The architecture that a config.json names by its model_type. Raises BadInput for one that is not known."""
-    model_type = config_json.get("model_type")
+    """The architecture that a config.json names by its model_type, or by its class where it has none. Raises BadInput
+    for one that is not known."""
+    model_type, classes = config_json.get("model_type"), config_json.get("architectures") or ()
     for known in ARCHITECTURES:
-        if model_type in known.model_types:
+        if model_type in known.model_types or (model_type is None and set(classes) & set(known.classes)):
             return known
     names = ", ".join(name for known in ARCHITECTURES for name in known.model_types)
     raise BadInput(f"config.json: model_type={model_type!r} is not known here; known are {names}")
@@ -104,7 +113,9 @@ def _unequal(theirs: BackboneConfig, ours: BackboneConfig) -> list[tuple[str, An
     for field in fields(BackboneConfig):
         there, here = getattr(theirs, field.name), getattr(ours, field.name)
         if field.name == "head_dim":
-            there, here = (one.head_dim or one.hidden // one.heads for one in (theirs, ours))
+            there, here = head_dim(theirs), head_dim(ours)
+        if field.name == "attention_scale":
+            there, here = (one.attention_scale or head_dim(one) ** -0.5 for one in (theirs, ours))
         if field.name in _FREE or _same(there, here):
             continue
         if isinstance(there, RopeScaling) and isinstance(here, RopeScaling):

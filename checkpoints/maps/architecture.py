@@ -15,15 +15,17 @@ class Architecture:
     """One published form of a text LLM.
 
     name: what `BackboneConfig.architecture` says. model_types: what config.json says, of those that are read as this
-    form. rules: the rules of a backbone that has this form (`maps.of_backbone` makes sure of that). read_config: the
-    backbone that a config.json describes; what config.json does not say (name, tokenizer, weights) is empty. Raises
-    BadInput for a model that is computed otherwise than by the fields of BackboneConfig. write_config: config.json of
-    a backbone, but for its vocabulary. vocabulary_key: what config.json calls the rows of the embedding. buffers:
-    endings of names that files may hold beside parameters and that are computed here.
+    form. classes: what it lists as `architectures`, which counts where it has no model_type. rules: the rules of a
+    backbone that has this form (`maps.of_backbone` makes sure of that). read_config: the backbone that a config.json
+    describes; what config.json does not say (name, tokenizer, weights) is empty. Raises BadInput for a model that is
+    computed otherwise than by the fields of BackboneConfig. write_config: config.json of a backbone, but for its
+    vocabulary. vocabulary_key: what config.json calls the rows of the embedding. buffers: endings of names that files
+    may hold beside parameters and that are computed here.
     """
 
     name: str
     model_types: tuple[str, ...]
+    classes: tuple[str, ...]
     rules: Callable[[BackboneConfig], list[Rule]]
     read_config: Callable[[Mapping[str, Any]], BackboneConfig]
     write_config: Callable[[BackboneConfig], dict[str, Any]]

@@ -48,16 +48,17 @@ class ConfigForm:
     read: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda written: {}
     write: Callable[[BackboneConfig], dict[str, Any]] = lambda backbone: {}
     rope: bool = True  # whether rope_theta, rope_parameters and rope_scaling say where tokens stand
+    rope_share: float | None = None  # assumed where partial_rotary_factor is left out; None: heads rotate as a whole
 
     def read_config(self, written: Mapping[str, Any]) -> BackboneConfig:
         """The backbone that `written`, a config.json, describes. Raises BadInput where none here is computed so."""
         for key, value in self.fixed.items():
-            if written.get(key, value) != value:
+            if written.get(key) not in (None, value):
                 raise BadInput(f"config.json: {key}={written[key]!r}; of {self.name} only {key}={value!r} is computed")
         fields = {name: self._value(name, key, written) for name, key in self.keys.items()}
         fields = {name: value for name, value in fields.items() if value is not None}
         if self.rope:
-            fields |= rotary.read(written)
+            fields |= rotary.read(written, self.rope_share)
         fields |= {**self.meant, **self.read(written)}
         fields["head_dim"] = fields.get("head_dim") or fields["hidden"] // fields["heads"]
         return BackboneConfig(
@@ -73,7 +74,7 @@ class ConfigForm:
             "architectures": [self.class_name],
             "model_type": self.model_type,
             **written,
-            **(rotary.write(backbone) if self.rope else {}),
+            **(rotary.write(backbone, self.rope_share is not None) if self.rope else {}),
             **self.fixed,
             **self.write(backbone),
         }
@@ -97,6 +98,14 @@ class ConfigForm:
                 f"config.json: {key}={value!r} is no {'whole number' if name in _WHOLE else 'number'} above 0"
             )
         return value if name in _WHOLE else float(value)
+
+
+def whole(written: Mapping[str, Any], key: str) -> int:
+    """A positive whole number of a config.json. Raises BadInput where it is none."""
+    value = written.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise BadInput(f"config.json: {key}={value!r} is no whole number above 0")
+    return value
 
 
 def number(written: Mapping[str, Any], key: str, default: float | None = None) -> float:

@@ -56,4 +56,4 @@ FORM = ConfigForm(
     defaults={"tie_word_embeddings": False, "rms_norm_eps": 1e-6},
     fixed={"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
 )
-LLAMA = Architecture("llama", ("llama",), rules, FORM.read_config, FORM.write_config)
+LLAMA = Architecture("llama", ("llama",), ("LlamaForCausalLM",), rules, FORM.read_config, FORM.write_config)

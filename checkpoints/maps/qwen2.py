@@ -21,4 +21,4 @@ FORM = ConfigForm(
     fixed={"hidden_act": "silu", "use_sliding_window": False},
     meant={"qkv_bias": True},
 )
-QWEN2 = Architecture("qwen2", ("qwen2",), rules, FORM.read_config, FORM.write_config)
+QWEN2 = Architecture("qwen2", ("qwen2",), ("Qwen2ForCausalLM",), rules, FORM.read_config, FORM.write_config)

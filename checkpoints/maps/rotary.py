@@ -40,19 +40,29 @@ _OPTIONAL = ("beta_fast", "beta_slow", "attention_factor")
 _IGNORED: Mapping[str, Any] = {"truncate": True, "finetuned": None}
 
 
-def read(written: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of BackboneConfig about rotary positions. Raises BadInput for a scaling that is not computed here."""
+def read(written: Mapping[str, Any], share: float | None = None) -> dict[str, Any]:
+    """Fields of BackboneConfig about rotary positions. `share`: of a head's dimensions that rotate, where config.json
+    does not say; None: always all. Raises BadInput for what is not computed here."""
     rope = written.get("rope_parameters") or written.get("rope_scaling") or {}
     if not isinstance(rope, Mapping):
         raise BadInput(f"config.json: rope_scaling={rope!r} is no object")
     base = rope.get("rope_theta") or written.get("rope_theta") or _BASE
-    return {"rope_base": _number("rope_theta", base), "rope_scaling": _read_scaling(rope, written)}
+    given = rope.get("partial_rotary_factor") or written.get("partial_rotary_factor")
+    if share is None and given not in (None, 1.0):
+        raise BadInput(f"config.json: partial_rotary_factor={given!r}; here these heads rotate as a whole")
+    return {
+        "rope_base": _number("rope_theta", base),
+        "rope_scaling": _read_scaling(rope, written),
+        "rope_share": _number("partial_rotary_factor", given or share or 1.0),
+    }
 
 
-def write(backbone: BackboneConfig) -> dict[str, Any]:
-    """Keys of config.json about rotary positions, for old and new readers."""
+def write(backbone: BackboneConfig, partial: bool = False) -> dict[str, Any]:
+    """Keys of config.json about rotary positions, for old and new readers; `partial`: the share that rotates too."""
     base = float(backbone.rope_base)
-    return {"rope_theta": base, "rope_parameters": {"rope_theta": base, **_write_scaling(backbone.rope_scaling)}}
+    share = {"partial_rotary_factor": float(backbone.rope_share)} if partial else {}
+    parameters = {"rope_theta": base, **share, **_write_scaling(backbone.rope_scaling)}
+    return {"rope_theta": base, **share, "rope_parameters": parameters}
 
 
 def _read_scaling(rope: Mapping[str, Any], written: Mapping[str, Any]) -> RopeScaling | None:

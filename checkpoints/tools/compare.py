@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 
 from checkpoints.manifest import TensorRecord
-from checkpoints.progress import Progress
-from checkpoints.slices import TensorReader, is_stacked, slices
-from checkpoints.tools.opening import is_parameter, opened
+from checkpoints.slices import TensorReader, slices
+from checkpoints.tools.opening import ForeignReader, is_native, is_parameter, opened
 from configs.parameter_names import matcher
 from runtime.exits import BadInput
+from runtime.progress import Progress, bytes_line
 
 _BLOCK = 1 << 22  # elements compared at once, in float64
 
@@ -62,16 +62,26 @@ class Comparison:
 
 
 def compare_folders(a: Path, b: Path, *, patterns: Iterable[str] = ("*",), optimizer: bool = True) -> Comparison:
-    """Compare two native checkpoints, or the newest ones of two runs. `patterns` choose native tensors by name
-    (configs/parameter_names.py, with the native prefix); without `optimizer` the model's alone are.
+    """Compare two native checkpoints, or the newest ones of two runs, or parameters of any two formats of one naming.
 
-    Raises BadInput where one is damaged, or where the patterns choose nothing in either.
+    `patterns` choose tensors by name (configs/parameter_names.py; between native ones with the prefix `model.` and
+    layers stacked, else each layer by itself); without `optimizer` the model's alone are compared.
+
+    Raises BadInput where one is damaged, where the patterns choose nothing in either, or where the formats have no name
+    in common.
     """
     with ExitStack() as stack:
-        readers = [stack.enter_context(opened(folder)).reader for folder in (a, b)]
-        chosen = [_chosen(reader.tensors, list(patterns), optimizer) for reader in readers]
+        checkpoints = [stack.enter_context(opened(folder)) if is_native(folder) else None for folder in (a, b)]
+        readers: list[TensorReader] = [
+            native.reader if native and all(checkpoints) else ForeignReader(native.folder if native else folder)
+            for native, folder in zip(checkpoints, (a, b), strict=True)
+        ]
+        foreign = not all(checkpoints)
+        chosen = [_chosen(reader.tensors, list(patterns), optimizer or foreign) for reader in readers]
         if not any(chosen):
             raise BadInput(f"no tensor of {a} or {b} has a name like {', '.join(patterns)}")
+        if foreign and not chosen[0].keys() & chosen[1].keys():
+            raise BadInput(f"{a} and {b} have no name in common, such as {next(iter(chosen[0] or chosen[1]))}")
         return compare(readers[0], readers[1], chosen[0], chosen[1])
 
 
@@ -91,17 +101,16 @@ def compare(
     numbers, and count as mismatched too."""
     both = sorted(in_a.keys() & in_b.keys())
     comparable = [name for name in both if in_a[name].shape == in_b[name].shape]
-    progress = Progress("comparing", sum(piece.nbytes for piece in slices({name: in_a[name] for name in comparable})))
-    found = []
-    for name in comparable:
-        sums = _Sums(bits=in_a[name].dtype == in_b[name].dtype)
-        layers = range(in_a[name].shape[0]) if is_stacked(name) else (None,)
-        for layer in layers:
-            first = a.read(name, layer)
-            sums.add(first, b.read(name, layer))
-            progress.add(first.nbytes)
-        found.append(sums.difference(name))
-    progress.close()
+    total = sum(piece.nbytes for piece in slices({name: in_a[name] for name in comparable}))
+    found, done = [], 0
+    with Progress("megaphone").phase("comparing", total, told=bytes_line) as show:
+        for name in comparable:
+            sums = _Sums(bits=in_a[name].dtype == in_b[name].dtype)
+            for piece in slices({name: in_a[name]}):
+                sums.add(piece.read(a), piece.read(b))
+                done += piece.nbytes
+                show(done)
+            found.append(sums.difference(name))
     return Comparison(
         sorted(in_a.keys() - in_b.keys()),
         sorted(in_b.keys() - in_a.keys()),

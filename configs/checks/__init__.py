@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from configs.checks.attention import check_attention
+from configs.checks.cluster import check_cluster
 from configs.checks.codec import check_codec
 from configs.checks.data import check_making, check_mixture
 from configs.checks.engine import check_engine
+from configs.checks.experts import check_experts
 from configs.checks.loss import check_loss
 from configs.checks.observe import check_observe
 from configs.checks.pipeline import check_micro_batches, check_pipeline
 from configs.checks.quality import check_alignment, check_quality
 from configs.checks.resilience import check_resilience
-from configs.checks.topology import check_data_parallel, check_not_yet, check_topology, data_parallel_size
+from configs.checks.topology import check_data_parallel, check_topology, data_parallel_size
 from configs.checks.training import check_backbone, check_trained, check_training
 from configs.schema import Config
 from runtime.exits import BadInput
@@ -33,7 +35,6 @@ def check(config: Config, processes: int | None = None) -> None:
     _check_signs(config)
     check_corpus(config)
     _check_names(config)
-    check_not_yet(config)
     check_backbone(config)
     check_attention(config)
     check_topology(config)
@@ -44,8 +45,10 @@ def check(config: Config, processes: int | None = None) -> None:
     check_loss(config)
     check_trained(config)
     check_resilience(config)
+    check_cluster(config)
     check_mixture(config)
     data = data_parallel_size(config, processes)
+    check_experts(config, None if processes is None else data)
     check_data_parallel(config, data)
     check_micro_batches(config, data)
 
@@ -63,7 +66,10 @@ def check_corpus(config: Config) -> None:
 
 _POSITIVE = {
     "run": ("remote_shards_gb",),
-    "backbone": ("layers", "hidden", "ffn", "heads", "kv_heads", "norm_eps", "rope_base", "init_std", "max_positions"),
+    "backbone": (
+        *("layers", "hidden", "ffn", "heads", "kv_heads", "norm_eps", "rope_base", "init_std", "max_positions"),
+        *("embedding_multiplier", "residual_multiplier", "logits_divisor"),
+    ),
     "corpus": ("speech_minutes", "shard_minutes", "longest_seconds"),
     "loader": ("lanes", "packing_window", "shuffle_documents"),
     "train": ("steps", "global_batch", "micro_batch", "sequence_length"),
@@ -71,6 +77,7 @@ _POSITIVE = {
     "parallel": ("tensor", "pipeline", "context", "expert", "recompute_layers"),
     "tracker": ("console_every",),
     "resilience": ("spike_bound", "window", "warmup", "leave_out", "straggler_comparisons"),
+    "cluster": ("nodes", "warning"),
 }
 _NOT_NEGATIVE = {
     "corpus": ("text_characters",),
@@ -81,6 +88,7 @@ _NOT_NEGATIVE = {
     "observe": ("ranks_every", "norms_every"),
     "loss": ("z", "chunk"),
     "resilience": ("most_incidents", "restarts", "restart_pause"),
+    "cluster": ("gpus_per_node", "requeues"),
 }
 _SHARE = {
     "corpus": ("validation_share", "damaged_share"),
@@ -88,11 +96,12 @@ _SHARE = {
     "optimizer": ("beta1", "beta2", "floor"),
 }
 _POSITIVE_IF_GIVEN = {
-    "backbone": ("head_dim",),
+    "backbone": ("head_dim", "attention_scale"),
     "corpus": ("workers", "tasks"),
     "parallel": ("virtual_pipeline", "data", "bucket_size"),
     "observe": ("peak_teraflops",),
     "resilience": ("hang_seconds", "straggler_share"),
+    "cluster": ("ranks_per_node", "cpus_per_rank"),
 }
 
 

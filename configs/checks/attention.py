@@ -11,6 +11,7 @@ def check_attention(config: Config) -> None:
     head_dim = backbone.head_dim or backbone.hidden // backbone.heads
     if backbone.positions is Positions.rope and head_dim % 2:
         raise BadInput(f"a head has {head_dim} dimensions; rotary positions need an even number")
+    _check_rotated(backbone, head_dim)
     _check_scaling(backbone)
     kernel = config.train.attention
     if kernel in (AttentionKernel.varlen, AttentionKernel.te):
@@ -18,6 +19,21 @@ def check_attention(config: Config) -> None:
             raise BadInput(f"train.attention={kernel.value} cannot add the bias of backbone.positions=sqrt_alibi")
         if config.train.precision is not Precision.bf16:
             raise BadInput(f"train.attention={kernel.value} needs train.precision=bf16")
+
+
+def _check_rotated(backbone: BackboneConfig, head_dim: int) -> None:
+    if backbone.positions is not Positions.rope:
+        if backbone.rope_share != 1.0 or backbone.rope_interleaved:
+            raise BadInput(
+                "backbone.rope_share and rope_interleaved are of positions=rope, "
+                f"not of positions={backbone.positions.value}"
+            )
+        return
+    rotated = backbone.rope_share * head_dim
+    if not 0 < rotated <= head_dim or rotated % 2:
+        raise BadInput(
+            f"backbone.rope_share={backbone.rope_share} of a head's {head_dim} dimensions is no even number of them"
+        )
 
 
 def _check_scaling(backbone: BackboneConfig) -> None:

@@ -32,13 +32,6 @@ def data_parallel_size(config: Config, processes: int | None = None) -> int:
     return processes // model
 
 
-def check_not_yet(config: Config) -> None:
-    parallel = config.parallel
-    for key, size, what in (("expert", parallel.expert, "expert parallelism"),):
-        if size > 1:
-            raise BadInput(f"parallel.{key}={size}: {what} is not there yet; leave it at 1")
-
-
 def check_topology(config: Config) -> None:
     tensor = config.parallel.tensor
     for key, count in (

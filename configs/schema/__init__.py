@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from configs.schema.cluster import ClusterConfig, ContainerConfig, ContainerKind, Launcher, Tasks
 from configs.schema.data import (
     AlignmentConfig,
     CodebookConfig,
@@ -24,6 +25,7 @@ from configs.schema.loss import LossConfig
 from configs.schema.model import (
     AudioRows,
     BackboneConfig,
+    ExpertsConfig,
     ExportConfig,
     LoraConfig,
     NewRows,
@@ -38,6 +40,7 @@ from configs.schema.training import (
     AttentionKernel,
     CheckpointConfig,
     EngineConfig,
+    ExpertKernel,
     OptimizerConfig,
     ParallelConfig,
     ParameterGroupConfig,
@@ -57,13 +60,19 @@ __all__ = [
     "AudioRows",
     "BackboneConfig",
     "CheckpointConfig",
+    "ClusterConfig",
     "CodebookConfig",
     "CodecConfig",
     "Config",
+    "ContainerConfig",
+    "ContainerKind",
     "CorpusConfig",
     "CutConfig",
     "EngineConfig",
+    "ExpertKernel",
+    "ExpertsConfig",
     "ExportConfig",
+    "Launcher",
     "LoaderConfig",
     "LoraConfig",
     "LossConfig",
@@ -89,6 +98,7 @@ __all__ = [
     "SpeechSourceConfig",
     "StageConfig",
     "SynthesisConfig",
+    "Tasks",
     "TrackerConfig",
     "TrainConfig",
     "Verification",
@@ -101,7 +111,9 @@ class Config:
 
     recipe: str | None = None
     scale: str | None = None
+    launcher: Launcher = Launcher.local
     run: RunConfig = field(default_factory=RunConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     codec: CodecConfig = field(default_factory=CodecConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)

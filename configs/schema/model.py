@@ -13,7 +13,7 @@ from configs.schema.training import Precision
 class Positions(Enum):
     """How tokens know their order within a sample."""
 
-    rope = "rope"  # queries and keys are rotated (2104.09864), dimension i with i + half, as Llama does it
+    rope = "rope"  # queries and keys are rotated (2104.09864)
     sqrt_alibi = "sqrt_alibi"  # -slope x sqrt(distance) is added to scores, as in Step-1
     none = "none"  # by the causal mask alone
 
@@ -39,6 +39,26 @@ class RopeScaling:
 
 
 @dataclass
+class ExpertsConfig:
+    """SwiGLU experts in place of a layer's MLP, of which a router picks some for each token (Mixtral, Qwen3-MoE).
+
+    Both losses are means over the real tokens of the global batch, added up over the layers and minimised beside what
+    the objective says. That of balance is computed pack by pack, so that no topology and no size of a micro-batch
+    changes it: E sum_e f_e P_e (Fedus et al. 2021, 2101.03961, eq. 4 to 6), where over the tokens of one pack f_e is
+    the share of their choices that fell on expert e, and P_e its mean probability under the router's softmax; 1 where
+    all experts are alike. The router's z loss is log(sum_e exp(logit_e))^2 (Zoph et al. 2022, 2202.08906, eq. 5).
+    """
+
+    count: int = MISSING  # experts a layer
+    ffn: int = MISSING  # inner width of an expert
+    top_k: int = 2  # experts a token goes to
+    normalise_top_k: bool = True  # a token's weights add up to 1; false: they are probabilities among all experts
+    dense_first: int = 0  # the lowest layers, so many of them, keep an MLP of backbone.ffn
+    balance: float = 0.0  # coefficient of the balance loss; 0: measured, not minimised
+    z: float = 0.0  # coefficient of the router's z loss; 0: measured, not minimised
+
+
+@dataclass
 class BackboneConfig:
     """The text LLM that learns to listen and speak (RMSNorm, GQA, SwiGLU; Llama's family and Step-1's)."""
 
@@ -48,7 +68,7 @@ class BackboneConfig:
     architecture: str = "llama"
     layers: int = MISSING
     hidden: int = MISSING
-    ffn: int = MISSING
+    ffn: int = MISSING  # inner width of an MLP
     heads: int = MISSING
     kv_heads: int = MISSING
     head_dim: int | None = None  # None: hidden / heads
@@ -56,8 +76,15 @@ class BackboneConfig:
     positions: Positions = Positions.rope
     rope_base: float = 10000.0
     rope_scaling: RopeScaling | None = None  # None: frequencies as rope_base gives them
+    rope_share: float = 1.0  # of every head's dimensions, the first ones, that rotate; the others stay (GLM-4: 0.5)
+    rope_interleaved: bool = False  # dimensions 2i and 2i + 1 turn as a pair (GLM-4), not i and i + half (Llama)
     qkv_bias: bool = False
     qk_norm: bool = False  # RMSNorm of every query and key head, before positions (Qwen3)
+    embedding_multiplier: float = 1.0  # on what the embedding gives (MiniCPM, Granite)
+    residual_multiplier: float = 1.0  # on what attention and MLP add to the residual stream (MiniCPM, Granite)
+    attention_scale: float | None = None  # on scores; None: 1 / sqrt(head_dim)
+    logits_divisor: float = 1.0  # the last hidden states are divided by it before the head (MiniCPM, Granite)
+    experts: ExpertsConfig | None = None  # None: every layer has an MLP
     tied_embeddings: bool = True
     init_std: float = 0.02
     max_positions: int = 8192
@@ -85,7 +112,7 @@ class LoraConfig:
     rank: int = 16
     alpha: float = 32.0
     # Patterns for modules by checkpoint name, layers together: decoder.layers.self_attention.linear_qkv and
-    # .linear_proj, decoder.layers.mlp.linear_fc1 (gate and up) and .linear_fc2.
+    # .linear_proj, decoder.layers.mlp.linear_fc1 (gate and up) and .linear_fc2. Experts and routers take no updates.
     targets: list[str] = field(default_factory=lambda: ["*.linear_*"])
 
 

@@ -22,6 +22,12 @@ class AttentionKernel(Enum):
     te = "te"  # TransformerEngine's DotProductAttention, where it is installed
 
 
+class ExpertKernel(Enum):
+    auto = "auto"  # grouped on a GPU in bf16, else sequential
+    sequential = "sequential"  # one expert after another
+    grouped = "grouped"  # all of a rank's experts in one product (PyTorch's grouped_mm)
+
+
 class Schedule(Enum):
     constant = "constant"
     linear = "linear"
@@ -63,7 +69,7 @@ class ParallelConfig:
     # "auto": balanced by cost, the head's rows counted against layers; None: layers evenly.
     pipeline_layout: str | None = None
     context: int = 1  # ranks that share every row of tokens, two runs of it each
-    expert: int = 1
+    expert: int = 1  # ranks that share out the experts of a layer, each in whole; among the ranks of a pipeline stage
     sequence: bool = False  # sequence parallelism beside tensor parallelism
     data: int | None = None  # derived from the number of processes; if given, must agree with it
     distributed_optimizer: bool = False  # shard optimiser state over data-parallel ranks
@@ -114,6 +120,7 @@ class TrainConfig:
     seed: int = 1234
     precision: Precision = Precision.fp32
     attention: AttentionKernel = AttentionKernel.auto
+    experts: ExpertKernel = ExpertKernel.auto  # of a backbone that has experts
     deterministic: bool = True
     log_samples: bool = False  # global sample ids of every step in metrics.jsonl
     validate_every: int = 100  # steps; validation also runs before the first step and after the last; 0: never
@@ -130,8 +137,8 @@ class CheckpointConfig:
     asynchronous: bool = False  # copy the state to host memory and write it while training goes on
     failures: int = 0  # saves in a row that may fail, as on a full disk, with training going on; one more ends the run
     verify: Verification = Verification.contents  # of the newest checkpoint, before a run goes on from it
-    # Beside each checkpoint, the same state as DeepSpeed writes it, in <run>/deepspeed for DeepSpeed's own tools; written
-    # while training waits and kept as long as the checkpoint of that step. For engine.name=deepspeed.
+    # Beside each checkpoint, the same state as DeepSpeed writes it, in <run>/deepspeed for DeepSpeed's own tools;
+    # written while training waits, and kept as long as the checkpoint of that step. For engine.name=deepspeed.
     deepspeed: bool = False
 
 

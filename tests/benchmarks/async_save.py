@@ -3,7 +3,8 @@
 The state is an engine's own: fp32 parameters and Adam moments, after real steps. Steps go on between saves until the
 save in the background is done. Rows: one process, and two with the distributed optimiser, each of which writes a
 share. Figures are rank 0's; the middle one of several saves. The stall is what the training thread waits for: of a
-save in the background the copy, the small agreements at each step until it is done, and nothing else.
+save in the background its beginning, what is left of the copy when the next update is due, and the small agreements at
+each step until it is done. The step beside the copy is shown by itself, since they share cores and memory.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 VOCABULARY, TOKENS = 16384, 128
-PARTS = ("state", "pieces", "plan", "copy", "write", "commit")
+PARTS = ("begin", "state", "pieces", "plan", "update", "copy", "write", "commit")
 
 
 def main() -> None:
@@ -32,14 +33,18 @@ def main() -> None:
     parser.add_argument("--folder", help="where checkpoints are written and removed; a temporary one unless set")
     options = parser.parse_args()
     print(
-        "| processes | saved | stall s | of waiting | step s | step while saving s | peak memory over steps alone MiB |"
+        "| processes | saved | stall s | of waiting | step s | step beside the copy s | steps while writing s "
+        "| peak memory over steps alone MiB |"
     )
-    print("|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|")
     lines = []
     for world in (1, 2):
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             lines += _run(world, folder, options.saves)
-    print("\nSeconds of each part, on rank 0 (write and commit are in the background where a copy is made):\n")
+    print(
+        "\nSeconds of each part, on rank 0. `begin` is state, pieces, plan and small things; `update` what an update "
+        "waited\nfor. Where a copy is made, write begins with it, and both it and commit are in the background.\n"
+    )
     print("| processes | saved | " + " | ".join(PARTS) + " |")
     print("|---|---|" + "---|" * len(PARTS))
     print("\n".join(lines))
@@ -63,13 +68,13 @@ def _run(world: int, folder: str, saves: int) -> list[str]:
     for name, row in found.items():
         print(
             f"| {world} | {name} | {row['stall']:.3f} | {100 * row['stall'] / waited:.1f} % | {row['step']:.2f} "
-            f"| {row['beside']:.2f} | {row['memory']:.0f} |",
+            f"| {row['copying']:.2f} | {row['beside']:.2f} | {row['memory']:.0f} |",
             flush=True,
         )
         parts = " | ".join(f"{row['parts'].get(part, 0):.3f}" for part in PARTS)
         lines.append(f"| {world} | {name} | {parts} |")
     size = found["waited"]["size"] / 1e9
-    print(f"| {world} | ({size:.2f} GB on disk) | | | | | |")
+    print(f"| {world} | ({size:.2f} GB on disk) | | | | | | |")
     return lines
 
 
@@ -100,12 +105,21 @@ def _measure(folder: Path, world: int, saves: int) -> dict[str, dict[str, Any]]:
     contents = Contents(state={}, topology={})
     step = 0
 
+    blocked = 0.0  # what the last update waited for the copy, seconds
+
+    def settle(_: Any) -> bool:
+        nonlocal blocked
+        started = time.perf_counter()
+        saver.settle()
+        blocked = time.perf_counter() - started
+        return True
+
     def train() -> float:
         nonlocal step
         step += 1
         started = time.perf_counter()
-        engine.train_step([batch], 1e-4, [], lambda outcome: True)
-        return time.perf_counter() - started
+        engine.train_step([batch], 1e-4, [], settle)
+        return time.perf_counter() - started - blocked
 
     alone = statistics.median([train() for _ in range(6)][1:])
     train_only = _peak_memory(train)
@@ -114,7 +128,7 @@ def _measure(folder: Path, world: int, saves: int) -> dict[str, dict[str, Any]]:
         background = name != "waited"
         if background:
             saver.prepare(engine.sharded_state(optimizer=True, loading=False))
-        stalls, beside, parts = [], [], []
+        stalls, copying, beside, parts = [], [], [], []
         _reset_peak()
         for _ in range(saves):
             train()
@@ -126,20 +140,25 @@ def _measure(folder: Path, world: int, saves: int) -> dict[str, dict[str, Any]]:
             else:
                 saver.save(step, state, contents)
             del state
-            stall = time.perf_counter() - started
-            while saver.busy:
-                beside.append(train())
+            begun = stall = time.perf_counter() - started
+            update = 0.0
+            for turn in range(1_000_000):
+                if not saver.busy:
+                    break
+                (beside if turn else copying).append(train())
+                update += blocked
                 started = time.perf_counter()
                 saver.poll()
-                stall += time.perf_counter() - started
+                stall += blocked + time.perf_counter() - started
             stalls.append(stall)
-            parts.append({"state": collected, **saver.seconds})
+            parts.append({"state": collected, "begin": begun, "update": update, **saver.seconds})
             for other in range(step):
                 shutil.rmtree(folder / f"step-{other:08d}", ignore_errors=True)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         rows[name] = {
             "stall": statistics.median(stalls),
             "step": alone,
+            "copying": statistics.median(copying) if copying else alone,
             "beside": statistics.median(beside) if beside else alone,
             "memory": _peak() - train_only,
             "parts": {part: statistics.median(turn.get(part, 0.0) for turn in parts) for part in PARTS},

@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.planner import SavePlan
 from checkpoints import store, writing
 from checkpoints.manifest import problems, read_manifest
 from checkpoints.saving import Contents, Saver
+from checkpoints.staging import Staging
 from runtime.exits import BadInput
 from tests.checkpoints.disks import small_disk
 from tests.checkpoints.test_store import TOPOLOGY, sharded, values
@@ -61,13 +62,53 @@ def test_what_training_changes_meanwhile_is_not_saved(
     parameter, state = values(1), {"tokens": 1}
     saver.begin(1, sharded(parameter), Contents(state=state, topology=TOPOLOGY))
     assert saver.poll() is None and saver.busy
-    parameter += 100
     state["tokens"] = 2
+    saver.settle()
+    parameter += 100
     may_write.set()
     checkpoint = saver.wait()
     assert checkpoint is not None
     assert torch.equal(store.load(checkpoint, sharded(torch.zeros(16, 4)))["weight"], values(1))
     assert store.read_state(checkpoint) == {"tokens": 1}
+
+
+def test_what_is_copied_may_change_when_it_has_settled(
+    tmp_path: Path, group: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver, may_copy = Saver(tmp_path), threading.Event()
+    stage = Staging.stage
+
+    def late(*arguments: Any) -> Any:
+        assert may_copy.wait(30)
+        return stage(*arguments)
+
+    monkeypatch.setattr(Staging, "stage", late)
+    saver.settle()  # nothing to wait for
+    saver.begin(1, sharded(values(1)), CONTENTS)
+    waiting = threading.Thread(target=saver.settle)
+    waiting.start()
+    waiting.join(0.2)
+    assert waiting.is_alive()
+    may_copy.set()
+    waiting.join(30)
+    assert not waiting.is_alive()
+    assert saver.wait() is not None
+
+
+def test_a_copy_that_fails_is_the_saves_error_and_keeps_nobody_waiting(
+    tmp_path: Path, group: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver = Saver(tmp_path)
+
+    def fails(*_: Any) -> Any:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(Staging, "stage", fails)
+    saver.begin(1, sharded(values(1)), CONTENTS)
+    saver.settle()
+    with pytest.raises(BadInput, match="Cannot allocate memory"):
+        saver.wait()
+    assert not saver.busy and list(tmp_path.iterdir()) == []
 
 
 def test_the_plan_is_made_once_and_again_when_the_pieces_change(
@@ -136,6 +177,7 @@ def _full_on_one_rank(folder: str, limit: int | None) -> tuple[str, list[str]]:
     writing._write_piece = original
     dist.barrier()
     left = sorted(path.name for path in Path(folder).iterdir())
+    dist.barrier()  # both have looked before the next save begins
     saver.begin(3, _part(rank, 10), CONTENTS)
     assert saver.wait() is not None
     return str(raised.value), left

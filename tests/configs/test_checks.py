@@ -114,7 +114,7 @@ def test_deepspeed_adds_bf16_gradients_up_in_fp32_alone(base: Config) -> None:
         ("parallel.pipeline=2 train.micro_batch=2 train.validation_packs=31", "is no multiple of train.micro_batch=2"),
         ("parallel.recompute_layers=0", "parallel.recompute_layers=0: has to be above 0"),
         ("parallel.context=3", "parallel.context=3 cuts rows into 6 runs, which do not divide"),
-        ("parallel.expert=2", "expert parallelism is not there yet"),
+        ("parallel.expert=2", "parallel.expert=2 needs backbone.experts"),
         ("backbone.kv_heads=3", "backbone.kv_heads=3 does not divide backbone.heads=4"),
         ("backbone.heads=6 backbone.kv_heads=6", "backbone.heads=6 does not divide backbone.hidden=256"),
         ("backbone.head_dim=33", "rotary positions need an even number"),

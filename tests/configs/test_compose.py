@@ -87,7 +87,7 @@ def shuffled(node: object, rng: random.Random) -> object:
     return {key: shuffled(value, rng) for key, value in items}
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32))
 def test_order_of_keys_changes_nothing(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)

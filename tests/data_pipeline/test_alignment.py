@@ -65,7 +65,7 @@ def labels_of(path: np.ndarray, tokens: list[int], blank: int) -> tuple[int, ...
     return tuple(tokens[state // 2] if state % 2 else blank for state in path.tolist())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.integers(1, 6), st.lists(st.integers(1, 2), max_size=4))
 def test_the_path_is_the_likeliest_of_all_that_say_the_tokens(seed: int, frames: int, tokens: list[int]) -> None:
     scores = torch.from_numpy(np.random.default_rng(seed).normal(size=(frames, 3))).log_softmax(-1)
@@ -79,7 +79,7 @@ def test_the_path_is_the_likeliest_of_all_that_say_the_tokens(seed: int, frames:
     assert np.isclose(float(scores.numpy()[np.arange(frames), labels].sum()), best, atol=1e-12)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 10_000), st.lists(st.integers(1, 6), min_size=1, max_size=30), st.integers(0, 60))
 def test_paths_are_valid_whatever_the_scores(seed: int, tokens: list[int], spare: int) -> None:
     frames = fewest_frames(tokens) + spare
@@ -93,7 +93,7 @@ def test_paths_are_valid_whatever_the_scores(seed: int, tokens: list[int], spare
     assert spans[0, 0] >= 0 and spans[-1, 1] <= frames
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.lists(st.integers(1, 5), min_size=1, max_size=20))
 def test_times_that_the_scores_show_are_found(seed: int, tokens: list[int]) -> None:
     rng = np.random.default_rng(seed)
@@ -217,7 +217,7 @@ def cheapest_by_trying_all(cost: np.ndarray) -> float:
     return from_cell(cost.shape[0] - 1, cost.shape[1] - 1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 6))
 def test_warping_is_the_cheapest_of_all_paths(seed: int, rows: int, columns: int) -> None:
     cost = np.random.default_rng(seed).normal(size=(rows, columns))

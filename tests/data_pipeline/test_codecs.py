@@ -167,7 +167,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
 # --- k-means ----------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 200), st.integers(1, 40), st.integers(0, 2**31))
 def test_codes_are_the_nearest_centroids(frames: int, entries: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -280,7 +280,7 @@ def corpus_of_codebooks(tmp_path_factory: pytest.TempPathFactory, noise: np.ndar
     return folder
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=8, derandomize=True)
 @given(lengths=st.lists(st.integers(1, 47_000), min_size=1, max_size=6), budget=st.floats(0.5, 10.0))
 def test_codes_do_not_depend_on_the_batch(
     corpus_of_codebooks: Path, noise: np.ndarray, lengths: list[int], budget: float

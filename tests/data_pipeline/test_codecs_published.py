@@ -43,7 +43,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=12, derandomize=True)
 @given(lengths=st.lists(st.integers(0, 45_000), min_size=1, max_size=6), budget=st.floats(0.5, 12.0))
 def test_codes_do_not_depend_on_the_batch(opened, kind: str, lengths: list[int], budget: float) -> None:
     _, codec = opened(kind)
@@ -117,7 +117,7 @@ def test_wrong_weights_are_one_line(kind: str, tmp_path: Path) -> None:
     open_codec(config)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.integers(0, 1000), max_size=30), st.floats(1, 5000))
 def test_batches_hold_everything_once_and_keep_to_the_budget(lengths: list[int], budget: float) -> None:
     made = list(batches(lengths, budget))
@@ -128,7 +128,7 @@ def test_batches_hold_everything_once_and_keep_to_the_budget(lengths: list[int],
     assert longest == sorted(longest, reverse=True)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 50), st.integers(1, 30), st.integers(0, 2**31))
 def test_nearest_is_the_nearest(points: int, entries: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -329,7 +329,7 @@ def test_mimi_codes_are_those_of_transformers(opened) -> None:
     assert np.array_equal(codes["mimi"], theirs)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15, derandomize=True)
 @given(cuts=st.lists(st.integers(0, 7_000), min_size=1, max_size=8))
 def test_mimi_streams_to_the_same_codes(opened, cuts: list[int]) -> None:
     _, codec = opened("mimi")

@@ -162,7 +162,7 @@ def test_linguistic_codes_are_the_published_procedures(codec: StepAudio, folder:
     assert np.array_equal(codes, expected)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(0, 40_000))
 def test_the_number_of_codes_is_that_of_the_procedure(samples: int) -> None:
     rest, chunks = samples % 3840, samples // 3840
@@ -172,7 +172,7 @@ def test_the_number_of_codes_is_that_of_the_procedure(samples: int) -> None:
     assert abs(features_in(samples) - samples / 960) <= 2.5
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(cuts=st.lists(st.integers(0, 9_000), min_size=1, max_size=8))
 def test_linguistic_codes_stream_to_the_same(codec: StepAudio, cuts: list[int]) -> None:
     """Whatever pieces the sound comes in; codes come every 240 ms."""

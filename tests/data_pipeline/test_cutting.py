@@ -166,7 +166,7 @@ def heard(draw: st.DrawFn) -> np.ndarray:
     return (np.concatenate([*flat, np.zeros(0)]) + noise).astype(np.float32)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     heard(),
     st.floats(1, 40),

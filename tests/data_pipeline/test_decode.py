@@ -168,7 +168,7 @@ def test_playlists_do_not_open_other_files(tmp_path: Path) -> None:
     assert kind_of(playlist) == "decode"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.binary(max_size=400),
     st.sampled_from([b"", b"RIFF", b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"NIST_1A\n   1024\n"]),

@@ -153,13 +153,13 @@ def check_elastic(corpus: Corpus, run: dict) -> None:
 
 
 @given(run=runs(workers=[0]), spoilt=st.booleans())
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_k_steps_at_one_world_and_the_rest_at_another_are_the_uninterrupted_run(whole, damaged, run, spoilt):
     check_elastic(damaged if spoilt else whole, run)
 
 
 @given(run=runs(workers=[1, 2, 3]), spoilt=st.booleans())
-@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=4, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_so_they_are_with_worker_processes(whole, damaged, run, spoilt):
     run["legs"] = [(ranks, steps, how) for ranks, steps, how in run["legs"][:1] if ranks <= 4]
     run["last"] = (1, run["last"][1])

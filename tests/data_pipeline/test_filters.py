@@ -154,7 +154,7 @@ ROW = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(CONDITION, st.lists(ROW, max_size=6))
 def test_a_filter_says_what_python_says_of_each_row(condition: tuple[str, str], rows: list[dict]) -> None:
     written, meant = condition

@@ -33,7 +33,7 @@ def equal(one, other) -> bool:
 
 
 @given(stop=st.integers(0, 40), length=st.integers(16, 200), window=st.integers(1, 6), seed=st.integers(0, 100))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_lane_goes_on_from_its_state_exactly(corpus, stop, length, window, seed):
     config = make_config(seed=seed)
     mixture = open_mixture(config, corpus, "train", DamageTally(0.0))

@@ -66,7 +66,7 @@ def test_step_audio_worked_example():
 
 
 @given(linguistic=st.integers(0, 40), semantic=st.integers(0, 60), seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_ungroup_gives_back_whole_groups(linguistic, semantic, seed):
     rng = np.random.default_rng(seed)
     codes = {"linguistic": rng.integers(0, 1024, (1, linguistic)), "semantic": rng.integers(0, 4096, (1, semantic))}
@@ -112,7 +112,7 @@ def test_codes_that_do_not_fit_the_vocabulary_are_refused(codes):
 
 @pytest.mark.parametrize("name", ["asr", "continuation", "interleaved", "text", "tts"])
 @given(seed=st.integers(0, 10_000), utterances=st.integers(1, 4), unspoken=st.none() | st.integers(0, 3))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_what_holds_for_every_layout(name, seed, utterances, unspoken):
     spoken = document(seed, utterances, unspoken)
     samples = lay(name, spoken, seed)

@@ -34,7 +34,7 @@ def test_rows_of_a_residual_codebook_have_ids_of_their_own():
 
 
 @given(frames=st.integers(0, 30), seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_frames_and_groups_give_their_codes_back(frames, seed):
     books = (Codebook("a", 8, 12.5, rows=3), Codebook("b", 4, 12.5), Codebook("c", 6, 12.5, rows=2))
     vocabulary = replace(GROUPED, codebooks=books)
@@ -157,7 +157,7 @@ def test_dgslm_worked_example():
     longest=st.integers(1, 6),
     delay=st.integers(0, 3),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_channels_against_a_plain_count(streams, block, longest, delay):
     samples = lay("channels", two_channels(*streams), SINGLE, block=block, longest_run=longest, delay=delay)
     start = SINGLE.ranges["units"].start

@@ -21,7 +21,7 @@ RNG = np.random.default_rng(0)
 
 
 @given(count=st.integers(0, 300), ratio=st.floats(0, 1), mean=st.floats(1, 30), seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_spans_hold_their_ratio_and_do_not_overlap(count, ratio, mean, seed):
     found = draw_spans(count, ratio, mean, np.random.default_rng(seed))
     inside = [item for start, end in found for item in range(start, end)]

@@ -173,7 +173,7 @@ def check_cuts(samples: list[Sample], longest: int, padding_id: int) -> None:
     [*KINDS, *((name, {**options, "frames": True}, weights) for name, options, weights in KINDS if name in FRAMED)],
 )
 @given(seed=st.integers(0, 100_000), utterances=st.integers(0, 6), two_channels=st.booleans())
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_what_holds_for_every_layout(name, options, weights, seed, utterances, two_channels):
     vocabulary = vocabulary_of(name, frames="frames" in options)
     if name == "channels":

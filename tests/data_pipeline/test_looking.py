@@ -105,7 +105,7 @@ NUMBERS = st.lists(st.floats(-1e6, 1e6, allow_nan=False, allow_subnormal=False) 
 
 
 @given(parts=st.lists(NUMBERS, max_size=5), seed=st.integers(0, 99))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_histogram_does_not_depend_on_the_order_of_its_numbers(parts: list[list[float]], seed: int) -> None:
     one, other = Histogram(), Histogram()
     for part in parts:

@@ -26,7 +26,7 @@ from runtime.exits import BadInput
 from tests.data_pipeline.faults import seal
 from tests.data_pipeline.synthetic import make_corpus, make_utterance
 
-DAMAGE = settings(max_examples=300, deadline=None)
+DAMAGE = settings(max_examples=300)
 
 
 @pytest.fixture(scope="module")

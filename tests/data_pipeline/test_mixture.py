@@ -80,7 +80,7 @@ def test_order_of_keys_in_the_config_changes_nothing(corpus):
         st.sampled_from(["asr", "continuation", "interleaved", "text", "tts"]), st.floats(0.05, 5.0), min_size=1
     )
 )
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 def test_shares_are_of_tokens_within_one_percent(corpus, weights):
     lane = Lane(0, 4, mixture_of(corpus, weights), length=256, window=8, batch=4)
     while sum((taken := tokens_of(lane)).values()) < 150_000:
@@ -181,7 +181,7 @@ def trees(depth: int) -> st.SearchStrategy[dict[str, SourceConfig]]:
 
 
 @given(sources=trees(2), seed=st.integers(0, 1000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_each_part_of_each_level_is_within_one_document_of_its_share(corpus, sources, seed):
     mixture = nested_of(corpus, sources)
     rng = np.random.default_rng(seed)
@@ -241,7 +241,7 @@ def drain(mixture: Mixture, lanes: int, **options) -> list[list]:
     epochs=st.dictionaries(st.sampled_from(["asr", "continuation", "text"]), st.integers(1, 3), min_size=1),
     weight=st.floats(0.1, 10),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_bounded_sources_are_read_exactly_so_often(corpus, lanes, epochs, weight):
     sources = {
         name: SourceConfig(name, weight if name == "asr" else 1.0, epochs=count) for name, count in epochs.items()

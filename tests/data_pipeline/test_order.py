@@ -15,7 +15,7 @@ from data_pipeline.permutation import permuted, seed_of, shuffled
 
 
 @given(size=st.integers(1, 3000), seed=st.integers(0, 2**64 - 1))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_permutations_are_such(size, seed):
     assert sorted(permuted(i, size, seed) for i in range(size)) == list(range(size))
     assert sorted(shuffled(size, seed)) == list(range(size))
@@ -78,7 +78,7 @@ def read_epochs(order: Order, lane: int, lanes: int, epochs: int) -> list[tuple[
     block=st.integers(1, 50),
     seed=st.integers(0, 2**64 - 1),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_document_comes_once_an_epoch_over_all_lanes(counts, lanes, block, seed):
     order = Order(counts, seed=seed, block=block)
     read = Counter(one for lane in range(lanes) for one in read_epochs(order, lane, lanes, 3))
@@ -91,7 +91,7 @@ def test_order_never_changes():
 
 
 @given(lanes=st.integers(1, 64), documents=st.integers(1, 8))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_every_lane_meets_documents_however_few_there_are(lanes, documents):
     order = Order([documents], seed=3, block=16)
     for lane in range(lanes):

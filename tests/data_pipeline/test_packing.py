@@ -35,7 +35,7 @@ windows = st.lists(widths, min_size=1, max_size=25)
 
 
 @given(windows=windows, seed=st.integers(0, 1000))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_every_token_is_in_one_pack_and_no_group_is_cut(windows, seed):
     rng = np.random.default_rng(seed)
     whole = [make_sample(f"s{i}", widths, rng) for i, widths in enumerate(windows)]
@@ -130,7 +130,7 @@ def rich_sample(key: str, length: int, rng: np.random.Generator, *, columns: int
 
 
 @given(lengths=st.lists(st.integers(1, 70), min_size=1, max_size=12), seed=st.integers(0, 1000))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_vectors_and_targets_keep_their_places(lengths, seed):
     """Every vector is found again at the place, of the pack's row, where its sample put it."""
     rng = np.random.default_rng(seed)

@@ -120,7 +120,7 @@ def shingles(text: str) -> set[str]:
     return {text[i : i + 5] for i in range(max(len(text) - 4, 1))}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text("abcde ", min_size=1, max_size=300), st.text("abcde ", max_size=60), st.integers(0, 300))
 def test_signatures_estimate_what_texts_share(text: str, inserted: str, at: int) -> None:
     one, other = normalised(text), normalised(text[:at] + inserted + text[at:])
@@ -294,7 +294,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return corpus
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.sampled_from(["wer < 0.5", "duration > 1", "speaker == 'nobody'", "not (wer < 0.2)"]), min_size=1))
 def test_what_is_left_is_what_the_whole_filter_keeps(measured: Corpus, clauses: list[str]) -> None:
     shards = measured.shards("train")

@@ -52,7 +52,7 @@ def test_unknown_source_names_the_choices() -> None:
         find_source("library_of_babel")
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 2**31), st.floats(0.5, 20), st.floats(0.3, 5), st.floats(0, 0.5))
 def test_plan_uses_a_document_once_and_reaches_its_sizes(
     seed: int, minutes: float, shard_minutes: float, share: float

@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from train.stage import leave, main
+from runtime.exits import leave
+from train.stage import main
 
 POISON = "poison-{}"
 SHORTEST = 0.05  # seconds of a step at least: on a fast machine the run would be over before its faults

@@ -83,7 +83,7 @@ def packings(draw: st.DrawFn) -> tuple[list[int], int]:
     return [*lengths, 2 * ranks - sum(lengths) % (2 * ranks)], ranks
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     packing=packings(),
     heads=st.sampled_from([(2, 1), (4, 2), (3, 3), (6, 2)]),
@@ -112,7 +112,7 @@ def test_bf16_is_within_its_rounding(biased: bool) -> None:
     check(kernels.sdpa, [300, 20], (4, 2), 64, biased, ranks=2, dtype=torch.bfloat16, tolerance=3e-2)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(packing=packings(), heads=st.sampled_from([(4, 2), (3, 3)]), size=st.sampled_from([8, 64]), biased=st.booleans())
 def test_flex_attention_computes_the_formula(
     packing: tuple[list[int], int], heads: tuple[int, int], size: int, biased: bool
@@ -166,7 +166,7 @@ class StandIn:
         return bottom_right(query, key, value, cu_seqlens_q, cu_seqlens_kv).flatten(1)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(packing=packings(), heads=st.sampled_from([(4, 2), (3, 3)]))
 def test_pieces_handed_to_kernels_of_variable_lengths(packing: tuple[list[int], int], heads: tuple[int, int]) -> None:
     """The bounds, lengths and masks that flash attention and TransformerEngine get: both need a GPU, so functions that

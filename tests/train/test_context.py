@@ -26,7 +26,7 @@ from train.models.attention.positions import alibi_slopes
 ROWS = ("tokens", "labels", "positions", "loss_weight", "label_modality")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(ranks=st.integers(1, 5), size=st.integers(1, 6), lengths=st.lists(st.integers(1, 12), max_size=6))
 def test_shares_are_the_row(ranks: int, size: int, lengths: list[int]) -> None:
     """Every place of every array is on one rank, in the order that gathering undoes; queries have all of their keys."""

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from configs.schema import BackboneConfig, ParallelConfig, Precision
+from configs.schema import BackboneConfig, ExpertsConfig, ParallelConfig, Precision
 from data_pipeline.batch import Batch
 from data_pipeline.chunks import chunk_of
 from tests.ranks import run_ranks
 from train.flops import Learning, Recomputed, device_peak_flops, step_flops
 
 TINY = BackboneConfig(name="tiny", layers=3, hidden=64, ffn=176, heads=4, kv_heads=2, tokenizer="none")
+MIXED = replace(TINY, experts=ExpertsConfig(count=8, ffn=48, top_k=3))
 VOCABULARY = 384
 LENGTHS = (20, 9, 3)
 TOKENS = sum(LENGTHS)
@@ -33,7 +35,7 @@ TRAINED: dict[str, Callable[[str], bool]] = {
 }
 
 
-def counted(which: str, recomputed: bool, predicted: int | None = None) -> tuple[float, float]:
+def counted(which: str, recomputed: bool, experts: bool = False, predicted: int | None = None) -> tuple[float, float]:
     """FLOPs that torch counts in a forward and in the backward pass of a real SpeechLM, untied, up to its logits; or
     up to its losses at the first `predicted` places, which make some of the gradients in the forward pass."""
     from train.engines import process_groups
@@ -47,14 +49,16 @@ def counted(which: str, recomputed: bool, predicted: int | None = None) -> tuple
     from train.objectives.pretrain import NextToken
 
     process_groups.join(ParallelConfig())
-    backbone = BackboneConfig(**{**vars(TINY), "tied_embeddings": False})
+    backbone = untied(MIXED if experts else TINY)
     config = transformer_config(backbone, ParallelConfig(), Precision.fp32)
     if recomputed:
         config.recompute_granularity, config.recompute_method, config.recompute_num_layers = "full", "uniform", 1
     model = SpeechLM(backbone, config, VOCABULARY)
     for name, parameter in model.named_parameters():
         native = name.replace("input_layernorm.weight", "self_attention.linear_qkv.layer_norm_weight")
-        native = native.replace("pre_mlp_layernorm.weight", "mlp.linear_fc1.layer_norm_weight")
+        if not experts:
+            native = native.replace("pre_mlp_layernorm.weight", "mlp.linear_fc1.layer_norm_weight")
+        native = native.replace(".local_experts.", ".experts.")
         parameter.requires_grad_(TRAINED[which](native))
         parameter.main_grad = torch.zeros_like(parameter)  # type: ignore[attr-defined]
     tokens = torch.zeros(1, TOKENS, dtype=torch.int64)
@@ -82,6 +86,19 @@ def test_flops_are_those_that_torch_counts_on_the_real_model(which: str) -> None
     assert run_ranks(counted, 1, which, False) == [(ours.forward, ours.backward)]
 
 
+@pytest.mark.parametrize("which", ["all", "all but the embedding", "last layer"])
+def test_of_experts_those_count_that_tokens_go_to(which: str) -> None:
+    ours = step_flops(untied(MIXED), VOCABULARY, TOKENS, SQUARES, Learning(TRAINED[which]))
+    assert run_ranks(counted, 1, which, False, True) == [(ours.forward, ours.backward)]
+
+
+def test_a_router_alone_takes_no_gradient_through_what_its_experts_do_first() -> None:
+    """Its weights multiply what goes into the second products: back through those of the last layer, and no further."""
+    router = Learning(lambda name: name == "decoder.layers.2.mlp.router.weight")
+    own, second, head = 64 * 8, 3 * 64 * 48, 64 * VOCABULARY
+    assert step_flops(untied(MIXED), VOCABULARY, TOKENS, SQUARES, router).backward == 2 * TOKENS * (own + second + head)
+
+
 def test_what_is_computed_again_counts_for_the_hardware_alone() -> None:
     ours = step_flops(untied(TINY), VOCABULARY, TOKENS, SQUARES, recomputed=Recomputed(layers=TINY.layers))
     assert run_ranks(counted, 1, "all", True) == [(ours.forward, ours.hardware - ours.forward)]
@@ -94,7 +111,7 @@ def test_what_is_computed_again_counts_for_the_hardware_alone() -> None:
 @pytest.mark.parametrize("which", ["all", "embedding alone"])
 def test_the_head_counts_at_places_with_a_loss_alone_as_it_computes(which: str) -> None:
     ours = step_flops(untied(TINY), VOCABULARY, TOKENS, SQUARES, Learning(TRAINED[which]), predicted=13)
-    assert sum(run_ranks(counted, 1, which, False, 13)[0]) == ours.model
+    assert sum(run_ranks(counted, 1, which, False, False, 13)[0]) == ours.model
     every = step_flops(untied(TINY), VOCABULARY, TOKENS, SQUARES, Learning(TRAINED[which]))
     products = 3 if which == "all" else 2
     assert every.model - ours.model == products * 2 * TINY.hidden * VOCABULARY * (TOKENS - 13)

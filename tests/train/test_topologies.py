@@ -32,6 +32,8 @@ def test_the_curve_is_that_of_a_single_process(row: Row, matrix: Matrix) -> None
     assert norm < row.norm
     assert group_differences(curve, expected) < row.norm
     assert [line["tokens"] for line in curve] == [line["tokens"] for line in expected]
+    routed = [[sum(line.get("experts/tokens", ())) for line in lines] for lines in (curve, expected)]
+    assert routed[0] == routed[1], "a token was counted twice, or not at all"
     assert expected[-1]["loss"] < expected[0]["loss"]
     if "audio missing" in row.name:
         silent = [[all(key.startswith("text/") for key in keys) for keys in line["samples"]] for line in curve]

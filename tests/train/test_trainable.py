@@ -123,3 +123,12 @@ def test_groups_that_cannot_be(groups: dict[str, list[str]], stage: dict[str, ob
 
 def test_layers_share_the_name_of_their_stack() -> None:
     assert without_layer("decoder.layers.11.mlp.linear_fc1.weight") == "decoder.layers.mlp.linear_fc1.weight"
+
+
+def test_experts_of_a_layer_are_trained_together() -> None:
+    experts = {f"decoder.layers.{n}.mlp.experts.experts.{e}.linear_fc1.weight": 64 for n in range(2) for e in range(3)}
+    upper = plan(config(trainable=["decoder.layers.1.mlp.*"]), MODEL | experts)
+    assert {name for name in upper.group_of if name in experts} == set(list(experts)[3:])
+    for stage in ({"frozen": ["*.experts.2.*"]}, {"trainable": ["*.layers.0.*.experts.0.*"]}):
+        with pytest.raises(BadInput, match=r"experts\.\d\.linear_fc1.*experts of a layer are trained together"):
+            plan(config(**stage), MODEL | experts)

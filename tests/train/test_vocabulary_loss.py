@@ -81,7 +81,7 @@ cases = st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(case=cases, scale=st.sampled_from([1.0, 0.01]))
 def test_values_and_gradients_match_float64(case: Case, scale: float) -> None:
     assert_close(ours(*case, scale=scale), exact(*case), 2e-5)

@@ -10,7 +10,11 @@ def fill_in() -> None:
     """Give these names the meaning "there is none". After `emulate_cuda`, which has to come before Megatron's imports.
     Idempotent; does nothing where TransformerEngine is installed."""
     import megatron.core.tensor_parallel.random as random_state
+    import megatron.core.transformer.moe.moe_utils as experts
 
+    router: Any = experts
+    if not hasattr(router, "te_general_gemm"):  # asked by the router of experts
+        router.te_general_gemm = None
     names: Any = random_state
     if not hasattr(names, "FP8GlobalStateManager"):  # asked by selective recompute
         names.FP8GlobalStateManager = _NoFp8

@@ -46,11 +46,12 @@ class StepAccount:
         self._seen: list[torch.Tensor] = []
         self._terms = objective.terms
         counts = torch.stack([objective.counts(batch) for batch in batches])
-        known = torch.zeros(self._terms + len(extra), dtype=torch.float64)
+        known = torch.zeros(self._terms + 1 + len(extra), dtype=torch.float64)
         if self._speaks:
             known[: self._terms] = counts.sum(0)
+            known[self._terms] = sum(_real(batch) for batch in batches)
             if parallel_state.get_context_parallel_rank() == 0:
-                known[self._terms :] = torch.tensor(extra, dtype=torch.float64)
+                known[self._terms + 1 :] = torch.tensor(extra, dtype=torch.float64)
         self._sums = torch.zeros(self._terms, dtype=torch.float64, device=device)
         self._totals = known.to(device)
         self._stopwatch = stopwatch or Stopwatch(device)
@@ -61,6 +62,7 @@ class StepAccount:
             for batch, own in zip(batches, counts.to(device), strict=True)
         ]
         self.tokens = batches[0].tokens.shape[1]
+        self.real = self._totals[self._terms]  # tokens of the global batch without padding, a scalar on the device
 
     def loss(self, asked: Asked, losses: Losses) -> torch.Tensor:
         """This micro-batch's share of the step's loss, a scalar to differentiate; losses: what `run` answered."""
@@ -78,7 +80,12 @@ class StepAccount:
         with self._stopwatch.phase(COMMUNICATION):
             dist.all_reduce(self._sums)
         known, terms = self._totals.tolist(), self._terms
-        return Outcome(self._sums.tolist(), known[:terms], gradient_norm, known[terms:])
+        return Outcome(self._sums.tolist(), known[:terms], gradient_norm, known[terms + 1 :])
+
+
+def _real(batch: Batch) -> int:
+    """Tokens of this rank's part of a micro-batch without padding."""
+    return batch.tokens.shape[1] if batch.packs is None else int((batch.packs >= 0).sum())
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:

@@ -123,3 +123,16 @@ def _map_megatron() -> None:
     names: Any = random_state
     names._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
     names._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
+    _map_expert_dispatch()
+
+
+def _map_expert_dispatch() -> None:
+    """How many tokens go where is read from the device as NumPy arrays; on the CPU Megatron would leave tensors, which
+    no collective takes as split sizes."""
+    import megatron.core.transformer.moe.token_dispatcher as dispatcher
+
+    def on_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+        return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
+
+    names: Any = dispatcher
+    names.maybe_move_tensor_to_cpu = on_host

@@ -11,7 +11,6 @@ fails on one rank, which would leave the others waiting for it for ever.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 
 from checkpoints.agreement import gather, on_first_rank, together
 from checkpoints.atomic import partial_of, put_in_place, write_file
+from checkpoints.formats.torch_files import save
 from train.engines import deepspeed_library
 from train.engines.deepspeed_state import Held
 
@@ -34,6 +34,11 @@ _DOING = "cannot save DeepSpeed's own checkpoint"
 def tag_of(step: int) -> str:
     """The name of a step's checkpoint."""
     return f"global_step{step}"
+
+
+def tagged(folder: Path) -> list[Path]:
+    """The checkpoints in a folder."""
+    return sorted(folder.glob("global_step*"))
 
 
 def save_folder(engine: Any, model: torch.nn.Module, held: Sequence[Held], folder: Path, step: int) -> Path:
@@ -132,25 +137,24 @@ def _without_empty_entries(model: torch.nn.Module) -> Iterator[None]:
 
 
 class _Failures:
-    """Writes files as DeepSpeed does, and keeps the first failure for when all ranks are done."""
+    """Writes files as DeepSpeed does, and keeps the first failure for when all ranks are done. Puts down the stage of
+    ZeRO where DeepSpeed forgets it, which is in bf16 with ZeRO-1: its `zero_to_fp32` refuses a file without."""
 
-    def __init__(self, writer: Any) -> None:
+    def __init__(self, writer: Any, stage: int) -> None:
         self._writer = writer
-        self._error: Exception | None = None
+        self._stage = stage
+        self._error: OSError | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._writer, name)
 
-    def save(self, state_dict: Any, path: str) -> None:
+    def save(self, state_dict: dict[str, Any], path: str) -> None:
+        if isinstance(state_dict.get("optimizer_state_dict"), dict):
+            state_dict["optimizer_state_dict"].setdefault("zero_stage", self._stage)
         try:
-            self._writer.save(state_dict, path)
-            with open(path, "rb") as written:
-                os.fsync(written.fileno())
+            save(state_dict, Path(path))
         except OSError as error:
             self._error = self._error or error
-        except RuntimeError as error:  # Torch's archive writer hides what the disk said behind its own error
-            cause = error.__context__
-            self._error = self._error or (cause if isinstance(cause, OSError) else OSError(f"{path}: {error}"))
 
     def report(self) -> None:
         if self._error is not None:
@@ -160,7 +164,7 @@ class _Failures:
 @contextmanager
 def _noting_failures(engine: Any) -> Iterator[_Failures]:
     writer, copy_script = engine.checkpoint_engine, engine._copy_recovery_script
-    engine.checkpoint_engine = failures = _Failures(writer)
+    engine.checkpoint_engine = failures = _Failures(writer, engine.zero_optimization_stage())
     engine._copy_recovery_script = lambda _: None  # it is copied once everything else is there
     try:
         yield failures

@@ -1,17 +1,16 @@
 """A DeepSpeed engine's parameters and Adam state in native checkpoints, under Megatron-Core's tensor names.
 
-ZeRO cuts tensors anywhere and keeps the pieces on the data-parallel ranks; a checkpoint holds whole (tensor-parallel
-shards of) tensors, so that any engine on any topology can read it. Each tensor has one data-parallel rank for an
-owner, dealt so that all own about the same number of bytes. To save, all ranks gather one tensor at a time and its
-owner keeps a copy in host memory, which it later writes; to load, owners read what they own and hand it round, again
-one at a time. So a rank holds at most one whole tensor more on its device, and in host memory 1/DP of its
-model-parallel shard of everything: with 100B parameters in bf16, (2 + 4 + 4 + 4) bytes x 100B / 512 = 2.7 GB on each
-of 512 ranks.
+ZeRO cuts tensors anywhere and keeps the pieces on the data-parallel ranks; a checkpoint names whole (tensor-parallel
+shards of) tensors, so that any engine on any topology can read it. To save, every rank hands out the pieces that it
+holds, as boxes of those tensors (`distributed_state`): nothing is gathered or copied. What every rank holds whole has
+one of them for an owner, dealt so that all own about the same number of bytes. To load, owners read whole tensors and
+hand them round, one at a time: a rank then holds in host memory 1/DP of its model-parallel shard of everything, with
+100B parameters in bf16 (2 + 4 + 4 + 4) bytes x 100B / 512 = 2.7 GB on each of 512 ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -22,6 +21,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 
 from checkpoints.manifest import MODEL_PREFIX
 from train.engines import deepspeed_library
+from train.engines.distributed_state import cut, parts_of
 from train.engines.optimizer_state import MASTER, step_of
 from train.models.speech_lm import SpeechLM
 
@@ -83,29 +83,58 @@ class ZeroState:
     # --- checkpoints ----------------------------------------------------------------------------------------
 
     def sharded(self, *, optimizer: bool, loading: bool) -> dict[str, Any]:
-        """Sharded tensors of what this rank owns: the state now, or, `loading`, room for what is to be read."""
-
-        def tensors(prefix: str, read: Callable[[Held], torch.Tensor], *, learned: bool = False) -> dict[str, Any]:
-            found = {}
-            for held in self._trained() if learned else self._held:
-                mine = held.owner == self._rank
-                if loading:
-                    value = torch.empty(held.shape, dtype=torch.float32 if learned else held.dtype) if mine else None
-                else:
-                    value = read(held)
-                    value = value.to("cpu", copy=True) if mine else None
-                if value is not None:
-                    found[held.name] = _sharded(held.learned if learned else held.template, value, prefix)
-            return found
-
-        state: dict[str, Any] = {"model": tensors(MODEL_PREFIX, self._weight)}
+        """Sharded tensors of what this rank writes, the live ones, or, `loading`, room for what it is to read."""
+        tensors = self._room if loading else self._live
+        state: dict[str, Any] = {"model": tensors(None)}
         if optimizer:
-            state["optimizer"] = {"step": self._step(), "tensors": {}}
-            for kind in self._kinds:
-                prefix = f"optimizer.state.{kind}.{MODEL_PREFIX}"
-                read = _reader(self._optimizer_tensor, kind)
-                state["optimizer"]["tensors"][kind] = tensors(prefix, read, learned=True)
+            state["optimizer"] = {"step": self._step(), "tensors": {kind: tensors(kind) for kind in self._kinds}}
         return state
+
+    def _room(self, kind: str | None) -> dict[str, Any]:
+        """By name, new host tensors for the weights that this rank owns (None), or for their optimiser state."""
+        found = {}
+        for held in self._held if kind is None else self._trained():
+            if held.owner == self._rank:
+                value = torch.empty(held.shape, dtype=torch.float32 if kind else held.dtype)
+                found[held.name] = _sharded(held.learned if kind else held.template, value, _prefix(kind))
+        return found
+
+    def _live(self, kind: str | None) -> dict[str, Any]:
+        """What this rank writes of the weights (None) or of optimiser state: whole tensors, or boxes."""
+        found: dict[str, Any] = {}
+        for held in self._held if kind is None else self._trained():
+            template = held.learned if kind else held.template
+            if self._stage == 3 or (kind and self._stage):
+                shard, start, replica = self._shard(held, kind)
+                parts = parts_of(template, held.shape, (*template.replica_id[:-1], replica))
+                boxes = cut(_prefix(kind), parts, shard, start, start + len(shard))
+                found |= {f"{held.name}/{number}": box for number, box in enumerate(boxes)}
+            elif held.owner == self._rank:
+                whole = self._engine.optimizer.state[held.parameter][kind] if kind else held.parameter.data
+                found[held.name] = _sharded(template, whole, _prefix(kind))
+        return found
+
+    def _shard(self, held: Held, kind: str | None) -> tuple[torch.Tensor, int, int]:
+        """What this rank holds of a tensor that is cut up: flat, where that starts in the flattened whole, and which
+        replica it is (0: the first; there are others only where ZeRO-3 was told to cut up over fewer ranks than all).
+        """
+        parameter: Any = held.parameter
+        name = None if kind == MASTER else kind
+        if self._stage < 3:
+            fragment = parameter._hp_mapping
+            if fragment is None:
+                return torch.empty(0), 0, 0
+            return fragment.get_hp_fragment(name).detach(), fragment.lp_fragment_address.start, 0
+        if kind is None:
+            flat = parameter.ds_tensor.detach()
+        else:
+            # The public way to it would bring what is offloaded to the device.
+            flat, _ = self._engine.optimizer._get_fp32_opt_state_partition(
+                parameter, release_swap_buffers=True, optim_state_key=name
+            )
+        start = min(parameter.ds_zero_partition_rank * flat.numel(), parameter.ds_numel)  # the last parts are padded
+        shard = flat.detach().view(-1)[: parameter.ds_numel - start]
+        return shard, start, self._rank // parameter.ds_zero_partition_world_size
 
     def load(self, state: dict[str, Any], *, optimizer: bool) -> None:
         """Take what was read into a `sharded(loading=True)`. Raises BadInput where it has an older form."""
@@ -150,15 +179,6 @@ class ZeroState:
         with gathered([held.parameter], changed_by=held.owner):
             if value is not None:
                 held.parameter.data.copy_(value)
-
-    def _optimizer_tensor(self, held: Held, kind: str) -> torch.Tensor:
-        if not self._stage:
-            return self._engine.optimizer.state[held.parameter][kind]
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-        if kind == MASTER:
-            return safe_get_full_fp32_param(held.parameter)
-        return safe_get_full_optimizer_state(held.parameter, kind)
 
     def _set_optimizer_tensor(self, held: Held, kind: str, value: torch.Tensor | None) -> None:
         whole = torch.empty(held.shape, dtype=torch.float32, device=held.parameter.device)
@@ -223,8 +243,9 @@ def gathered(parameters: list[torch.nn.Parameter], changed_by: int | None = None
     return deepspeed_library.load().zero.GatheredParameters(parameters, modifier_rank=changed_by)
 
 
-def _reader(read: Callable[[Held, str], torch.Tensor], kind: str) -> Callable[[Held], torch.Tensor]:
-    return lambda held: read(held, kind)
+def _prefix(kind: str | None) -> str:
+    """Before a parameter's name in checkpoints."""
+    return f"optimizer.state.{kind}.{MODEL_PREFIX}" if kind else MODEL_PREFIX
 
 
 def _sharded(template: Any, value: torch.Tensor, prefix: str) -> Any:

@@ -9,7 +9,7 @@ shapes either way, so Megatron's own loading reads them, on any topology.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -85,21 +85,21 @@ def _boxes_of(optimizer: Any, model_state: dict[str, Any]) -> Iterator[ShardedTe
             for bucket in buckets:
                 for parameter, ranges in bucket["param_map"].items():
                     share = ranges["param"]
-                    parts = _parts(described[parameter], (optimizer.distributed_optimizer_instance_id,))
+                    known = described[parameter]
+                    owner = _owner(known, optimizer.distributed_optimizer_instance_id)
+                    parts = parts_of(known, parameter.shape, owner)
                     for name, tensor in optimizer._get_main_param_and_optimizer_states(parameter).items():
                         if name != "step":  # kept with the parameter groups
-                            yield from _cut(f"optimizer.state.{name}", parts, tensor.detach(), share.start, share.end)
+                            yield from cut(f"optimizer.state.{name}.", parts, tensor.detach(), share.start, share.end)
 
 
-def _parts(described: ShardedTensor | ShardedTensorFactory, instance: tuple[int]) -> list[tuple[int, ShardedTensor]]:
-    """A parameter's parts as the checkpoint names them, without data, each with where it starts in the flattened
-    parameter. Data-parallel ranks share a tensor here, so that none of them holds a mere replica."""
-    shape = described.data.shape
-    described = replace(
-        described,
-        data=torch.empty(shape, dtype=described.data.dtype, device="meta"),
-        replica_id=_owner(described, instance),
-    )
+def parts_of(
+    described: ShardedTensor | ShardedTensorFactory, shape: Sequence[int], replica: tuple[int, ...]
+) -> list[tuple[int, ShardedTensor]]:
+    """Parts of a parameter of that shape as the checkpoint names them, without data, each with where it starts in the
+    flattened parameter; `replica` is whose data will be in them."""
+    meta = torch.empty(tuple(shape), dtype=described.data.dtype, device="meta")
+    described = replace(described, data=meta, replica_id=replica)
     built = described.build() if isinstance(described, ShardedTensorFactory) else described
     parts = list(nested_values({"parts": built}))
     for part in parts:
@@ -107,15 +107,17 @@ def _parts(described: ShardedTensor | ShardedTensorFactory, instance: tuple[int]
     return [(part.data.storage_offset(), part) for part in parts]
 
 
-def _owner(described: ShardedTensor | ShardedTensorFactory, instance: tuple[int]) -> tuple[int, ...]:
+def _owner(described: ShardedTensor | ShardedTensorFactory, instance: int) -> tuple[int, ...]:
+    """Data-parallel ranks share a tensor here, so that none of them holds a mere replica."""
     assert isinstance(described.replica_id, tuple) and len(described.replica_id) == 3, described
-    return (*described.replica_id[:2], *instance)
+    return (*described.replica_id[:2], instance)
 
 
-def _cut(
+def cut(
     prefix: str, parts: list[tuple[int, ShardedTensor]], values: torch.Tensor, start: int, end: int
 ) -> Iterator[ShardedTensor]:
-    """Boxes of elements [start, end) of a flattened parameter, whose `values` these are."""
+    """Boxes of elements [start, end) of a flattened parameter, views of their flat `values`; `prefix` goes before the
+    parameter's name."""
     for begin, part in parts:
         size = prod(part.local_shape)
         low, high = max(start, begin), min(end, begin + size)
@@ -127,7 +129,7 @@ def _cut(
             inner = (0,) * leading + offsets
             whole = (1,) * leading + shape
             yield ShardedTensor(
-                key=f"{prefix}.{part.key}",
+                key=f"{prefix}{part.key}",
                 data=data.view(whole),
                 dtype=data.dtype,
                 local_shape=whole,

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state, tensor_parallel
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 from megatron.core.distributed import (
     DistributedDataParallel,
@@ -29,6 +31,7 @@ from train.engines.accounting import Asked, StepAccount, any_rank
 from train.engines.protocol import Evidence, Objective, Outcome
 from train.engines.trained_set import adapt, freeze, groups_of
 from train.models.attention.context import gather_row
+from train.models.experts import RoutingAccount, reduce_apart
 from train.models.heads.terms import Losses
 from train.models.initialise import BeginRows, initialise, place_rows
 from train.models.parameters import named_parameters
@@ -70,7 +73,9 @@ class MegatronEngine:
         for model in self.models:
             initialise(model, config.train.seed, config.backbone.init_std)
             model.to(device)
+            reduce_apart(model)
         self.trained = freeze(config, self.models)
+        self._routing = RoutingAccount(self.models, config.backbone)
         self.chunks = [self._parallel(model, number) for number, model in enumerate(self.models)]
         optimizers.mend_distributed_optimizer()
         distributed_state.save_without_gathering()
@@ -156,7 +161,7 @@ class MegatronEngine:
         measured = self.norms.gradients() if norms else {}
         with self.stopwatch.phase(OPTIMIZER):
             norm = optimizers.gradient_norm(self.optimizer)
-        outcome = account.close(float(norm))
+        outcome = replace(account.close(float(norm)), routing=self._routing.close())
         if accept(outcome):
             with self.stopwatch.phase(OPTIMIZER):
                 optimizers.set_rates(self.optimizer, learning_rate, self.config.optimizer)
@@ -171,7 +176,8 @@ class MegatronEngine:
     def evaluate(self, batches: list[Batch], extra: list[float]) -> Outcome:
         self._look()
         with torch.no_grad():
-            return self._run(batches, extra, forward_only=True).close(None)
+            outcome = self._run(batches, extra, forward_only=True).close(None)
+        return replace(outcome, routing=self._routing.close())
 
     def logits(self, batch: Batch) -> torch.Tensor | None:
         """Logits over all rows of the vocabulary, fp32 [1, N, V], on the last pipeline stage; None elsewhere."""
@@ -206,6 +212,7 @@ class MegatronEngine:
         """Micro-batches through the schedule. Returns what they added up to, to be closed."""
         mine = [self._share(batch) for batch in batches]
         self._account = account = StepAccount(self.objective, mine, extra, self.device, self.stopwatch)
+        self._routing.open(account.real)
 
         def loss(asked: Asked, losses: Losses) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
             return account.loss(asked, losses), torch.ones((), dtype=torch.int, device=self.device), {}
@@ -255,7 +262,8 @@ class MegatronEngine:
 
     def sharded_state(self, *, optimizer: bool, loading: bool) -> dict[str, Any]:
         self._gathered()
-        metadata = {"distrib_optim_sharding_type": "fully_reshardable"}
+        # Of the two optimisers that a model with experts has, neither puts its number before its tensors' names.
+        metadata = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
         state: dict[str, Any] = {"model": self._sharded_model(metadata)}
         if optimizer:
             # Stacked layers need all of theirs; state of some layers alone goes by names with the layer's number.
@@ -266,7 +274,17 @@ class MegatronEngine:
             )
             masters = self.config.train.precision is Precision.bf16
             state["optimizer"] = optimizer_state.packed(own, masters=masters, loading=loading)
+        if not loading:
+            self._copy_buffers(state["model"])
         return state
+
+    def _copy_buffers(self, sharded_model: dict[str, Any]) -> None:
+        """Parameters change in the optimiser's step alone, but buffers where they like."""
+        buffers = {buffer.untyped_storage().data_ptr() for model in self.models for buffer in model.buffers()}
+        for value in nested_values(sharded_model):
+            data = value.data if isinstance(value, ShardedTensor) else None
+            if data is not None and data.untyped_storage().data_ptr() in buffers:
+                value.data = data.clone()
 
     def _sharded_model(self, metadata: dict[str, Any]) -> dict[str, Any]:
         model = {str(number): part.sharded_state_dict(metadata=metadata) for number, part in enumerate(self.models)}

@@ -27,6 +27,8 @@ def join(parallel: ParallelConfig, timeout_minutes: float = 30) -> torch.device:
         pipeline_model_parallel_size=parallel.pipeline,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline,
         context_parallel_size=parallel.context,
+        expert_model_parallel_size=parallel.expert,
+        expert_tensor_parallel_size=1,  # every expert is whole on its rank
     )
     return device
 

@@ -12,6 +12,7 @@ import torch
 from data_pipeline.batch import Batch
 from train.models.heads.terms import Losses, Targets
 from train.models.initialise import BeginRows
+from train.models.routing import Routing
 from train.trainable import Trained
 
 
@@ -23,7 +24,8 @@ class Outcome:
     None without a backward pass; extra: the sums over all data-parallel ranks of what each rank handed in.
 
     seconds: this rank's own, how long each of `train.observe.phases.ENGINE_PHASES` took; norms: of groups of
-    parameters as "grad/<group>" (before clipping), "param/<group>" and "update/<group>", where they were asked for.
+    parameters as "grad/<group>" (before clipping), "param/<group>" and "update/<group>", where they were asked for;
+    routing: of a model that has experts.
     """
 
     sums: list[float]
@@ -32,6 +34,7 @@ class Outcome:
     extra: list[float]
     seconds: Mapping[str, float] = field(default_factory=dict)
     norms: Mapping[str, float] = field(default_factory=dict)
+    routing: Routing = field(default_factory=Routing)
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,11 @@ class Engine(Protocol):
         """Whether any rank raised its flag: the same answer on all ranks."""
 
     def sharded_state(self, *, optimizer: bool, loading: bool) -> dict[str, Any]:
-        """Parameters (and optimiser state) as sharded tensors under the keys "model" and "optimizer"."""
+        """Parameters (and optimiser state) as sharded tensors under the keys "model" and "optimizer".
+
+        Not `loading`, they may be the live tensors, but none that changes before the next training step asks `accept`:
+        what changes in a forward pass, as buffers may, is a copy.
+        """
 
     def load_state(self, state: dict[str, Any], *, optimizer: bool) -> None:
         """Take what was read into a `sharded_state(loading=True)`, the optimiser's part of it or only parameters."""

@@ -22,7 +22,7 @@ from configs.parameter_names import LORA_A, LORA_B
 from train.models.speech_lm import SpeechLM
 
 BeginRows: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-_RESIDUAL_OUTPUTS = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight")
+_RESIDUAL_OUTPUTS = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight", ".experts.linear_fc2.weight")
 
 
 @torch.no_grad()

@@ -37,7 +37,14 @@ def named_parameters(model: MegatronModule) -> Iterator[Named]:
         piece = next(nested_values(value.build())) if isinstance(value, ShardedTensorFactory) else value
         stacked = piece.prepend_axis_num
         name = value.key
-        for place, number in zip(_NUMBERED, piece.global_offset[:stacked], strict=False):
+        places = [place for place in _NUMBERED if _stacks(name, place)]
+        for place, number in zip(places, piece.global_offset[:stacked], strict=True):
             before, found, after = name.rpartition(place)
             name = f"{before}{found}{number}.{after}"
         yield Named(name, value.data, prod(piece.global_shape[stacked:]))
+
+
+def _stacks(name: str, place: str) -> bool:
+    """Whether `place` is in a name without a number after it, as where layers that differ are kept one by one."""
+    _, found, after = name.rpartition(place)
+    return bool(found) and not after[:1].isdigit()

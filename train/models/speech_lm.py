@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
 from megatron.core.models.gpt import GPTModel
 
 from configs.schema import BackboneConfig
@@ -14,10 +15,18 @@ from data_pipeline.batch import Batch
 from data_pipeline.layouts import Layout
 from runtime.exits import BadInput
 from train.models.attention.row import packed_row
+from train.models.experts import part_of_sequence
 from train.models.heads.language import LANGUAGE, LanguageHead
 from train.models.heads.terms import Targets
 from train.models.trunk import trunk_spec
 from train.models.trunk_config import TrunkConfig
+
+
+class ScaledEmbedding(LanguageModelEmbedding):
+    """Megatron-Core's embedding, times `TrunkConfig.embedding_multiplier`."""
+
+    def forward(self, *given: Any, **named: Any) -> torch.Tensor:
+        return super().forward(*given, **named) * self.config.embedding_multiplier
 
 
 class SpeechLM(GPTModel):
@@ -41,8 +50,18 @@ class SpeechLM(GPTModel):
             share_embeddings_and_output_weights=backbone.tied_embeddings,
             vp_stage=virtual_stage,
         )
+        if self.pre_process and config.embedding_multiplier != 1.0:
+            self.embedding.__class__ = ScaledEmbedding
         if self.post_process:  # what GPTModel built and marked, with another forward pass
             self.output_layer.__class__ = LanguageHead
+
+    def _preprocess(self, *, padding_mask: torch.Tensor | None = None, **given: Any) -> tuple[Any, ...]:
+        """Megatron-Core's beginning of the forward pass; `padding_mask` is `Batch.packs`, for the routers of experts.
+
+        Megatron-Core 0.16.1 cuts it for sequence parallelism on the first pipeline stage alone.
+        """
+        made = super()._preprocess(padding_mask=None, **given)
+        return (*made[:5], None if padding_mask is None else part_of_sequence(padding_mask, self.config), *made[6:])
 
     def _postprocess(self, hidden_states: torch.Tensor, labels: Targets | None = None, **given: Any) -> Any:
         """Megatron-Core's end of the forward pass, with our head where losses are asked for."""
@@ -75,4 +94,5 @@ def run(model: torch.nn.Module, batch: Batch, targets: Targets | None = None) ->
         attention_mask=None,
         labels=targets,
         packed_seq_params=packed_row(batch),
+        padding_mask=batch.packs,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,11 +10,21 @@ import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from configs.pipeline import settled
-from configs.schema import AttentionKernel, BackboneConfig, Config, ParallelConfig, Precision, Recompute
+from configs.schema import (
+    AttentionKernel,
+    BackboneConfig,
+    Config,
+    ExpertKernel,
+    ParallelConfig,
+    Precision,
+    Recompute,
+)
 from train.models.attention.core import PackedAttention
 from train.models.attention.kernels import chosen
+from train.models.experts import expert_layer, grouped, mixture
 from train.models.norm import RMSNorm
 from train.models.trunk_config import TrunkConfig
 
@@ -26,6 +37,8 @@ def trunk_of(config: Config, vocabulary_rows: int) -> TrunkConfig:
         config.train.precision,
         attention=config.train.attention,
         deterministic=config.train.deterministic,
+        expert_kernel=config.train.experts,
+        row_packs=config.train.micro_batch,
     )
 
 
@@ -36,6 +49,8 @@ def transformer_config(
     *,
     attention: AttentionKernel = AttentionKernel.auto,
     deterministic: bool = False,
+    expert_kernel: ExpertKernel = ExpertKernel.auto,
+    row_packs: int = 1,
 ) -> TrunkConfig:
     """Megatron's configuration of this backbone on this topology; no dropout, no biases but (optionally) of QKV."""
     bf16 = precision is Precision.bf16
@@ -56,6 +71,12 @@ def transformer_config(
         positions=backbone.positions,
         rope_base=backbone.rope_base,
         rope_scaling=backbone.rope_scaling,
+        rope_share=backbone.rope_share,
+        rope_interleaved=backbone.rope_interleaved,
+        embedding_multiplier=backbone.embedding_multiplier,
+        residual_multiplier=backbone.residual_multiplier,
+        logits_divisor=backbone.logits_divisor,
+        softmax_scale=backbone.attention_scale,
         kernel=chosen(attention, backbone.positions, half=bf16),
         hidden_dropout=0.0,
         attention_dropout=0.0,
@@ -83,21 +104,41 @@ def transformer_config(
         masked_softmax_fusion=False,
         gradient_accumulation_fusion=False,
         persist_layer_norm=False,
-        **_recomputed(parallel),
+        **_recomputed(parallel, backbone),
+        **mixture(backbone, parallel, grouped=grouped(expert_kernel, half=bf16), row_packs=row_packs),
     )
 
 
-def _recomputed(parallel: ParallelConfig) -> dict[str, Any]:
+def _recomputed(parallel: ParallelConfig, backbone: BackboneConfig) -> dict[str, Any]:
     """Megatron's settings for activations that the backward pass computes again."""
     if parallel.recompute is Recompute.none:
         return {}
     if parallel.recompute is Recompute.selective:
-        return {"recompute_granularity": "selective", "recompute_modules": list(parallel.recompute_modules)}
+        modules = list(parallel.recompute_modules)
+        modules += ["moe"] if backbone.experts and "mlp" in modules else []
+        return {"recompute_granularity": "selective", "recompute_modules": modules}
     return {
         "recompute_granularity": "full",
         "recompute_method": parallel.recompute_method.value,
         "recompute_num_layers": parallel.recompute_layers,
     }
+
+
+def _added(multiplier: float) -> Callable[..., Any]:
+    """What stands in Megatron's place for bias, dropout and residual: x and its bias, if any, times `multiplier`.
+
+    The multiplier is no part of weights: they stay bit for bit what they were read as."""
+
+    def chosen_once(training: bool, fused: bool) -> Callable[..., torch.Tensor]:
+        def add(
+            output_and_bias: tuple[torch.Tensor, torch.Tensor | None], residual: torch.Tensor, dropout: float
+        ) -> torch.Tensor:
+            output, bias = output_and_bias
+            return residual + (output if bias is None else output + bias) * multiplier
+
+        return add
+
+    return chosen_once
 
 
 def trunk_spec(config: TrunkConfig, virtual_stage: int = 0) -> TransformerBlockSubmodules:
@@ -108,5 +149,14 @@ def trunk_spec(config: TrunkConfig, virtual_stage: int = 0) -> TransformerBlockS
     attention = parts.self_attention.submodules
     attention.core_attention = PackedAttention
     attention.q_layernorm = attention.k_layernorm = RMSNorm if config.qk_layernorm else None
-    layers = get_num_layers_to_build(config, virtual_stage, parallel_state.get_pipeline_model_parallel_rank())
-    return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=RMSNorm)
+    if config.residual_multiplier != 1.0:
+        parts.self_attn_bda = parts.mlp_bda = _added(config.residual_multiplier)
+    stage = parallel_state.get_pipeline_model_parallel_rank()
+    specs = [layer] * get_num_layers_to_build(config, virtual_stage, stage)
+    if config.experts:
+        first = get_transformer_layer_offset(config, virtual_stage, stage)
+        specs = [
+            plain if number < config.experts.dense_first else expert_layer(plain)
+            for number, plain in enumerate(specs, first)
+        ]
+    return TransformerBlockSubmodules(layer_specs=specs, layer_norm=RMSNorm)

@@ -6,14 +6,24 @@ from dataclasses import dataclass
 
 from megatron.core.transformer import TransformerConfig
 
-from configs.schema import AttentionKernel, Positions, RopeScaling
+from configs.schema import AttentionKernel, ExpertsConfig, Positions, RopeScaling
 
 
 @dataclass
 class TrunkConfig(TransformerConfig):
-    """positions, rope_base, rope_scaling: as in `BackboneConfig`. kernel: which one computes attention, never auto."""
+    """positions, rope_..., ..._multiplier, logits_divisor, experts: as in `BackboneConfig`. kernel: which one computes
+    attention, never auto. row_packs: most packs that a row holds whose routing is counted. grouped_experts: one product
+    for all experts."""
 
     positions: Positions = Positions.rope
     rope_base: float = 10000.0
     rope_scaling: RopeScaling | None = None
+    rope_share: float = 1.0
+    rope_interleaved: bool = False
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    logits_divisor: float = 1.0
     kernel: AttentionKernel = AttentionKernel.sdpa
+    experts: ExpertsConfig | None = None
+    row_packs: int = 1
+    grouped_experts: bool = False

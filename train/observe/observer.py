@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -67,7 +68,7 @@ class Observer:
         self._between[what] = self._between.get(what, 0.0) + seconds
         self.totals[what] = self.totals.get(what, 0.0) + seconds
 
-    def after_step(self, step: int, seconds: float, waited: float, outcome: Outcome) -> dict[str, float]:
+    def after_step(self, step: int, seconds: float, waited: float, outcome: Outcome) -> dict[str, Any]:
         """Entries for the step's record. Collective at every `ranks_every`-th step and at the last one.
 
         seconds: the whole step's, `waited` of them for data. time/<phase>: this rank's seconds, which add up to the
@@ -83,11 +84,12 @@ class Observer:
             self._window[phase] += spent
             self.totals[phase] = self.totals.get(phase, 0.0) + spent
         self._window_steps += 1
-        record = {f"time/{phase}": spent for phase, spent in {**times, **self._between}.items()}
+        record: dict[str, Any] = {f"time/{phase}": spent for phase, spent in {**times, **self._between}.items()}
         self._between, self.changes = {}, []
         if self._config.ranks_every and (self._due(step, self._config.ranks_every) or step == self._steps):
             record |= self._compare(step)
-        return record | {f"norm/{name}": norm for name, norm in outcome.norms.items()}
+        record |= {f"norm/{name}": norm for name, norm in outcome.norms.items()}
+        return record | outcome.routing.spread()
 
     def close(self) -> None:
         self._windows.close()

@@ -23,7 +23,7 @@ from typing import IO
 import torch.distributed as dist
 
 from configs.schema import Config
-from runtime.exits import HUNG
+from runtime.exits import HUNG, leave
 from train.observe import collectives
 from train.resilience import heartbeats
 from train.resilience.heartbeats import Heartbeat, Pulse
@@ -49,7 +49,7 @@ class Watchdog:
         world: int,
         start_name: str,
         limit: float | None,
-        leave: Callable[[int], None] = os._exit,
+        leave: Callable[[int], None] = leave,
     ) -> None:
         self.pulse = Pulse()
         self._run_folder = run_folder

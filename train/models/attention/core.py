@@ -40,7 +40,9 @@ class PackedAttention(MegatronModule):
         size = config.kv_channels
         self._scale = softmax_scale or size**-0.5
         self._positions = config.positions
-        self._frequencies, self._factor = rotary_frequencies(size, config.rope_base, config.rope_scaling)
+        self._interleaved = config.rope_interleaved
+        rotated = round(size * config.rope_share)
+        self._frequencies, self._factor = rotary_frequencies(rotated, config.rope_base, config.rope_scaling)
         self._kernel = kernel_of(config.kernel)
         # The slopes of this rank's heads. No buffer: casting the model to bf16 would cast it too.
         tensor_rank, tensor_size = groups.tp.rank(), groups.tp.size()
@@ -66,7 +68,7 @@ class PackedAttention(MegatronModule):
             tables = row.once(
                 "rotary", lambda: rotary_tables(row.positions, self._frequencies, self._factor, query.dtype)
             )
-            query, key = rotate(query, tables), rotate(key, tables)
+            query, key = (rotate(x, tables, self._interleaved) for x in (query, key))
         elif self._positions is Positions.sqrt_alibi:
             slopes = row.once("slopes", lambda: torch.tensor(self._slopes, device=query.device))
         if self._context.size() > 1:

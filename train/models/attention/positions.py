@@ -53,11 +53,18 @@ def rotary_tables(
     return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
 
 
-def rotate(x: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """x [n, heads, size] with dimension i and i + size / 2 turned as a pair, as Llama's published weights want it."""
+def rotate(x: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor], interleaved: bool = False) -> torch.Tensor:
+    """x [n, heads, size] with its first dimensions, two for each of the tables' m pairs, turned; the others stay.
+
+    A pair are dimensions i and i + m, as Llama's published weights want it, or, `interleaved`, 2i and 2i + 1, as
+    GLM's do."""
     cosine, sine = tables
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
+    pairs = cosine.shape[-1]
+    turned, rest = (x, None) if 2 * pairs == x.shape[-1] else (x[..., : 2 * pairs], x[..., 2 * pairs :])
+    first, second = turned.unflatten(-1, (pairs, 2)).unbind(-1) if interleaved else turned.chunk(2, dim=-1)
+    parts = [first * cosine - second * sine, second * cosine + first * sine]
+    turned = torch.stack(parts, dim=-1).flatten(-2) if interleaved else torch.cat(parts, dim=-1)
+    return turned if rest is None else torch.cat([turned, rest], dim=-1)
 
 
 def alibi_slopes(heads: int) -> tuple[float, ...]:

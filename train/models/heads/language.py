@@ -33,6 +33,8 @@ class LanguageHead(ColumnParallelLinear):
         targets: Targets | None = None,
     ) -> Any:
         """Logits as the base class returns them; with targets, `language_losses` of them."""
+        if self.config.logits_divisor != 1.0:
+            input_ = input_ / self.config.logits_divisor
         if targets is None:
             return super().forward(input_, weight, runtime_gather_output)
         weight = self.weight if weight is None else weight

@@ -1,0 +1,97 @@
+"""Native files of a conversion: every item makes one for each rank of its stage that has a part of it.
+
+The k-th item of a rank is `__<rank>_<k>.distcp`, as torch names a rank's files, and holds what Megatron-Core would have
+saved there: so a rank of that topology reads its own files alone, from beginning to end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.storage import WriteResult
+
+from checkpoints.card import Row
+from checkpoints.conversion.job import Item, Slab
+from checkpoints.conversion.journal import Done, Place
+from checkpoints.conversion.opened import Conversion
+from checkpoints.conversion.shards import Box, boxes
+from checkpoints.layout import TENSORS
+from checkpoints.manifest import MODEL_PREFIX
+from checkpoints.writing import HashedFile, write_tensor
+
+_ALIGNED = 64  # bytes: archives begin there, so that their tensors can be used as they lie in a mapped file
+
+
+def write_item(conversion: Conversion, item: Item, tick: Callable[[int], None]) -> Done:
+    """Write an item's files and sync them. `tick` is told each slab's bytes. Raises OSError where the disk fails."""
+    topology = conversion.job.topology
+    shares = [boxes(slab.rule.parallel, slab.shape, topology.tensor) for slab in item.slabs]
+    folder = conversion.job.folder / TENSORS
+    rows: list[Row] = []
+    places: list[Place] = []
+    with ExitStack() as stack:
+        files = {
+            rank: stack.enter_context(HashedFile(folder / _name(topology.rank(rank, item.stage), item.ordinal)))
+            for rank in range(topology.tensor)
+            if any(of_ranks[rank] for of_ranks in shares)
+        }
+        for slab, of_ranks in zip(item.slabs, shares, strict=True):
+            made = conversion.make(slab)
+            for rank, mine in enumerate(of_ranks):
+                name = _name(topology.rank(rank, item.stage), item.ordinal)
+                places += [_write(files[rank], name, slab, box, made.tensor) for box in mine]
+            rows.append(made.row((made.entry(slab.rule.native, made.tensor, slab.place),)))
+            del made  # before the next one is made
+            tick(slab.nbytes)
+        records = {_name(topology.rank(rank, item.stage), item.ordinal): file.finish() for rank, file in files.items()}
+    return Done(tuple(rows), records, tuple(places))
+
+
+def _name(rank: int, ordinal: int) -> str:
+    return f"__{rank}_{ordinal}.distcp"
+
+
+def _write(file: HashedFile, name: str, slab: Slab, box: Box, tensor: torch.Tensor) -> Place:
+    file.write(bytes(-file.size % _ALIGNED))
+    begin = file.size
+    piece = tensor[tuple(slice(start, start + size) for start, size in zip(box.offsets, box.sizes, strict=True))]
+    write_tensor(file, _alone(piece, (1,) * (slab.layer is not None)))
+    offsets, sizes = (*slab.place, *box.offsets), ((1,) * (slab.layer is not None) + box.sizes)
+    return Place(MODEL_PREFIX + slab.rule.native, offsets, sizes, name, begin, file.size - begin)
+
+
+def _alone(piece: torch.Tensor, leading: tuple[int, ...]) -> torch.Tensor:
+    """The piece with a storage of its own bytes alone: the same memory where it is one run, else a copy."""
+    flat = piece.contiguous().view(-1).view(torch.uint8)
+    return torch.from_numpy(flat.numpy()).view(piece.dtype).view(*leading, *piece.shape)
+
+
+def write_index(folder: Path, slabs: Iterable[Slab], layers: int, done: Iterable[Done]) -> Metadata:
+    """Write torch's index of all that was written; returns it."""
+    stored: dict[str, TensorStorageMetadata] = {}
+    for slab in slabs:
+        whole = slab.shape if slab.layer is None else (layers, *slab.shape)
+        properties = TensorProperties(dtype=slab.dtype)
+        stored.setdefault(MODEL_PREFIX + slab.rule.native, TensorStorageMetadata(properties, torch.Size(whole), []))
+    results = []
+    for one in done:
+        for place in one.places:
+            offsets = torch.Size(place.offsets)
+            stored[place.name].chunks.append(ChunkStorageMetadata(offsets=offsets, sizes=torch.Size(place.sizes)))
+            where = _StorageInfo(place.file, place.offset, place.length)
+            results.append(WriteResult(MetadataIndex(place.name, offsets), place.length, where))
+    index = Metadata(state_dict_metadata=dict(stored))
+    FileSystemWriter(folder).finish(index, [results])
+    return index

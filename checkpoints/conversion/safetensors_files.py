@@ -1,0 +1,158 @@
+"""Safetensors files of a conversion: laid out in full before the first byte, then filled by many processes at once."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from pathlib import Path
+
+import torch
+
+from checkpoints.card import Row
+from checkpoints.conversion.job import Item, Slab
+from checkpoints.conversion.journal import Done
+from checkpoints.conversion.opened import Conversion
+from checkpoints.formats.huggingface import INDEX_FILE, WEIGHTS_FILE, write_json
+from configs.schema import BackboneConfig
+
+UNFINISHED = ".unfinished"  # of a file's name, until the conversion is complete
+_CODES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_ALIGNED = 8  # bytes, of the header's end
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where a tensor is: bytes `begin` to `end` of `file`."""
+
+    file: str
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class FilesLayout:
+    """Headers by file name, the files' sizes, and every tensor's spot."""
+
+    headers: dict[str, bytes]
+    sizes: dict[str, int]
+    spots: dict[str, Spot]
+
+    @property
+    def total(self) -> int:
+        """Bytes of all tensors."""
+        return sum(spot.end - spot.begin for spot in self.spots.values())
+
+
+def tensors_of(slab: Slab, backbone: BackboneConfig) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the architecture's tensors that a slab is taken apart into."""
+    parts = slab.rule.layout.split(torch.empty(slab.shape, device="meta"), backbone)
+    names = slab.rule.names(slab.layer)
+    return [(name, tuple(part.shape)) for name, part in zip(names, parts, strict=True)]
+
+
+def lay_out(slabs: Sequence[Slab], backbone: BackboneConfig, most: int) -> FilesLayout:
+    """Tensors in the slabs' order, in files of at most `most` bytes of them; in a file in the library's own order."""
+    files: list[list[tuple[str, tuple[int, ...], torch.dtype]]] = [[]]
+    size = 0
+    for slab in slabs:
+        for name, shape in tensors_of(slab, backbone):
+            nbytes = prod(shape) * slab.dtype.itemsize
+            if files[-1] and size + nbytes > most:
+                files.append([])
+                size = 0
+            files[-1].append((name, shape, slab.dtype))
+            size += nbytes
+    if len(files) == 1:
+        names = [WEIGHTS_FILE]
+    else:
+        names = [f"model-{number:05d}-of-{len(files):05d}.safetensors" for number in range(1, len(files) + 1)]
+    headers: dict[str, bytes] = {}
+    sizes: dict[str, int] = {}
+    spots: dict[str, Spot] = {}
+    for file, tensors in zip(names, files, strict=True):
+        ordered = sorted(tensors, key=lambda tensor: (-tensor[2].itemsize, tensor[0]))
+        entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        at, ends = 0, {}
+        for name, shape, dtype in ordered:
+            end = at + prod(shape) * dtype.itemsize
+            entries[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [at, end]}
+            ends[name] = (at, end)
+            at = end
+        text = json.dumps(entries, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % _ALIGNED)
+        headers[file] = len(text).to_bytes(8, "little") + text
+        sizes[file] = len(headers[file]) + at
+        begin = len(headers[file])
+        spots |= {name: Spot(file, begin + low, begin + high) for name, (low, high) in ends.items()}
+    return FilesLayout(headers, sizes, spots)
+
+
+def prepare(folder: Path, layout: FilesLayout) -> None:
+    """Make the files, of their full size, with their headers; those that are there already stay."""
+    for file, header in layout.headers.items():
+        path = folder / (file + UNFINISHED)
+        if not path.exists() and not (folder / file).exists():
+            made = folder / f".{file}.{os.getpid()}"
+            with made.open("wb") as stream:
+                stream.write(header)
+                stream.truncate(layout.sizes[file])
+            os.rename(made, path)
+
+
+def write_item(conversion: Conversion, item: Item, tick: Callable[[int], None]) -> Done:
+    """Write an item's tensors where they belong, and sync them. Raises OSError where the disk fails."""
+    layout = layout_of(conversion)
+    folder, backbone = conversion.job.folder, conversion.job.backbone
+    rows: list[Row] = []
+    files: dict[str, int] = {}
+    try:
+        for slab in item.slabs:
+            made = conversion.make(slab)
+            parts = slab.rule.layout.split(made.tensor, backbone)
+            entries = []
+            for (name, _), part in zip(tensors_of(slab, backbone), parts, strict=True):
+                spot = layout.spots[name]
+                if spot.file not in files:
+                    files[spot.file] = os.open(folder / (spot.file + UNFINISHED), os.O_WRONLY)
+                whole = part.contiguous()
+                _write_at(files[spot.file], whole, spot)
+                entries.append(made.entry(name, whole))
+            rows.append(made.row(tuple(entries)))
+            del made, parts, part, whole  # before the next one is made
+            tick(slab.nbytes)
+        for descriptor in files.values():
+            os.fsync(descriptor)
+    finally:
+        for descriptor in files.values():
+            os.close(descriptor)
+    return Done(tuple(rows))
+
+
+def finish(folder: Path, layout: FilesLayout) -> None:
+    """Give the files their names, and write the index where there are several."""
+    for file in layout.headers:
+        if (folder / (file + UNFINISHED)).exists():
+            os.rename(folder / (file + UNFINISHED), folder / file)
+    if len(layout.headers) > 1:
+        weight_map = {name: layout.spots[name].file for name in sorted(layout.spots)}
+        write_json(folder / INDEX_FILE, {"metadata": {"total_size": layout.total}, "weight_map": weight_map})
+
+
+@lru_cache(maxsize=1)
+def layout_of(conversion: Conversion) -> FilesLayout:
+    """Of the files that a conversion writes."""
+    return lay_out(conversion.slabs, conversion.job.backbone, conversion.job.shard_bytes)
+
+
+def _write_at(descriptor: int, tensor: torch.Tensor, spot: Spot) -> None:
+    content = tensor.view(-1).view(torch.uint8).numpy().data
+    if len(content) != spot.end - spot.begin:
+        raise ValueError(f"{len(content)} bytes for {spot}")
+    at = spot.begin
+    while content:
+        written = os.pwrite(descriptor, content, at)
+        content, at = content[written:], at + written

@@ -1,0 +1,59 @@
+"""What cannot be asked of Slurm, refused in one line before anything is submitted."""
+
+from __future__ import annotations
+
+import re
+
+from configs.schema import ClusterConfig, Config, Launcher
+from runtime.exits import BadInput
+
+# Options of sbatch that Megaphone decides; any other may stand in cluster.options.
+DECIDED = frozenset(
+    """job-name nodes ntasks ntasks-per-node gpus-per-node cpus-per-task mem exclusive partition account qos constraint
+    reservation exclude time signal requeue no-requeue open-mode output error chdir dependency kill-on-invalid-dep array
+    parsable wrap export""".split()  # noqa: SIM905
+)
+_TIME = re.compile(r"\d+(:\d+(:\d+)?)?|\d+-\d+(:\d+(:\d+)?)?")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_LINE = re.compile(r"[^\x00-\x1f\x7f]*")
+
+
+def check_cluster(config: Config) -> None:
+    cluster = config.cluster
+    if config.launcher is Launcher.slurm:
+        processes(cluster)
+    if cluster.time_limit is not None and not _TIME.fullmatch(cluster.time_limit):
+        raise BadInput(f"cluster.time_limit={cluster.time_limit}: minutes, hours:minutes:seconds or days-hours")
+    for name in cluster.environment:
+        if not _NAME.fullmatch(name):
+            raise BadInput(f"cluster.environment: {name!r} is no name of a variable")
+    for name in cluster.options:
+        if name in DECIDED:
+            raise BadInput(f"cluster.options.{name}: another setting decides it")
+        if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+            raise BadInput(f"cluster.options: {name!r} is no long option of sbatch")
+    for key, value in _words(cluster):
+        if not _LINE.fullmatch(value):
+            raise BadInput(f"cluster.{key}={value!r}: a line break or control character")
+
+
+def processes(cluster: ClusterConfig) -> int:
+    """Ranks of a job over all its nodes. Raises BadInput where it is not said how many a node has."""
+    each = cluster.ranks_per_node or cluster.gpus_per_node
+    if not each:
+        raise BadInput("cluster.gpus_per_node=0: set cluster.ranks_per_node")
+    return cluster.nodes * each
+
+
+def _words(cluster: ClusterConfig) -> list[tuple[str, str]]:
+    """All that is written into directives and commands, by key; `setup` is shell and taken as it is."""
+    single = ("memory", "partition", "account", "qos", "constraint", "reservation")
+    found = [(key, str(getattr(cluster, key) or "")) for key in single]
+    found += [(key, word) for key in ("exclude", "modules") for word in getattr(cluster, key)]
+    found += [(f"environment.{key}", value) for key, value in cluster.environment.items()]
+    found += [(f"options.{key}", value or "") for key, value in cluster.options.items()]
+    if cluster.container is not None:
+        inside = cluster.container
+        found += [("container.image", inside.image), ("container.python", inside.python)]
+        found += [("container.mounts", mount) for mount in inside.mounts]
+    return found

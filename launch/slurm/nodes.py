@@ -1,0 +1,30 @@
+"""Which nodes of a job do not answer any more: asked at its end, when Slurm itself may not have noticed yet."""
+
+from __future__ import annotations
+
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
+from launch.slurm.queue import fields, said
+
+PATIENCE = 10.0  # seconds in which a node's slurmd has to take a connection
+
+
+def lost(nodes: str) -> list[str]:
+    """Names of the nodes of a list such as node[1-4] whose slurmd takes no connection."""
+    names = said("scontrol", "show", "hostnames", nodes).split() if nodes else []
+    port = said("scontrol", "show", "config").partition("SlurmdPort")[2].split()[1:2]
+    if not port or not port[0].isdigit():
+        return []
+    with ThreadPoolExecutor(max_workers=64) as threads:
+        answers = list(threads.map(lambda name: _answers(name, int(port[0])), names))
+    return [name for name, answered in zip(names, answers, strict=True) if not answered]
+
+
+def _answers(node: str, port: int) -> bool:
+    address = fields(said("scontrol", "--oneliner", "show", "node", node)).get("NodeAddr", node)
+    try:
+        socket.create_connection((address, port), timeout=PATIENCE).close()
+    except OSError:
+        return False
+    return True

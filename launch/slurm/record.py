@@ -1,0 +1,97 @@
+"""What a run folder knows of its Slurm jobs: `slurm/jobs.json` of what was submitted, `slurm/attempts.jsonl` of starts.
+
+Both are written by whoever runs as the user: the submitting command, and the batch script at its end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from runtime.exits import BadInput
+
+FOLDER = "slurm"
+_JOBS, _ATTEMPTS, _CANCELLED = "jobs.json", "attempts.jsonl", "cancelled"
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """One job of a run folder: what it is for, its Slurm id, and the settings that its end goes by."""
+
+    kind: str  # corpus, train or finish
+    id: int
+    name: str
+    ranks: int  # 0: no process group
+    requeues: int = 0  # as cluster.requeues
+    restarts: int = 0  # as resilience.restarts
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """How one start of a job ended. `code` as in runtime.exits; `checkpoint` is the newest one by then."""
+
+    job: int
+    restart: int  # times that Slurm had queued it again before
+    nodes: str
+    code: int
+    asked: str  # signal that the job was told to stop by, or nothing
+    checkpoint: str | None
+    queued_again: bool
+    reason: str  # one line
+
+
+def folder_of(run: Path) -> Path:
+    return run / FOLDER
+
+
+def write_jobs(run: Path, jobs: list[Submitted]) -> None:
+    """Replace the list of a run folder's jobs; a mark that it was cancelled goes."""
+    folder = folder_of(run)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{_JOBS}.{os.getpid()}"
+    partial.write_text(json.dumps([asdict(job) for job in jobs], indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, folder / _JOBS)
+    (folder / _CANCELLED).unlink(missing_ok=True)
+
+
+def read_jobs(run: Path) -> list[Submitted]:
+    """The jobs of a run folder, in order; none where it was never submitted."""
+    file = folder_of(run) / _JOBS
+    try:
+        return [Submitted(**job) for job in json.loads(file.read_text(encoding="utf-8"))]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError) as error:
+        raise BadInput(f"{file}: cannot be read ({error})") from error
+
+
+def add_attempt(run: Path, attempt: Attempt) -> None:
+    with (folder_of(run) / _ATTEMPTS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(attempt)) + "\n")
+
+
+def read_attempts(run: Path) -> list[Attempt]:
+    """Ends of all starts so far, oldest first; a line that a lost node cut short is left out."""
+    try:
+        lines = (folder_of(run) / _ATTEMPTS).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            found.append(Attempt(**json.loads(line)))
+        except (ValueError, TypeError):
+            continue
+    return found
+
+
+def mark_cancelled(run: Path) -> None:
+    """From now on a job of this folder that stops is not queued again."""
+    folder_of(run).mkdir(parents=True, exist_ok=True)
+    (folder_of(run) / _CANCELLED).touch()
+
+
+def is_cancelled(run: Path) -> bool:
+    return (folder_of(run) / _CANCELLED).exists()

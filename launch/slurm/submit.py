@@ -1,0 +1,109 @@
+"""`megaphone run ... launcher=slurm`: scripts written into the run folders, submitted, chained by `afterok`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from configs.checks import check
+from configs.checks.cluster import processes
+from configs.schema import Config
+from data_pipeline.build import corpus_folder
+from data_pipeline.corpus import Corpus
+from launch.runfolder import is_finished, prepare, refuse_other_run
+from launch.slurm import record
+from launch.slurm.jobs import TRAIN, Planned, planned, run_folder
+from launch.slurm.queue import ENDED, states
+from launch.slurm.record import Submitted
+from launch.slurm.script import render
+from runtime.exits import BadInput
+
+
+def submit(stages: Sequence[Config], words: Sequence[str]) -> list[Submitted]:
+    """Check every stage, write its run folder and scripts, and submit the chain. Returns the jobs in order.
+
+    `words` are the command line's. A stage that is trained already is only finished; one whose jobs are still in the
+    queue is refused. Where sbatch refuses one job, those submitted before it are cancelled: all or nothing.
+    """
+    if shutil.which("sbatch") is None:
+        raise BadInput("launcher=slurm: there is no sbatch here; run this where jobs are submitted from")
+    for config in stages:
+        check(config)
+        check(config, processes(config.cluster))
+        refuse_other_run(config)
+        _refuse_queued(run_folder(config))
+    jobs = planned(stages, words, [_is_built(config) for config in stages], [is_finished(config) for config in stages])
+    scripts = [_write(one) for one in jobs]
+    submitted: list[Submitted] = []
+    try:
+        for one, script in zip(jobs, scripts, strict=True):
+            after = None if one.after is None else submitted[one.after].id
+            submitted.append(_submitted(one, _sbatch(script, after)))
+    except BadInput:
+        if submitted:
+            subprocess.run(["scancel", *(str(job.id) for job in submitted)], check=False)
+        raise
+    for folder in dict.fromkeys(one.job.folder for one in jobs):
+        mine = [job for one, job in zip(jobs, submitted, strict=True) if one.job.folder == folder]
+        record.write_jobs(folder, mine)
+    return submitted
+
+
+def _submitted(one: Planned, number: int) -> Submitted:
+    config = one.config
+    ranks = processes(config.cluster) if one.kind == TRAIN else 0
+    return Submitted(one.kind, number, one.job.name, ranks, config.cluster.requeues, config.resilience.restarts)
+
+
+def _write(one: Planned) -> Path:
+    """The job's script, and the run folder it belongs to."""
+    prepare(one.config)
+    script = record.folder_of(one.job.folder) / f"{one.kind}.sbatch"
+    try:
+        script.parent.mkdir(parents=True, exist_ok=True)
+        script.write_text(render(one.job, one.config.cluster), encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"{script}: {error.strerror or error}") from error
+    return script
+
+
+def _sbatch(script: Path, after: int | None) -> int:
+    """Submit a script, to run once job `after` has ended well. Returns its number."""
+    chained = [] if after is None else [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"]
+    said = subprocess.run(
+        ["sbatch", "--parsable", *chained, str(script)], capture_output=True, text=True, env=own_environment(os.environ)
+    )
+    if said.returncode:
+        raise BadInput(f"sbatch {script}: {' '.join(said.stderr.split()) or f'exited with {said.returncode}'}")
+    return int(said.stdout.strip().partition(";")[0])
+
+
+def own_environment(around: Mapping[str, str]) -> dict[str, str]:
+    """The environment without the options that a user or an outer job gave to sbatch by variables: the script alone
+    says what it wants."""
+    kept = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_CLUSTER_NAME")
+    return {
+        name: value
+        for name, value in around.items()
+        if name in kept or not name.startswith(("SLURM_", "SBATCH_", "SRUN_", "MEGAPHONE_EXIT"))
+    }
+
+
+def _refuse_queued(folder: Path) -> None:
+    before = record.read_jobs(folder)
+    running = [number for number, state in states([job.id for job in before]).items() if state.name not in ENDED]
+    if running:
+        raise BadInput(f"{folder}: job {running[0]} is still there; see megaphone status, or megaphone cancel it first")
+
+
+def _is_built(config: Config) -> bool:
+    try:
+        Corpus.open(corpus_folder(config))
+    except BadInput:
+        if config.corpus.folder is not None:
+            raise
+        return False
+    return True

@@ -1,0 +1,115 @@
+"""How runs are doing: their stages, jobs, steps and last figures, from run folders and Slurm's queue."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.schema import Config
+from launch.runfolder import CONFIG_FILE, is_finished, load_run
+from launch.slurm import record
+from launch.slurm.queue import ENDED, State, states
+from runtime.exits import BadInput
+
+_METRICS = "metrics.jsonl"
+_TAIL = 1 << 16  # bytes; some hundred steps
+
+
+@dataclass(frozen=True)
+class Place:
+    """How far a stage is. seconds_left: at the pace of the last steps, or None where there are none."""
+
+    step: int
+    steps: int
+    last: dict[str, Any]
+    seconds_left: float | None
+
+
+def stages_of(folder: Path) -> list[Path]:
+    """The run folders in `folder`: itself, or one a stage, in the order in which they were prepared."""
+    if (folder / CONFIG_FILE).is_file():
+        return [folder]
+    found = sorted(folder.glob(f"*/{CONFIG_FILE}"), key=lambda file: (_first_job(file.parent), file.stat().st_ctime_ns))
+    if not found:
+        raise BadInput(f"{folder} is no run folder: it has no {CONFIG_FILE}, and no stage in it has")
+    return [file.parent for file in found]
+
+
+def describe(folder: Path) -> list[str]:
+    """Lines of text about every stage of a run."""
+    lines: list[str] = []
+    for run in stages_of(folder):
+        config = load_run(run)
+        lines += [f"{config.stage.name}: {_state(config, run)}", *(f"  {line}" for line in _jobs(run))]
+    return lines
+
+
+def place_of(config: Config, run: Path) -> Place:
+    """How far a run is, by its metrics."""
+    recent = _recent(run / _METRICS)
+    if not recent:
+        return Place(0, config.train.steps, {}, None)
+    last = recent[-1]
+    paces = sorted(record["seconds"] for record in recent[-50:] if isinstance(record.get("seconds"), float | int))
+    left = config.train.steps - last["step"]
+    return Place(last["step"], config.train.steps, last, paces[len(paces) // 2] * left if paces else None)
+
+
+def _state(config: Config, run: Path) -> str:
+    place = place_of(config, run)
+    said = f"step {place.step} of {place.steps}"
+    if is_finished(config):
+        return f"finished, {said}"
+    if place.seconds_left is not None:
+        said += f", {_clock(place.seconds_left)} of steps left"
+    loss = place.last.get("loss")
+    return said + (f", loss {loss:.4f}" if isinstance(loss, float) else "")
+
+
+def _jobs(run: Path) -> list[str]:
+    jobs = record.read_jobs(run)
+    now = states([job.id for job in jobs])
+    attempts = record.read_attempts(run)
+    return [_job_line(job, now[job.id], [one for one in attempts if one.job == job.id]) for job in jobs]
+
+
+def _job_line(job: record.Submitted, state: State, attempts: list[record.Attempt]) -> str:
+    line = f"{job.kind} job {job.id}: {state.name.lower()}" + (f" ({state.where})" if state.where else "")
+    if attempts:
+        last = attempts[-1]
+        line += f"; start {last.restart + 1} on {last.nodes}: {last.reason}"
+    elif state.name in ENDED and state.name != "COMPLETED":
+        line += "; it never came to its end: see its log, or the job before it"
+    return line
+
+
+def _recent(file: Path) -> list[dict[str, Any]]:
+    """The last records of a metrics file that may be just being written."""
+    try:
+        with file.open("rb") as stream:
+            stream.seek(max(0, file.stat().st_size - _TAIL))
+            lines = stream.read().split(b"\n")
+    except FileNotFoundError:
+        return []
+    records = []
+    for line in lines:
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict) and isinstance(found.get("step"), int):
+            records.append(found)
+    return records
+
+
+def _first_job(run: Path) -> int:
+    jobs = record.read_jobs(run)
+    return min((job.id for job in jobs), default=0)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,209 @@
+"""Recipes under a real Slurm: stages chained, resumed after every way of being interrupted, stopped by a failure."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launch.slurm.record import Attempt, Submitted, read_attempts, read_jobs
+from runtime.exits import BAD_INPUT, DONE, STOPPED_EARLY
+from tests.data_pipeline.synthetic import make_corpus
+from tests.slurm.cluster import Cluster
+from tests.train.runs import metrics
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+STEPS = 60
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    made = Cluster(tmp_path_factory.mktemp("slurm"), nodes=3)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two stages of a tiny backbone on a corpus that is there; saved every four steps."""
+    folder = tmp_path_factory.mktemp("recipe")
+    make_corpus(folder / "corpus")
+    common = {
+        "backbone": {
+            "name": "test",
+            "layers": 2,
+            "hidden": 64,
+            "ffn": 128,
+            "heads": 4,
+            "kv_heads": 2,
+            "tokenizer": "none",
+            "init_std": 0.1,
+        },
+        "corpus": {"name": "synthetic", "folder": str(folder / "corpus")},
+        "codec": {"name": "synthetic"},
+        "mixture": {"name": "synthetic", "sources": {"continuation": {"layout": "continuation", "weight": 1.0}}},
+        "loader": {"lanes": 4, "packing_window": 4},
+        "train": {
+            "steps": STEPS,
+            "global_batch": 8,
+            "sequence_length": 512,
+            "validate_every": 0,
+            "validation_packs": 4,
+        },
+        "checkpoint": {"every": 4, "keep": 0},
+        "optimizer": {"lr": 1.0e-3, "warmup_steps": 2},
+        "parallel": {"tensor": 2},
+        "tracker": {"wandb": "disabled"},
+        "export": {"huggingface": False},
+    }
+    stages = {"first": {}, "second": {"stage": {"weights": "first"}, "optimizer": {"lr": 5.0e-4}}}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({"name": "chained", "common": common, "stages": stages}))
+    return folder
+
+
+def megaphone(cluster: Cluster, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "launch.cli", *words],
+        cwd=folder,
+        env={**cluster.environment, "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def submit(cluster: Cluster, folder: Path, recipe: Path, *words: str) -> None:
+    """Two nodes with two ranks each."""
+    told = ("launcher=slurm", "cluster=cores", "cluster.nodes=2", f"run.folder={folder / 'run'}")
+    said = megaphone(cluster, folder, "run", f"recipe={recipe}", *told, *words)
+    assert said.returncode == DONE, said.stdout + said.stderr
+
+
+def job(folder: Path, stage: str, kind: str = "train") -> Submitted:
+    return next(one for one in read_jobs(folder / "run" / stage) if one.kind == kind)
+
+
+def attempts(folder: Path, stage: str) -> list[Attempt]:
+    number = job(folder, stage).id
+    return [one for one in read_attempts(folder / "run" / stage) if one.job == number]
+
+
+def wait_for(ready: Callable[[], bool], what: str, seconds: float = 200.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < deadline, f"no {what} after {seconds:g} s"
+        time.sleep(0.2)
+
+
+def at_step(folder: Path, stage: str, step: int) -> Callable[[], bool]:
+    def reached() -> bool:
+        file = folder / "run" / stage / "metrics.jsonl"
+        return file.is_file() and len(file.read_text().splitlines()) >= step
+
+    return reached
+
+
+def ended(cluster: Cluster, number: int) -> Callable[[], bool]:
+    def gone() -> bool:
+        states = cluster.ask("squeue", "-h", "-j", str(number), "-t", "all", "-o", "%T", check=False).split()
+        return bool(states) and states[0] in ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL")
+
+    return gone
+
+
+def curve(folder: Path, stage: str) -> list[tuple[int, float, float]]:
+    return [(one["step"], one["loss"], one["grad_norm"]) for one in metrics(folder / "run" / stage)]
+
+
+def test_stages_chain_and_every_interruption_resumes_the_same_curve(
+    cluster: Cluster, recipe: Path, tmp_path: Path
+) -> None:
+    undisturbed = tmp_path / "undisturbed"
+    undisturbed.mkdir()
+    said = megaphone(
+        cluster, undisturbed, "run", f"recipe={recipe}", "parallel.data=2", f"run.folder={undisturbed}/run"
+    )
+    assert said.returncode == DONE, said.stdout + said.stderr
+
+    submit(cluster, tmp_path, recipe)
+    first, second = job(tmp_path, "first").id, job(tmp_path, "second").id
+    assert job(tmp_path, "first", "finish").id > first
+
+    # A node of the first stage's job crashes: Slurm takes it out, and the job goes on with the third one.
+    wait_for(at_step(tmp_path, "first", 6), "sixth step")
+    nodes = cluster.ask("squeue", "-h", "-j", str(first), "-O", "NodeList").split()[0]
+    lost = cluster.ask("scontrol", "show", "hostnames", nodes).split()[-1]
+    cluster.crash(lost)
+    assert "first: step" in megaphone(cluster, tmp_path, "status", str(tmp_path / "run")).stdout
+    wait_for(ended(cluster, first), "end of the first stage")
+
+    # The second stage is queued again by hand, and then warned of its time limit.
+    wait_for(at_step(tmp_path, "second", 6), "sixth step")
+    cluster.ask("scontrol", "requeue", str(second))
+    wait_for(
+        lambda: (
+            not ended(cluster, second)() and "PENDING" in cluster.ask("squeue", "-h", "-j", str(second), "-o", "%T")
+        ),
+        "requeue",
+    )
+    wait_for(lambda: len(curve(tmp_path, "second")) >= 14, "fourteenth step")
+    cluster.ask("scancel", "--batch", "--signal=USR1", str(second))
+    wait_for(ended(cluster, job(tmp_path, "second", "finish").id), "end of the last job")
+
+    for stage in ("first", "second"):
+        assert curve(tmp_path, stage) == curve(undisturbed, stage)
+        assert [step for step, _, _ in curve(tmp_path, stage)] == list(range(1, STEPS + 1))
+    assert attempts(tmp_path, "first")[-1].code == DONE
+    assert lost not in cluster.ask("scontrol", "show", "hostnames", attempts(tmp_path, "first")[-1].nodes).split()
+    warned, last = attempts(tmp_path, "second")[-2:]
+    assert (warned.code, warned.asked, warned.queued_again) == (STOPPED_EARLY, "USR1", True)
+    assert (last.code, last.queued_again) == (DONE, False)
+    shown = megaphone(cluster, tmp_path, "status", str(tmp_path / "run")).stdout
+    assert shown.count(f"finished, step {STEPS} of {STEPS}") == 2
+    assert (tmp_path / "run" / "second" / "report.html").is_file()
+    cluster.start_node(lost)
+
+
+def test_a_failing_stage_stops_the_chain_and_status_says_why(cluster: Cluster, recipe: Path, tmp_path: Path) -> None:
+    submit(cluster, tmp_path, recipe, "cluster.setup=['sleep 3']", 'run.name="odd; touch $HOME/no `id`"')
+    number = job(tmp_path, "first").id
+    assert "JobName=odd; touch $HOME/no `id`-first" in cluster.ask("scontrol", "show", "job", str(number))
+    (recipe / "corpus").rename(recipe / "elsewhere")
+    try:
+        wait_for(ended(cluster, number), "end of the failing stage")
+    finally:
+        (recipe / "elsewhere").rename(recipe / "corpus")
+    wait_for(ended(cluster, job(tmp_path, "second").id), "end of the second stage")
+    assert attempts(tmp_path, "first")[-1].code == BAD_INPUT
+    assert not (tmp_path / "run" / "second" / "metrics.jsonl").exists()
+    shown = megaphone(cluster, tmp_path, "status", str(tmp_path / "run")).stdout
+    assert "its configuration or input was refused" in shown
+    assert "cancelled" in shown
+
+
+def test_torchrun_ranks_save_when_cancelled_and_are_not_queued_again(
+    cluster: Cluster, recipe: Path, tmp_path: Path
+) -> None:
+    submit(cluster, tmp_path, recipe, "cluster.tasks=torchrun", "train.steps=5000")
+    wait_for(at_step(tmp_path, "first", 3), "third step")
+    said = megaphone(cluster, tmp_path, "cancel", str(tmp_path / "run"))
+    assert said.returncode == DONE, said.stderr
+    wait_for(ended(cluster, job(tmp_path, "first").id), "end of the cancelled job")
+    (only,) = attempts(tmp_path, "first")
+    assert (only.code, only.queued_again) == (STOPPED_EARLY, False)
+    assert only.checkpoint == f"step-{len(curve(tmp_path, 'first')):08d}"
+    assert only.reason.endswith("cancelled")
+    assert json.loads((tmp_path / "run" / "first" / "slurm" / "jobs.json").read_text())[0]["ranks"] == 4
+    assert os.listdir(tmp_path / "run" / "first" / "slurm" / "exits")

@@ -65,8 +65,9 @@ def require_corpus(config: Config) -> None:
     Corpus.open(folder)
 
 
-def train_locally(config: Config) -> int:
-    """Start this stage's ranks on this machine and wait for them; returns the exit code."""
+def train_locally(config: Config, asked: list[int] | None = None) -> int:
+    """Start this stage's ranks on this machine and wait for them; returns the exit code. `asked` takes the stop signals
+    that come meanwhile: one that comes when the last step is done ends nothing, and is for whatever comes next."""
     check_local(config)
     require_corpus(config)
     file = prepare(config)
@@ -78,6 +79,7 @@ def train_locally(config: Config) -> int:
         restarts=config.resilience.restarts,
         pause=config.resilience.restart_pause,
         progress=lambda: newest_checkpoint(folder),
+        asked=asked,
     )
 
 
@@ -91,10 +93,11 @@ def evaluate_locally(config: Config) -> int:
     return run_ranks(command, ranks=local_ranks(config), logs=Path(config.run.folder) / "logs")
 
 
-def check_export(config: Config) -> int:
-    """Compare the logits of a run's export with its checkpoint's, in a process of its own; returns the exit code."""
+def check_export(config: Config, asked: list[int] | None = None) -> int:
+    """Compare the logits of a run's export with its checkpoint's, in a process of its own; returns the exit code.
+    `asked`: as in `train_locally`."""
     command = [sys.executable, "-m", EXPORT_CHECK, config.run.folder]
-    return run_ranks(command, ranks=1, logs=Path(config.run.folder) / "logs")
+    return run_ranks(command, ranks=1, logs=Path(config.run.folder) / "logs", asked=asked)
 
 
 def process_group(environment: Mapping[str, str]) -> dict[str, str] | None:

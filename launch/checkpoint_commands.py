@@ -209,7 +209,7 @@ def _agreement(native: Path, huggingface: Path) -> LogitsAgreement:
     from checkpoints.card import LogitsAgreement
 
     command = [sys.executable, "-m", LOGITS_CHECK, str(native), str(huggingface)]
-    told = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
     if told.returncode == BAD_INPUT:
         raise BadInput(told.stderr.strip().splitlines()[-1])
     if told.returncode != DONE:

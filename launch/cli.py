@@ -130,7 +130,7 @@ _NATIVE = "a native checkpoint, or a run folder (its newest one)"
 def _checkpoint_tools(checkpoint: argparse._SubParsersAction) -> None:
     """Commands that make checkpoints of checkpoints; none replaces what is there."""
     diff = _tool(checkpoint, "diff", "how two checkpoints differ; exit code 0: not at all, 1: they do", out=False)
-    diff.add_argument("a", metavar="A", help=_NATIVE)
+    diff.add_argument("a", metavar="A", help=f"{_NATIVE}, or any format that is read")
     diff.add_argument("b", metavar="B", help="another one")
     diff.add_argument("--match", action="append", metavar="PATTERN", help="tensors by name, as in 'model.decoder.*'")
     diff.add_argument("--weights-only", action="store_true", help="leave optimiser state out")
@@ -205,6 +205,7 @@ def _checkpoint_conversion(checkpoint: argparse._SubParsersAction) -> None:
     convert.add_argument("--workers", type=_count, metavar="N", help="processes; one a core unless set")
     convert.add_argument("--share", metavar="K/N", help="do part K of N, K from 0 on; the last one to end finishes")
     convert.add_argument("--check", action="store_true", help="read the result again and compare every tensor")
+    convert.add_argument("--logits", action="store_true", help="compare logits with transformers', in fp32, in memory")
     convert.set_defaults(module="checkpoint_commands")
     plan = _configured(
         checkpoint, "plan", "every file of a native checkpoint, from the config alone", "checkpoint_plan"

@@ -167,6 +167,7 @@ def _submit(stages: list[Config], words: Sequence[str]) -> int:
 def export_run(config: Config) -> Path:
     """The newest usable checkpoint of a run as a Hugging Face folder; returns the folder."""
     from checkpoints.convert import export_huggingface
+    from checkpoints.readers import reading
     from checkpoints.store import newest_usable
     from data_pipeline.vocabulary import Vocabulary
 
@@ -175,7 +176,7 @@ def export_run(config: Config) -> Path:
     if checkpoint is None:
         raise BadInput(f"{folder} has no usable checkpoint to export")
     vocabulary = Vocabulary.load(checkpoint)
-    with stoppable() as stop:
+    with reading(checkpoint), stoppable() as stop:
         return export_huggingface(
             checkpoint,
             folder / EXPORT,

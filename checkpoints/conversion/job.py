@@ -17,7 +17,10 @@ from checkpoints.rules import Rule
 from configs.schema import BackboneConfig, NewRows
 
 ITEM_BYTES = 1 << 28
-"""Of what one item writes, but for a single tensor that is larger: what a killed process has to do again."""
+"""Of what one item writes at most, but for a single tensor that is larger: what a killed process has to do again."""
+
+_LEAST_ITEM = 1 << 24  # bytes; files of less are a burden to whoever reads them
+_ITEMS = 16  # at least, where there is enough for so many: processes share them
 
 
 class Target(StrEnum):
@@ -110,8 +113,10 @@ def in_order(rules: Sequence[Rule], backbone: BackboneConfig, topology: Topology
     return [*first, *layered, *last]
 
 
-def items_of(slabs: Sequence[Slab], topology: Topology, most: int = ITEM_BYTES) -> list[Item]:
-    """The slabs, in order, in items of at most `most` bytes, but for a slab that is larger by itself."""
+def items_of(slabs: Sequence[Slab], topology: Topology) -> list[Item]:
+    """The slabs, in order, in items of some bytes each."""
+    total = sum(slab.nbytes for slab in slabs)
+    most = min(ITEM_BYTES, max(_LEAST_ITEM, total // _ITEMS))
     items: list[Item] = []
     ordinals: dict[int, int] = {}
     for stage, group in _groups(slabs, topology, most):

@@ -14,10 +14,10 @@ from checkpoints.conversion.job import Item, Job, Slab, in_order, items_of
 from checkpoints.conversion.reading import SlabSource, open_slabs
 from checkpoints.finite import check_finite
 from checkpoints.manifest import MODEL_PREFIX
-from checkpoints.rules import COPY, HALVES, QKV, Rule
+from checkpoints.rules import COPY, HALVES, QKV, QKV_BLOCKS, Rule
 from checkpoints.vocabulary_surgery import METHODS, grow_rows
 
-_LAYOUTS = {COPY: "copy", HALVES: "halves", QKV: "qkv"}
+_LAYOUTS = {COPY: "copy", HALVES: "halves", QKV: "qkv", QKV_BLOCKS: "qkv blocks"}
 
 
 @dataclass(frozen=True)

@@ -120,10 +120,22 @@ class HuggingFaceSlabs:
         def needless(name: str) -> str | None:
             if name.endswith(self._buffers):
                 return "a buffer that is computed here"
-            return "the tied embedding a second time" if self._backbone.tied_embeddings and name == _HEAD else None
+            if not self._backbone.tied_embeddings or name != _HEAD:
+                return None
+            self._check_tied()
+            return "the tied embedding a second time"
 
         claims = ((rule.native, rule.names(layer)) for rule, layer in _applied(self.rules, self._backbone))
         return check_claims(claims, self._source.names, self._source.folder, needless)
+
+    def _check_tied(self) -> None:
+        """Raise BadInput where a head that counts as the embedding once more is another matrix."""
+        [embedding] = next(rule for rule in self.rules if rule.vocabulary).foreign
+        if not torch.equal(self._source.read(_HEAD), self._source.read(embedding)):
+            raise BadInput(
+                f"{self._source.folder}: {_HEAD} is not {embedding}, though tie_word_embeddings says so; if it is meant, "
+                "set that to false there and backbone.tied_embeddings=false here"
+            )
 
     def files(self) -> list[Path]:
         return sorted(path for path in self._source.folder.iterdir() if path.is_file())

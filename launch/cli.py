@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     train = _configured(commands, "train", "one stage: joins the process group of torchrun or srun, else starts ranks")
     for command in (run, train):
         command.add_argument("--cfg", action="store_true", help="print the resolved config and exit")
-    train.add_argument("--run", metavar="FOLDER", help="the stage of a run folder, with the settings saved in it")
+    train.add_argument("--folder", metavar="FOLDER", help="the stage of a run folder, with the settings saved in it")
     for name, help_text in (
         ("finish", "export a trained stage, check the export, write its report; what is done is not done again"),
         ("status", "stages, steps, last figures and Slurm jobs of a run"),
@@ -206,6 +206,7 @@ def _checkpoint_conversion(checkpoint: argparse._SubParsersAction) -> None:
     convert.add_argument("--share", metavar="K/N", help="do part K of N, K from 0 on; the last one to end finishes")
     convert.add_argument("--check", action="store_true", help="read the result again and compare every tensor")
     convert.add_argument("--logits", action="store_true", help="compare logits with transformers', in fp32, in memory")
+    convert.add_argument("--allow-nan", action="store_true", help="convert values that are NaN or infinite too")
     convert.set_defaults(module="checkpoint_commands")
     plan = _configured(
         checkpoint, "plan", "every file of a native checkpoint, from the config alone", "checkpoint_plan"

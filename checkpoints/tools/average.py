@@ -18,7 +18,7 @@ from checkpoints.tools.opening import DTYPES, Opened, is_parameter, new_place, o
 from configs.schema import Precision
 from runtime.exits import BadInput
 
-_BLOCK = 1 << 18  # elements summed at once, in float64
+_BLOCK = 1 << 21  # elements summed at once, in float64
 
 
 def exponential_weights(count: int, decay: float) -> list[float]:

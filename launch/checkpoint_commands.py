@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from configs.schema import Config, NewRows, Precision
 from launch.selection import read_words
-from runtime.exits import DONE, FAILED, STOPPED_EARLY, BadInput
+from runtime.exits import BAD_INPUT, DONE, FAILED, STOPPED_EARLY, BadInput
 from runtime.share import Share
 from runtime.signals import stoppable
 from runtime.workers import start_ahead
+
+if TYPE_CHECKING:
+    from checkpoints.card import LogitsAgreement
+    from checkpoints.conversion.job import Job
+
+LOGITS_CHECK = "train.logits_check"
 
 # --- tools ----------------------------------------------------------------------------------------------------------
 
@@ -106,6 +117,28 @@ def checkpoint_vocab(options: Namespace) -> int:
     return DONE
 
 
+# --- DeepSpeed --------------------------------------------------------------------------------------------------------
+
+
+def checkpoint_to_universal(options: Namespace) -> int:
+    from checkpoints.tools.opening import checkpoints_of, new_place
+    from checkpoints.training_state import export_universal
+
+    with stoppable() as stop:
+        print(export_universal(checkpoints_of(Path(options.folder))[-1], new_place(Path(options.out)), stop))
+    return DONE
+
+
+def checkpoint_from_deepspeed(options: Namespace) -> int:
+    from checkpoints.tools.opening import checkpoints_of, new_place
+    from checkpoints.training_state import import_training_state
+
+    like = checkpoints_of(Path(options.like))[-1] if options.like else None
+    with stoppable() as stop:
+        print(import_training_state(Path(options.folder), new_place(Path(options.out)), like, stop))
+    return DONE
+
+
 def _dtype(options: Namespace) -> Precision | None:
     return Precision(options.dtype) if options.dtype else None
 
@@ -158,16 +191,19 @@ def checkpoint_convert(options: Namespace) -> int:
             seed=options.seed,
             new_rows=NewRows(options.new_rows),
             shard_bytes=int(options.shard_gigabytes * 1e9),
+            nonfinite=options.allow_nan,
         )
         job, beside = plan_job(source, destination, wanted)
-        how = How(workers=options.workers, share=share, stop=stop, check=options.check)
+        logits = _logits(job) if options.logits else None
+        how = How(workers=options.workers, share=share, stop=stop, check=options.check, logits=logits)
         result = run(job, destination, beside, how)
     if result is None:
         return STOPPED_EARLY
     from checkpoints.card import read_card
 
-    print(f"{result}: {read_card(result).verdict}")
-    return DONE
+    card = read_card(result)
+    print(f"{result}: {card.verdict}")
+    return FAILED if card.differs else DONE
 
 
 def checkpoint_plan(options: Namespace) -> int:
@@ -178,6 +214,31 @@ def checkpoint_plan(options: Namespace) -> int:
     planned = plan(config.backbone, config.parallel, options.rows, "bfloat16" if options.dtype != "fp32" else "float32")
     print(as_json(planned) if options.json else as_table(planned, full=options.full))
     return DONE
+
+
+def _logits(job: Job) -> Callable[[Path], LogitsAgreement]:
+    """What compares a result with its source, one of them native and the other at home in transformers."""
+    from checkpoints.conversion.job import Target
+    from checkpoints.conversion.reading import is_huggingface
+
+    if (job.target is Target.native) != is_huggingface(job.source):
+        raise BadInput("--logits compares a native checkpoint with a Hugging Face folder; this conversion has not both")
+    if job.target is Target.native:
+        return lambda made: _agreement(made, job.source)
+    return lambda made: _agreement(job.source, made)
+
+
+def _agreement(native: Path, huggingface: Path) -> LogitsAgreement:
+    """In a process of its own, which alone imports what models need."""
+    from checkpoints.card import LogitsAgreement
+
+    command = [sys.executable, "-m", LOGITS_CHECK, str(native), str(huggingface)]
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    if told.returncode == BAD_INPUT:
+        raise BadInput(told.stderr.strip().splitlines()[-1])
+    if told.returncode != DONE:
+        raise RuntimeError(f"{LOGITS_CHECK} failed:\n{told.stderr}")
+    return LogitsAgreement(**json.loads(told.stdout.splitlines()[-1]))
 
 
 _NEEDLESS = {

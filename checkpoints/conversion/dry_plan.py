@@ -9,11 +9,12 @@ from itertools import groupby
 
 import torch
 
-from checkpoints.conversion.shapes import shape_of
 from checkpoints.conversion.shards import Piece, Topology, pieces, topology_of
 from checkpoints.manifest import MODEL_PREFIX
 from checkpoints.maps import named
+from checkpoints.shapes import native_shape
 from configs.schema import BackboneConfig, ParallelConfig
+from runtime.exits import BadInput
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,18 @@ def plan(backbone: BackboneConfig, parallel: ParallelConfig, rows: int, dtype: s
     """
     topology = topology_of(backbone, parallel, rows)
     rules = named(backbone.architecture).rules(backbone)
-    shapes = {rule.native: shape_of(rule, backbone, rows) for rule in rules}
+    shapes = {rule.native: _shape(rule.native, backbone, rows) for rule in rules}
     of_ranks: dict[int, list[Piece]] = {rank: [] for rank in range(topology.ranks)}
     for piece in pieces(rules, shapes, topology, backbone.layers):
         of_ranks[piece.rank].append(piece)
     return Plan(backbone.name, dtype, topology, of_ranks)
+
+
+def _shape(native: str, backbone: BackboneConfig, rows: int) -> tuple[int, ...]:
+    shape = native_shape(native, backbone, rows)
+    if shape is None:
+        raise BadInput(f"no plan for {native}: its shape does not follow from the backbone")
+    return shape
 
 
 def as_table(planned: Plan, full: bool = False) -> str:

@@ -17,7 +17,10 @@ from checkpoints.rules import Rule
 from configs.schema import BackboneConfig, NewRows
 
 ITEM_BYTES = 1 << 28
-"""Of what one item writes, but for a single tensor that is larger: what a killed process has to do again."""
+"""Of what one item writes at most, but for a single tensor that is larger: what a killed process has to do again."""
+
+_LEAST_ITEM = 1 << 24  # bytes; files of less are a burden to whoever reads them
+_ITEMS = 16  # at least, where there is enough for so many: processes share them
 
 
 class Target(StrEnum):
@@ -41,7 +44,8 @@ class Rows:
 class Job:
     """One conversion. folder: where it is made, before it takes its name. dtype: torch's name, of every tensor
     written; None: each keeps its own. topology: of native files. shard_bytes: of a safetensors file, at most.
-    partly: tensors of the source that no rule claims stay behind, told in the card; else they are an error."""
+    partly: tensors of the source that no rule claims stay behind, told in the card; else they are an error. nonfinite:
+    values that are NaN or infinite are converted like others, told in the card; else they are an error."""
 
     source: Path
     folder: Path
@@ -52,6 +56,7 @@ class Job:
     rows: Rows | None = None
     shard_bytes: int = 5 * 10**9
     partly: bool = False
+    nonfinite: bool = False
 
     def plain(self) -> dict[str, Any]:
         """All that decides what is written, as JSON can hold it."""
@@ -64,6 +69,7 @@ class Job:
             "rows": None if self.rows is None else {**asdict(self.rows), "new_rows": self.rows.new_rows.value},
             "shard_bytes": self.shard_bytes,
             "partly": self.partly,
+            "nonfinite": self.nonfinite,
         }
 
 
@@ -110,8 +116,10 @@ def in_order(rules: Sequence[Rule], backbone: BackboneConfig, topology: Topology
     return [*first, *layered, *last]
 
 
-def items_of(slabs: Sequence[Slab], topology: Topology, most: int = ITEM_BYTES) -> list[Item]:
-    """The slabs, in order, in items of at most `most` bytes, but for a slab that is larger by itself."""
+def items_of(slabs: Sequence[Slab], topology: Topology) -> list[Item]:
+    """The slabs, in order, in items of some bytes each."""
+    total = sum(slab.nbytes for slab in slabs)
+    most = min(ITEM_BYTES, max(_LEAST_ITEM, total // _ITEMS))
     items: list[Item] = []
     ordinals: dict[int, int] = {}
     for stage, group in _groups(slabs, topology, most):

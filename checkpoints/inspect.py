@@ -57,7 +57,8 @@ def _native_lines(checkpoint: Path) -> Iterator[str]:
     yield ""
     kinds: dict[str, dict[str, TensorRecord]] = {}
     for name, record in manifest.tensors.items():
-        kinds.setdefault(name.partition(f".{MODEL_PREFIX}")[0] if not name.startswith(MODEL_PREFIX) else "", {})[name] = record
+        kind = "" if name.startswith(MODEL_PREFIX) else name.partition(f".{MODEL_PREFIX}")[0]
+        kinds.setdefault(kind, {})[name] = record
     yield from tree(kinds.get("", {}))
     yield ""
     yield _sum("parameters", list(kinds.pop("", {}).values()))

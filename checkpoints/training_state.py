@@ -15,7 +15,6 @@ from checkpoints.formats.source import TrainedSource, open_source
 from checkpoints.formats.stacking import NativeSource, common_state, parts
 from checkpoints.layout import STATE_FILE, TENSORS
 from checkpoints.manifest import (
-    MANIFEST_FILE,
     Manifest,
     TensorRecord,
     count_parameters,
@@ -31,7 +30,9 @@ def import_training_state(path: Path, native: Path, like: Path | None = None, st
     optimiser's moments, bit for bit; memory holds one tensor at a time.
 
     `like`: a native checkpoint of the same model, whose vocabulary, its files and the config come along, and whose
-    parameters have to be the same by name, shape and dtype. The data's place is not DeepSpeed's to know.
+    tensors have to be the same by name, shape and dtype. Where it is of the same step, so does the place in the data,
+    which DeepSpeed does not know, and a run goes on from `native`; else it holds a state to look at and weights to
+    start from.
 
     Returns `native`. Raises BadInput where the folder is damaged, has no optimiser state or other names than
     Megatron's, where it is not like `like`, or the disk fails; StoppedEarly when `stop` turns true. `native` then is as
@@ -55,7 +56,7 @@ def import_training_state(path: Path, native: Path, like: Path | None = None, st
         texts = {
             name: (like / name).read_text(encoding="utf-8")
             for name in known.files
-            if "/" not in name and name not in (STATE_FILE, MANIFEST_FILE)
+            if "/" not in name and (name != STATE_FILE or known.step == source.step)
         }
         return _write(source, stopping, native, replace(known, step=source.step, topology={}), texts)
 
@@ -70,7 +71,7 @@ def _write(source: TrainedSource, pieces: list[Part], native: Path, manifest: Ma
     with writing(native, sum(piece.nbytes for piece in pieces)) as folder:
         tensors, files = write_parts(folder / TENSORS, [pieces], "converting")
         torch.save(common_state(source), folder / TENSORS / COMMON_FILE)
-        for name, text in {**texts, STATE_FILE: "{}"}.items():
+        for name, text in {STATE_FILE: "{}", **texts}.items():
             (folder / name).write_text(text, encoding="utf-8")
         written = replace(
             manifest,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from checkpoints.card import LogitsAgreement
     from checkpoints.conversion.job import Job
 
-LOGITS_CHECK = "train.conversion_check"
+LOGITS_CHECK = "train.logits_check"
 
 # --- tools ----------------------------------------------------------------------------------------------------------
 
@@ -117,6 +117,28 @@ def checkpoint_vocab(options: Namespace) -> int:
     return DONE
 
 
+# --- DeepSpeed --------------------------------------------------------------------------------------------------------
+
+
+def checkpoint_to_universal(options: Namespace) -> int:
+    from checkpoints.tools.opening import checkpoints_of, new_place
+    from checkpoints.training_state import export_universal
+
+    with stoppable() as stop:
+        print(export_universal(checkpoints_of(Path(options.folder))[-1], new_place(Path(options.out)), stop))
+    return DONE
+
+
+def checkpoint_from_deepspeed(options: Namespace) -> int:
+    from checkpoints.tools.opening import checkpoints_of, new_place
+    from checkpoints.training_state import import_training_state
+
+    like = checkpoints_of(Path(options.like))[-1] if options.like else None
+    with stoppable() as stop:
+        print(import_training_state(Path(options.folder), new_place(Path(options.out)), like, stop))
+    return DONE
+
+
 def _dtype(options: Namespace) -> Precision | None:
     return Precision(options.dtype) if options.dtype else None
 
@@ -169,6 +191,7 @@ def checkpoint_convert(options: Namespace) -> int:
             seed=options.seed,
             new_rows=NewRows(options.new_rows),
             shard_bytes=int(options.shard_gigabytes * 1e9),
+            nonfinite=options.allow_nan,
         )
         job, beside = plan_job(source, destination, wanted)
         logits = _logits(job) if options.logits else None
@@ -178,8 +201,9 @@ def checkpoint_convert(options: Namespace) -> int:
         return STOPPED_EARLY
     from checkpoints.card import read_card
 
-    print(f"{result}: {read_card(result).verdict}")
-    return DONE
+    card = read_card(result)
+    print(f"{result}: {card.verdict}")
+    return FAILED if card.differs else DONE
 
 
 def checkpoint_plan(options: Namespace) -> int:

@@ -104,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _checkpoint_tools(checkpoint)
     _checkpoint_conversion(checkpoint)
+    _checkpoint_deepspeed(checkpoint)
 
     _configured(commands, "evaluate", "validation losses of a stage's newest checkpoint")
     report = _command(commands, "report", "write report.html of a run", "report")
@@ -129,7 +130,7 @@ _NATIVE = "a native checkpoint, or a run folder (its newest one)"
 def _checkpoint_tools(checkpoint: argparse._SubParsersAction) -> None:
     """Commands that make checkpoints of checkpoints; none replaces what is there."""
     diff = _tool(checkpoint, "diff", "how two checkpoints differ; exit code 0: not at all, 1: they do", out=False)
-    diff.add_argument("a", metavar="A", help=_NATIVE)
+    diff.add_argument("a", metavar="A", help=f"{_NATIVE}, or any format that is read")
     diff.add_argument("b", metavar="B", help="another one")
     diff.add_argument("--match", action="append", metavar="PATTERN", help="tensors by name, as in 'model.decoder.*'")
     diff.add_argument("--weights-only", action="store_true", help="leave optimiser state out")
@@ -205,6 +206,7 @@ def _checkpoint_conversion(checkpoint: argparse._SubParsersAction) -> None:
     convert.add_argument("--share", metavar="K/N", help="do part K of N, K from 0 on; the last one to end finishes")
     convert.add_argument("--check", action="store_true", help="read the result again and compare every tensor")
     convert.add_argument("--logits", action="store_true", help="compare logits with transformers', in fp32, in memory")
+    convert.add_argument("--allow-nan", action="store_true", help="convert values that are NaN or infinite too")
     convert.set_defaults(module="checkpoint_commands")
     plan = _configured(
         checkpoint, "plan", "every file of a native checkpoint, from the config alone", "checkpoint_plan"
@@ -216,10 +218,21 @@ def _checkpoint_conversion(checkpoint: argparse._SubParsersAction) -> None:
     plan.set_defaults(module="checkpoint_commands")
 
 
+def _checkpoint_deepspeed(checkpoint: argparse._SubParsersAction) -> None:
+    """Training states, moments included, between DeepSpeed and native checkpoints."""
+    to = _tool(checkpoint, "to-universal", "a native checkpoint as DeepSpeed's universal one, moments too", dtype=False)
+    to.add_argument("folder", help=_NATIVE)
+    of = _tool(checkpoint, "from-deepspeed", "a ZeRO, pipeline or universal folder as a native one", dtype=False)
+    of.add_argument("folder", help="DeepSpeed's folder, of one step or of several (its newest one)")
+    of.add_argument(
+        "--like", metavar="NATIVE", help="take vocabulary and config from this checkpoint of the same model"
+    )
+
+
 def _tool(
     commands: argparse._SubParsersAction, name: str, help_text: str, *, out: bool = True, dtype: bool = True
 ) -> argparse.ArgumentParser:
-    parser = _command(commands, name, help_text, f"checkpoint_{name}")
+    parser = _command(commands, name, help_text, f"checkpoint_{name.replace('-', '_')}")
     parser.set_defaults(module="checkpoint_commands")
     if out:
         parser.add_argument("--out", required=True, metavar="PLACE", help="where to; nothing may be there")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from launch import training
 from launch.data_commands import build_corpus
 from launch.runfolder import CONFIG_FILE, RESULTS_FILE, is_finished, load_run
 from launch.selection import read_words
-from runtime.exits import DONE, STOPPED_EARLY, BadInput
+from runtime.exits import DONE, STOPPED_EARLY, BadInput, StoppedEarly
 from runtime.signals import stoppable
 
 EXPORT = Path("export") / "hf"
@@ -129,9 +130,12 @@ def _run_stage(config: Config) -> int:
     folder = Path(config.run.folder)
     build_corpus(config)
     if not is_finished(config):
-        code = training.train_locally(config)
+        asked: list[int] = []
+        code = training.train_locally(config, asked)
         if code not in (DONE, STOPPED_EARLY):
             return code
+        if code == DONE:
+            _heed(asked)
         _write_report(folder)
         if code == STOPPED_EARLY:
             return code
@@ -145,13 +149,22 @@ def _finish_stage(config: Config) -> int:
     if config.export.huggingface and _older(folder / EXPORT, results):
         export_run(config)
     if config.export.huggingface and _older(folder / EXPORT_CHECK, folder / EXPORT):
-        code = training.check_export(config)
-        if code != DONE:
+        asked: list[int] = []
+        code = training.check_export(config, asked)
+        if code == DONE:
+            _heed(asked)
+        else:
             (folder / EXPORT_CHECK).unlink(missing_ok=True)  # so that the same command checks again
             return code
     if _older(folder / REPORT, results):
         _write_report(folder)
     return DONE
+
+
+def _heed(asked: list[int]) -> None:
+    """Stop for a signal that came when the ranks were done already, and so ended nothing there."""
+    if asked:
+        raise StoppedEarly(f"stopped by {signal.Signals(asked[0]).name}; the same command goes on from what is done")
 
 
 def _submit(stages: list[Config], words: Sequence[str]) -> int:
@@ -167,6 +180,7 @@ def _submit(stages: list[Config], words: Sequence[str]) -> int:
 def export_run(config: Config) -> Path:
     """The newest usable checkpoint of a run as a Hugging Face folder; returns the folder."""
     from checkpoints.convert import export_huggingface
+    from checkpoints.readers import reading
     from checkpoints.store import newest_usable
     from data_pipeline.vocabulary import Vocabulary
 
@@ -175,7 +189,7 @@ def export_run(config: Config) -> Path:
     if checkpoint is None:
         raise BadInput(f"{folder} has no usable checkpoint to export")
     vocabulary = Vocabulary.load(checkpoint)
-    with stoppable() as stop:
+    with reading(checkpoint), stoppable() as stop:
         return export_huggingface(
             checkpoint,
             folder / EXPORT,

@@ -16,15 +16,22 @@ LONGEST_PAUSE = 300.0  # seconds
 
 
 def run_again(
-    command: Sequence[str], *, ranks: int, logs: Path, restarts: int, pause: float, progress: Callable[[], object]
+    command: Sequence[str],
+    *,
+    ranks: int,
+    logs: Path,
+    restarts: int,
+    pause: float,
+    progress: Callable[[], object],
+    asked: list[int] | None = None,
 ) -> int:
     """`local.run_ranks`, and again after a crash or a hang; returns the last exit code.
 
     Bad input, a halted run and a stop on request are no reason to start again. After `restarts` failures in a row
     between which `progress` told nothing new, it is given up. `pause`: seconds before the first start again, doubled
-    each time.
+    each time. `asked` takes the stop signals that come meanwhile.
     """
-    asked: list[int] = []
+    asked = [] if asked is None else asked
     tries, before = 0, progress()
     while True:
         code = run_ranks(command, ranks=ranks, logs=logs, asked=asked)

@@ -15,7 +15,7 @@ from launch.environment import gpus
 from launch.local import run_ranks
 from launch.restarts import newest_checkpoint, run_again
 from launch.runfolder import CONFIG_FILE, prepare, refuse_other_run, wait_for_prepared
-from runtime.exits import BadInput
+from runtime.exits import BadInput, tell
 
 # The doors to training: modules that are run, one process a rank.
 STAGE = "train.stage"
@@ -65,8 +65,9 @@ def require_corpus(config: Config) -> None:
     Corpus.open(folder)
 
 
-def train_locally(config: Config) -> int:
-    """Start this stage's ranks on this machine and wait for them; returns the exit code."""
+def train_locally(config: Config, asked: list[int] | None = None) -> int:
+    """Start this stage's ranks on this machine and wait for them; returns the exit code. `asked` takes the stop signals
+    that come meanwhile: one that comes when the last step is done ends nothing, and is for whatever comes next."""
     check_local(config)
     require_corpus(config)
     file = prepare(config)
@@ -78,6 +79,7 @@ def train_locally(config: Config) -> int:
         restarts=config.resilience.restarts,
         pause=config.resilience.restart_pause,
         progress=lambda: newest_checkpoint(folder),
+        asked=asked,
     )
 
 
@@ -91,10 +93,11 @@ def evaluate_locally(config: Config) -> int:
     return run_ranks(command, ranks=local_ranks(config), logs=Path(config.run.folder) / "logs")
 
 
-def check_export(config: Config) -> int:
-    """Compare the logits of a run's export with its checkpoint's, in a process of its own; returns the exit code."""
+def check_export(config: Config, asked: list[int] | None = None) -> int:
+    """Compare the logits of a run's export with its checkpoint's, in a process of its own; returns the exit code.
+    `asked`: as in `train_locally`."""
     command = [sys.executable, "-m", EXPORT_CHECK, config.run.folder]
-    return run_ranks(command, ranks=1, logs=Path(config.run.folder) / "logs")
+    return run_ranks(command, ranks=1, logs=Path(config.run.folder) / "logs", asked=asked)
 
 
 def process_group(environment: Mapping[str, str]) -> dict[str, str] | None:
@@ -119,9 +122,20 @@ def process_group(environment: Mapping[str, str]) -> dict[str, str] | None:
 
 def join(config: Config, variables: Mapping[str, str]) -> NoReturn:
     """Become one rank of the process group around this process. Rank 0 prepares the run folder for all."""
+    os.environ.update(variables)
+    try:
+        file = _prepared(config)
+    except BadInput as error:
+        tell(error.exit_code)
+        raise
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", STAGE, str(file)])
+
+
+def _prepared(config: Config) -> Path:
+    """This rank's config file, once everything is checked that can keep the stage from running."""
     from checkpoints.maps import check_architecture
 
-    os.environ.update(variables)
     check(config)
     try:
         rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -131,6 +145,4 @@ def join(config: Config, variables: Mapping[str, str]) -> NoReturn:
     check_architecture(config)
     refuse_other_run(config)
     require_corpus(config)
-    file = prepare(config) if rank == 0 else wait_for_prepared(config)
-    sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", STAGE, str(file)])
+    return prepare(config) if rank == 0 else wait_for_prepared(config)

@@ -19,7 +19,11 @@ _context.set_forkserver_preload(["tests.preload"])
 
 
 class RankFailed(AssertionError):
-    """A rank raised, died or ran out of time."""
+    """A rank raised or died."""
+
+
+class OutOfTime(AssertionError):
+    """No rank answered for too long; no RankFailed, since who waits for a rank to die must not take this for it."""
 
 
 def free_port() -> int:
@@ -30,7 +34,8 @@ def free_port() -> int:
 def run_ranks(function: Callable[..., Any], world: int, *arguments: Any, timeout: float = 120) -> list[Any]:
     """Call `function(*arguments)` on `world` ranks with their environment set; returns what each rank returned.
 
-    `function` is importable by name. Raises RankFailed with the first rank's traceback; no process outlives the call.
+    `function` is importable by name. Raises RankFailed with the first rank's traceback, OutOfTime where none answers
+    within `timeout` seconds; no process outlives the call.
     """
     processes, pipes = [], []
     with reserved_port() as port:
@@ -55,7 +60,7 @@ def _collect(pipes: list[Connection], timeout: float) -> list[Any]:
         waiting = [pipe for index, pipe in enumerate(pipes) if index not in answers]
         ready = wait(waiting, timeout)
         if not ready:
-            raise RankFailed(f"no answer within {timeout} s from ranks {[pipes.index(p) for p in waiting]}")  # type: ignore[arg-type]
+            raise OutOfTime(f"no answer within {timeout} s from ranks {[pipes.index(p) for p in waiting]}")  # type: ignore[arg-type]
         for pipe in ready:
             rank = pipes.index(pipe)  # type: ignore[arg-type]
             try:

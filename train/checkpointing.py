@@ -73,6 +73,11 @@ class Checkpoints:
 
     # --- saving ---------------------------------------------------------------------------------------------
 
+    @property
+    def under_way(self) -> bool:
+        """Whether a save is being written beside training; the same on all ranks."""
+        return self._saver.busy
+
     def prepare(self) -> None:
         """Take the host memory that saves in the background need: before the first step, where its lack is told early
         and nothing waits for it. At most one copy of what this rank saves."""

@@ -4,7 +4,8 @@ MFU = model FLOPs per second / dense peak of the devices (Chowdhery et al. 2022,
 the step has to compute, whatever the implementation. HFU counts what activation recomputation computes again as well
 (Korthikanti et al. 2022, 2205.05198, appendix A). Both count matrix products, a multiply-add as 2 FLOPs, for real
 tokens alone: padding, norms, activations, rotations and the optimiser count nothing, nor does what a fused attention
-kernel computes again inside itself.
+kernel computes again inside itself. PaLM's head predicts at every token; ours computes the places with a loss alone
+(`train.models.heads.vocabulary_loss`), so only those count for it: with all others it would look busier than it is.
 """
 
 from __future__ import annotations
@@ -115,8 +116,10 @@ def step_flops(
     attended: float,
     learning: Learning | None = None,
     recomputed: Recomputed | None = None,
+    predicted: float | None = None,
 ) -> StepFlops:
-    """FLOPs of forward and backward over `tokens` tokens that attend to `attended` tokens altogether.
+    """FLOPs of forward and backward over `tokens` tokens that attend to `attended` tokens altogether; the head predicts
+    at `predicted` of them, None: at all.
 
     A weight matrix of n elements takes 2 n a token forward, 2 n backward for the gradient of its input and 2 n for its
     own; attention takes 4 A a forward and twice that backward, where A is heads x head size and a the tokens attended
@@ -142,12 +145,13 @@ def step_flops(
             backward += 2 * own if below else 0.0
         else:
             rank = learning.lora.get(product.name, 0)
-            factors = 2.0 * rank * (product.inputs + product.outputs) * tokens
-            base = 2.0 * product.size * tokens
+            places = tokens if predicted is None or product.layer >= 0 else predicted
+            factors = 2.0 * rank * (product.inputs + product.outputs) * places
+            base = 2.0 * product.size * places
             own = base + factors
             trained = learning.trains(_weight(product, backbone))
             backward += (into + trained) * base + factors  # and through B, whose input A's output is, into A
-            backward += 2.0 * rank * (product.outputs + below * product.inputs) * tokens
+            backward += 2.0 * rank * (product.outputs + below * product.inputs) * places
             below = below or trained or rank > 0
         forward += own
         again += own if below and _comes_again(product, recomputed) else 0.0

@@ -167,7 +167,13 @@ class Journal:
         """Model TFLOP/s of one device, and MFU and HFU, None where no peak is known."""
         vocabulary = self._corpus.vocabulary.padded_size
         flops = step_flops(
-            self._config.backbone, vocabulary, fed.tokens, fed.attended, self._learning, self._recomputed
+            self._config.backbone,
+            vocabulary,
+            fed.tokens,
+            fed.attended,
+            self._learning,
+            self._recomputed,
+            fed.predicted,
         )
         of_a_device = seconds * self._processes
         return {

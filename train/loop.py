@@ -179,7 +179,7 @@ class Stage:
         if opened := self.observer.before_step(step, profile):
             self._say(opened)
         started = time.perf_counter()
-        ready = self.loader.ready
+        observed: dict[str, float] = {"queue": self.loader.ready, "saving": float(self.checkpoints.under_way)}
         packs, waited = self._next_packs()
         if packs is None:
             return False
@@ -199,7 +199,7 @@ class Stage:
         self.guard.learn(self.loader.position - 1, terms["lm"], outcome.gradient_norm or 0.0)
         self.progress.add(total)
         seconds = time.perf_counter() - started - self._settling  # which is told as a checkpoint's
-        observed = {"queue": ready, **self.observer.after_step(step, seconds, waited, outcome)}
+        observed |= self.observer.after_step(step, seconds, waited, outcome)
         if self.journal:
             self.journal.step(
                 self.progress, terms, outcome.gradient_norm, rate, total, seconds, waited, samples, observed

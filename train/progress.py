@@ -56,6 +56,7 @@ class Tally:
     padding: float
     audio_seconds: float
     attended: float  # summed over tokens: how many tokens each one attends to
+    predicted: float  # places with a loss
     modalities: tuple[float, ...]  # tokens of each modality
     damaged: dict[str, int]
     sources: dict[str, float] = field(default_factory=dict)  # tokens of each source of the mixture
@@ -65,12 +66,12 @@ class Tally:
         named = [float(self.damaged.get(kind, 0)) for kind in DAMAGE_KINDS]
         other = float(sum(self.damaged.values())) - sum(named)
         by_source = [float(self.damaged_from.get(source, 0)) for source in self.sources]
-        fixed = [self.tokens, self.padding, self.audio_seconds, self.attended, *named, other]
+        fixed = [self.tokens, self.padding, self.audio_seconds, self.attended, self.predicted, *named, other]
         return [*fixed, *self.modalities, *self.sources.values(), *by_source]
 
     def summed(self, numbers: list[float]) -> Tally:
         """The tally whose `numbers` are these: sums of this one's and of others of the same modalities and sources."""
-        tokens, padding, audio_seconds, attended, *rest = numbers
+        tokens, padding, audio_seconds, attended, predicted, *rest = numbers
         kinds, rest = rest[: len(_KINDS)], rest[len(_KINDS) :]
         modalities, rest = rest[: len(self.modalities)], rest[len(self.modalities) :]
         fed, damaged = rest[: len(self.sources)], rest[len(self.sources) :]
@@ -79,6 +80,7 @@ class Tally:
             padding,
             audio_seconds,
             attended,
+            predicted,
             tuple(modalities),
             {kind: round(count) for kind, count in zip(_KINDS, kinds, strict=True) if count},
             dict(zip(self.sources, fed, strict=True)),
@@ -132,6 +134,7 @@ def tally(
         padding=float(sum(pack.padding for pack in packs)),
         audio_seconds=float(sum(pack.audio_seconds for pack in packs)),
         attended=float((lengths * (lengths + 1) / 2).sum()),
+        predicted=float(sum(np.count_nonzero(pack.loss_weight) for pack in packs)),
         modalities=tuple(modalities.tolist()),
         damaged=dict(damaged),
         sources=by_source,

@@ -24,6 +24,7 @@ from configs.schema import BackboneConfig
 from runtime.exits import BadInput
 
 _HEAD = "lm_head.weight"
+_MEGATRONS = ("embedding.word_embeddings.", "decoder.layers.")
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,9 @@ def open_slabs(path: Path, backbone: BackboneConfig, partly: bool = False) -> Sl
     kind, place = detect(path)
     if kind is Format.native:
         return NativeSlabs(place, backbone, partly)
-    return MegatronSlabs(open_source(path), kind, backbone)
+    source = open_source(path)
+    megatrons = any(name.startswith(_MEGATRONS) for name in source.names)
+    return (MegatronSlabs if megatrons else ForeignSlabs)(source, kind, backbone)
 
 
 def is_huggingface(path: Path) -> bool:
@@ -85,11 +88,13 @@ class HuggingFaceSlabs:
     split = True
 
     def __init__(self, folder: Path, backbone: BackboneConfig) -> None:
-        self._source = HuggingFaceReader(folder)
-        architecture = of_config(self._source.config)
+        reader = HuggingFaceReader(folder)
+        self._source: TensorSource = reader
+        architecture = of_config(reader.config)
         self.rules = architecture.rules(backbone)
         self._backbone = backbone
         self._buffers = architecture.buffers
+        self._rows = self._source.config.get(architecture.vocabulary_key)
 
     def shape_and_dtype(self, rule: Rule, layer: int | None) -> tuple[tuple[int, ...], torch.dtype]:
         found = [self._source.shape_and_dtype(name) for name in rule.names(layer)]
@@ -98,6 +103,9 @@ class HuggingFaceSlabs:
             raise BadInput(f"{self._source.folder}: {', '.join(rule.names(layer))} have dtypes of their own")
         named = [(name, shape) for name, (shape, _) in zip(rule.names(layer), found, strict=True)]
         check_foreign_shapes(rule, named, self._backbone, self._source.folder)
+        if rule.vocabulary and self._rows is not None and found[0][0][0] != self._rows:
+            name, shape = named[0]
+            raise BadInput(f"{self._source.folder}: {name} has shape {list(shape)}, config.json says {self._rows} rows")
         whole = rule.layout.fuse([torch.empty(shape, device="meta") for shape, _ in found], self._backbone)
         return tuple(whole.shape), dtypes.pop()
 
@@ -116,13 +124,40 @@ class HuggingFaceSlabs:
         def needless(name: str) -> str | None:
             if name.endswith(self._buffers):
                 return "a buffer that is computed here"
-            return "the tied embedding a second time" if self._backbone.tied_embeddings and name == _HEAD else None
+            if not self._backbone.tied_embeddings or name != _HEAD:
+                return None
+            self._check_tied()
+            return "the tied embedding a second time"
 
         claims = ((rule.native, rule.names(layer)) for rule, layer in _applied(self.rules, self._backbone))
         return check_claims(claims, self._source.names, self._source.folder, needless)
 
+    def _check_tied(self) -> None:
+        """Raise BadInput where a head that counts as the embedding once more is another matrix."""
+        [embedding] = next(rule for rule in self.rules if rule.vocabulary).foreign
+        if not torch.equal(self._source.read(_HEAD), self._source.read(embedding)):
+            raise BadInput(
+                f"{self._source.folder}: {_HEAD} is not {embedding}, though tie_word_embeddings says so; if it is meant, "
+                "set that to false there and backbone.tied_embeddings=false here"
+            )
+
     def files(self) -> list[Path]:
         return sorted(path for path in self._source.folder.iterdir() if path.is_file())
+
+
+class ForeignSlabs(HuggingFaceSlabs):
+    """The same names in files of another format, which do not say the architecture: it is the backbone's."""
+
+    def __init__(self, source: TensorSource, kind: Format, backbone: BackboneConfig) -> None:
+        self.format = kind.value
+        self._source = source
+        architecture = of_backbone(backbone)
+        self.rules = architecture.rules(backbone)
+        self._backbone = backbone
+        self._buffers = architecture.buffers
+
+    def files(self) -> list[Path]:
+        return _all_files(self._source.folder)
 
 
 class NativeSlabs:
@@ -193,8 +228,11 @@ class MegatronSlabs:
         return check_claims(claims, self._source.names, self._source.folder)
 
     def files(self) -> list[Path]:
-        place = self._source.folder
-        return sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
+        return _all_files(self._source.folder)
+
+
+def _all_files(place: Path) -> list[Path]:
+    return sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
 
 
 def _applied(rules: Sequence[Rule], backbone: BackboneConfig) -> Iterator[tuple[Rule, int | None]]:

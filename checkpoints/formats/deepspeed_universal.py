@@ -25,7 +25,7 @@ from checkpoints.formats.deepspeed_zero import MASTER, MOMENTS, trained_in
 from checkpoints.formats.megatron_names import cut_of, local_name, native_names
 from checkpoints.formats.source import TensorSource, TrainedSource
 from checkpoints.formats.tensor_parallel import Cut
-from checkpoints.formats.torch_files import damaged_unless, load, load_mapping
+from checkpoints.formats.torch_files import damaged_unless, load, load_mapping, save
 from runtime.exits import BadInput, StoppedEarly
 
 LATEST = "latest_universal"
@@ -58,6 +58,7 @@ class UniversalSource:
         for name, native in native_names(found).items():
             self._foreign.setdefault(native, name)
         self._trained = {name for name in found if (self._file(name, MOMENTS[0])).is_file()}
+        self._check_frozen(models)
         masters = self._dtype is not torch.float32
         self.kinds: tuple[str, ...] = ((*MOMENTS, MASTER) if masters else MOMENTS) if self._trained else ()
         self.step = self._steps(models[0] if models else {}) if self._trained else 0
@@ -98,6 +99,16 @@ class UniversalSource:
         if tensor.numel() != prod(self._shapes[foreign]):
             raise BadInput(f"{file}: {tensor.numel()} elements, not those of {list(self._shapes[foreign])}")
         return tensor.view(self._shapes[foreign])  # of ZeRO-3
+
+    def _check_frozen(self, models: list[Mapping[str, Any]]) -> None:
+        """`ds_to_universal` keeps of a frozen parameter one tensor-parallel rank's part alone."""
+        shared = any((state.get("checkpoint_parallel_dimensions") or {}).get("tp_degree", 1) > 1 for state in models)
+        for native, foreign in self._foreign.items() if shared else ():
+            if foreign not in self._trained and cut_of(native, {}) is not Cut.whole:
+                raise BadInput(
+                    f"{self.folder}: {native} was frozen, and of it there is one tensor-parallel rank's part alone; "
+                    "read the ZeRO folder that this one was made of"
+                )
 
     def _steps(self, model: Mapping[str, Any]) -> int:
         file = self._file(min(self._trained), "step")
@@ -196,12 +207,9 @@ def _shared_as(cut: Cut | None) -> dict[str, Any]:
 
 
 def _save(value: Any, file: Path) -> None:
-    """torch.save, with what the disk says for an error."""
+    """Save it, of a view no more than it shows: torch.save writes a view's whole storage."""
     if isinstance(value, dict) and isinstance(value.get("param"), torch.Tensor):
         tensor = value["param"]
         if tensor.untyped_storage().nbytes() != tensor.nbytes:
-            value = {**value, "param": tensor.clone()}  # torch.save writes a view's whole storage
-    try:
-        torch.save(value, file)
-    except RuntimeError as error:
-        raise (error.__context__ if isinstance(error.__context__, OSError) else OSError(f"{file}: {error}")) from error
+            value = {**value, "param": tensor.clone()}
+    save(value, file)

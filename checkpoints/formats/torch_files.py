@@ -105,6 +105,22 @@ def damaged_unless(kind: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
     return decorate
 
 
+def save(value: Any, path: Path) -> None:
+    """`torch.save`, onto the disk. Raises OSError with what the disk said, which torch's archive writer hides."""
+    try:
+        with path.open("wb") as file:
+            torch.save(value, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except RuntimeError as error:
+        hidden = error.__context__
+        if not isinstance(hidden, OSError):
+            raise
+        raise OSError(hidden.errno, hidden.strerror, str(path)) from error
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def load_mapping(path: Path) -> Mapping[str, Any]:
     """As `load`, of a file that has to hold a mapping."""
     held = load(path)

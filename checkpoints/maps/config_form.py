@@ -100,6 +100,14 @@ class ConfigForm:
         return value if name in _WHOLE else float(value)
 
 
+def whole(written: Mapping[str, Any], key: str) -> int:
+    """A positive whole number of a config.json. Raises BadInput where it is none."""
+    value = written.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise BadInput(f"config.json: {key}={value!r} is no whole number above 0")
+    return value
+
+
 def number(written: Mapping[str, Any], key: str, default: float | None = None) -> float:
     """A positive number of a config.json. Raises BadInput where it is none, or not there and without a default."""
     value = written.get(key, default)

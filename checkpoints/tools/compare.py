@@ -12,7 +12,7 @@ import torch
 
 from checkpoints.manifest import TensorRecord
 from checkpoints.slices import TensorReader, slices
-from checkpoints.tools.opening import is_parameter, opened
+from checkpoints.tools.opening import ForeignReader, is_native, is_parameter, opened
 from configs.parameter_names import matcher
 from runtime.exits import BadInput
 from runtime.progress import Progress, bytes_line
@@ -62,16 +62,26 @@ class Comparison:
 
 
 def compare_folders(a: Path, b: Path, *, patterns: Iterable[str] = ("*",), optimizer: bool = True) -> Comparison:
-    """Compare two native checkpoints, or the newest ones of two runs. `patterns` choose native tensors by name
-    (configs/parameter_names.py, with the native prefix); without `optimizer` the model's alone are.
+    """Compare two native checkpoints, or the newest ones of two runs, or parameters of any two formats of one naming.
 
-    Raises BadInput where one is damaged, or where the patterns choose nothing in either.
+    `patterns` choose tensors by name (configs/parameter_names.py; between native ones with the prefix `model.` and
+    layers stacked, else each layer by itself); without `optimizer` the model's alone are compared.
+
+    Raises BadInput where one is damaged, where the patterns choose nothing in either, or where the formats have no name
+    in common.
     """
     with ExitStack() as stack:
-        readers = [stack.enter_context(opened(folder)).reader for folder in (a, b)]
-        chosen = [_chosen(reader.tensors, list(patterns), optimizer) for reader in readers]
+        checkpoints = [stack.enter_context(opened(folder)) if is_native(folder) else None for folder in (a, b)]
+        readers: list[TensorReader] = [
+            native.reader if native and all(checkpoints) else ForeignReader(native.folder if native else folder)
+            for native, folder in zip(checkpoints, (a, b), strict=True)
+        ]
+        foreign = not all(checkpoints)
+        chosen = [_chosen(reader.tensors, list(patterns), optimizer or foreign) for reader in readers]
         if not any(chosen):
             raise BadInput(f"no tensor of {a} or {b} has a name like {', '.join(patterns)}")
+        if foreign and not chosen[0].keys() & chosen[1].keys():
+            raise BadInput(f"{a} and {b} have no name in common, such as {next(iter(chosen[0] or chosen[1]))}")
         return compare(readers[0], readers[1], chosen[0], chosen[1])
 
 

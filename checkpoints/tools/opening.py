@@ -7,10 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from checkpoints.derived import sound
 from checkpoints.formats.native import NativeReader
+from checkpoints.formats.source import open_source
 from checkpoints.layout import TENSORS, complete_checkpoints
-from checkpoints.manifest import MODEL_PREFIX, Manifest
+from checkpoints.manifest import MANIFEST_FILE, MODEL_PREFIX, Manifest, TensorRecord
 from configs.schema import Precision
 from runtime.exits import BadInput
 
@@ -44,6 +47,28 @@ def opened(folder: Path) -> Iterator[Opened]:
     checkpoint = checkpoints_of(folder)[-1]
     with sound(checkpoint) as manifest:
         yield Opened(checkpoint, manifest, NativeReader(checkpoint / TENSORS))
+
+
+class ForeignReader:
+    """Tensors of any format that is read, with the names they have there; parameters alone. Raises BadInput for a path
+    that holds none, or is damaged."""
+
+    def __init__(self, path: Path) -> None:
+        self.folder = path
+        self._source = open_source(path)
+        self.tensors = {}
+        for name in sorted(self._source.names):
+            shape, dtype = self._source.shape_and_dtype(name)
+            self.tensors[name] = TensorRecord(tuple(shape), str(dtype).removeprefix("torch."))
+
+    def read(self, name: str, layer: int | None = None) -> torch.Tensor:
+        tensor = self._source.read(name)
+        return tensor if layer is None else tensor[layer]
+
+
+def is_native(path: Path) -> bool:
+    """Whether a path is a native checkpoint or a run with one."""
+    return (checkpoints_of(path)[-1] / MANIFEST_FILE).is_file()
 
 
 def parameter_name(name: str) -> str:

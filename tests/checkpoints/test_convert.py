@@ -219,6 +219,17 @@ def test_a_backbone_that_llama_is_not_is_refused(tmp_path: Path, changes: dict[s
         to_native(source, tmp_path / "native", backbone(**changes))
 
 
+def test_a_tied_head_has_to_be_the_embedding(tmp_path: Path) -> None:
+    source = write(tmp_path / "source", backbone())
+    old = tensors(source)
+    embedding = old["model.embed_tokens.weight"]
+    rewrite(source, old | {"lm_head.weight": embedding.clone()})
+    to_native(source, tmp_path / "native", backbone())
+    rewrite(source, old | {"lm_head.weight": embedding + (torch.arange(len(embedding)) == 5)[:, None]})
+    with pytest.raises(BadInput, match=r"lm_head.weight is not model.embed_tokens.weight, though tie_word_embeddings"):
+        to_native(source, tmp_path / "other", backbone())
+
+
 def test_missing_and_unknown_tensors_are_refused(tmp_path: Path) -> None:
     source = write(tmp_path / "source", backbone())
     old = tensors(source)

@@ -56,6 +56,11 @@ def test_positions_that_are_possible(base: Config, positions: Positions) -> None
     [
         ({"backbone": {"head_dim": 33}}, "rotary positions need an even number"),
         ({"backbone": {**ALIBI, "rope_scaling": LLAMA3}}, "backbone.rope_scaling is of positions=rope"),
+        ({"backbone": {**ALIBI, "rope_share": 0.5}}, "rope_share and rope_interleaved are of positions=rope"),
+        ({"backbone": {"rope_share": 0.3}}, "rope_share=0.3 of a head's"),
+        ({"backbone": {"rope_share": 1.5}}, "rope_share=1.5 of a head's"),
+        ({"backbone": {"residual_multiplier": 0.0}}, "backbone.residual_multiplier=0.0: has to be above 0"),
+        ({"backbone": {"attention_scale": -1.0}}, "backbone.attention_scale=-1.0: has to be above 0, or null"),
         ({"backbone": {"rope_scaling": replace(LLAMA3, factor=0.5)}}, "rope_scaling.factor=0.5: has to be 1 or above"),
         (
             {"backbone": {"rope_scaling": replace(LLAMA3, original_positions=None)}},

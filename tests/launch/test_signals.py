@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from launch import commands, training
 from launch.local import run_ranks
-from runtime.exits import STOPPED_EARLY, StoppedEarly
+from runtime.exits import DONE, STOPPED_EARLY, StoppedEarly
 from runtime.signals import stoppable
+from tests.data_pipeline.synthetic import make_corpus
 from tests.ranks import free_port
+from tests.train.runs import tiny_config
 
 
 def send(number: int) -> None:
@@ -104,3 +107,15 @@ def test_a_command_without_a_loop_ends_with_the_code_of_a_stop(tmp_path: Path) -
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == STOPPED_EARLY
     assert process.stderr is not None and "stopped by SIGTERM" in process.stderr.read()
+
+
+def test_a_stop_when_the_last_step_is_done_keeps_what_would_come_next_from_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ranks end well all the same; export and report are for the next time."""
+    monkeypatch.setattr(training, "STAGE", "tests.launch.finishes")
+    config = tiny_config(tmp_path / "run", make_corpus(tmp_path / "corpus"))
+    with pytest.raises(StoppedEarly, match="stopped by SIGTERM"):
+        commands._run_stage(config)
+    assert (tmp_path / "run/results.json").exists() and not (tmp_path / "run/export").exists()
+    assert training.train_locally(config) == DONE

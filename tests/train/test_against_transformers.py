@@ -1,4 +1,4 @@
-"""An outside reference: the same weights, data and AdamW in plain PyTorch around transformers' LlamaForCausalLM.
+"""An outside reference: the same weights, data and AdamW in plain PyTorch around transformers' own models.
 
 Of ours it takes the exported weights and the packs of the real loader, sample by sample; it shares no line of the
 model, the loss, the schedule, the optimiser or the clipping.
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from configs.schema import Config
 from data_pipeline.batch import Pack
@@ -31,6 +31,20 @@ OPTIONS: dict[str, Any] = {
     "optimizer__floor": 0.2,
 }
 
+GRANITE: dict[str, Any] = {
+    "backbone__architecture": "granite",
+    "backbone__embedding_multiplier": 3.0,
+    "backbone__residual_multiplier": 0.6,
+    "backbone__attention_scale": 0.3,
+    "backbone__logits_divisor": 0.5,
+}
+GLM: dict[str, Any] = {
+    "backbone__architecture": "glm",
+    "backbone__qkv_bias": True,
+    "backbone__rope_share": 0.5,
+    "backbone__rope_interleaved": True,
+}
+
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -43,21 +57,25 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (True, 1, {}),
         (False, 2, {"parallel__tensor": 2, "loss__chunk": 32, "loss__z": 1e-3, "loss__smoothing": 0.1}),
         (False, 1, {"loss__modalities": {"audio": 0.5, "semantic": 2.0}}),
+        (True, 2, {"parallel__tensor": 2, **GRANITE}),
+        (False, 2, {"parallel__pipeline": 2, **GLM}),
     ],
-    ids=["tied", "TP2, chunked, smoothed, z", "modality weights"],
+    ids=["tied", "TP2, chunked, smoothed, z", "modality weights", "Granite's multipliers, TP2", "GLM's rotations, PP2"],
 )
 def test_twenty_steps_are_those_of_transformers_and_torch(
     tied: bool, processes: int, changes: dict[str, Any], corpus: Path, tmp_path: Path
 ) -> None:
     changes = {**OPTIONS, "backbone__tied_embeddings": tied, **changes}
-    start = tiny_config(tmp_path / "start", corpus, backbone__tied_embeddings=tied, train__steps=2, optimizer__lr=1e-7)
+    model = {key: value for key, value in changes.items() if key.startswith("backbone")}
+    model["backbone__tied_embeddings"] = tied
+    start = tiny_config(tmp_path / "start", corpus, **model, train__steps=2, optimizer__lr=1e-7)
     run_config(start)
     weights = str(tmp_path / "start/checkpoints/step-00000002")
     config = tiny_config(tmp_path / "ours", corpus, stage__weights=weights, train__steps=STEPS, **changes)
     curve = run_config(config, processes)
     clipped = 0
     for ours, (loss, norm) in zip(
-        curve, reference(config, LlamaForCausalLM.from_pretrained(export_run(start))), strict=True
+        curve, reference(config, AutoModelForCausalLM.from_pretrained(export_run(start))), strict=True
     ):
         assert ours["loss"] == pytest.approx(loss, rel=TOLERANCE)
         assert ours["grad_norm"] == pytest.approx(norm, rel=TOLERANCE)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from checkpoints.manifest import read_manifest
 from configs.schema import Config
@@ -27,7 +28,10 @@ def zero(number: int, **more: Any) -> dict[str, Any]:
 
 
 # No parameter stays whole on every rank, as small ones do by default.
-ZERO_3 = zero(3, engine__deepspeed={"zero_optimization": {"stage3_param_persistence_threshold": 0}})
+CUT = {"stage3_param_persistence_threshold": 0}
+ON_CPU = {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
+ZERO_3 = zero(3, engine__deepspeed={"zero_optimization": CUT})
+OFFLOADED = zero(3, engine__deepspeed={"zero_optimization": {**CUT, **ON_CPU}})
 
 
 each_kind = pytest.mark.parametrize(
@@ -36,10 +40,11 @@ each_kind = pytest.mark.parametrize(
         (2, zero(0)),
         (2, zero(2)),
         (2, ZERO_3),
+        (2, OFFLOADED),
         (2, zero(1, parallel__pipeline=2)),
         (2, zero(1, train__precision="bf16")),
     ],
-    ids=["ZeRO-0", "ZeRO-2", "ZeRO-3", "pipeline", "ZeRO-1 bf16"],
+    ids=["ZeRO-0", "ZeRO-2", "ZeRO-3", "ZeRO-3 on the CPU", "pipeline", "ZeRO-1 bf16"],
 )
 
 
@@ -101,6 +106,57 @@ def test_bf16_keeps_its_fp32_parameters_from_engine_to_engine(corpus: Path, tmp_
         run_ranks(save_again, 2, write(config_of(tmp_path, corpus, **bf16, **settings)))
     assert len(tensors[0]) == len(read_manifest(checkpoint).tensors) > 30
     assert all(again == tensors[0] for again in tensors[1:])
+
+
+def test_zero_3_starts_from_the_same_bits_and_never_holds_a_whole_model(corpus: Path, tmp_path: Path) -> None:
+    """Only its share, and the parameter that is being filled."""
+    settings = {"train__precision": "bf16", "stage__lora": {"rank": 4, "alpha": 8}}
+    whole, cut = (
+        run_ranks(built, 2, write(config_of(tmp_path / name, corpus, **settings, **stage)))
+        for name, stage in (("whole", zero(2)), ("cut", ZERO_3))
+    )
+    values = [{name: bits for rank in ranks for name, bits in rank[0].items()} for ranks in (whole, cut)]
+    assert values[0] == values[1] and len(values[0]) > 10
+    size = whole[0][1]
+    for _, held, largest in cut:
+        assert held <= size / 2 + largest + size / 20, "more than the share and one parameter"
+
+
+def built(config_file: str) -> tuple[dict[str, bytes], int, int]:
+    """Of an engine just built: bits of the tensors that this rank owns, the most bytes that its parameters took while
+    it was built, and those of the largest one."""
+    from configs.compose import load_config
+    from runtime.signals import StopFlag
+    from train.engines import deepspeed_cut
+    from train.loop import _joined
+
+    most, cut = [0], deepspeed_cut._cut
+    models: list[Any] = []
+    fill = deepspeed_cut.fill_and_cut
+
+    def taken(model: Any) -> int:
+        tensors = [getattr(parameter, "ds_tensor", parameter) for parameter in model.parameters()]
+        whole = [parameter for parameter in model.parameters() if hasattr(parameter, "ds_tensor")]
+        return sum(tensor.untyped_storage().nbytes() for tensor in [*tensors, *whole])
+
+    def fill_and_cut(model: Any, *arguments: Any) -> None:
+        models.append(model)
+        fill(model, *arguments)
+
+    def counting_cut(*arguments: Any) -> None:
+        most[0] = max(most[0], taken(models[0]))
+        cut(*arguments)
+
+    from train.engines import deepspeed
+
+    deepspeed_cut._cut, deepspeed.fill_and_cut = counting_cut, fill_and_cut
+    with _joined(load_config(Path(config_file)), StopFlag()) as stage:
+        saved = stage.engine.sharded_state(optimizer=False, loading=False)["model"]
+        if not models:
+            most[0] = taken(stage.engine.model)
+        largest = max(value.data.nbytes for value in saved.values())
+        stage.loader.close()
+        return {name: value.data.view(torch.uint8).numpy().tobytes() for name, value in saved.items()}, most[0], largest
 
 
 def read_all(folder: str) -> dict[str, bytes]:

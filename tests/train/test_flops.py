@@ -35,14 +35,18 @@ TRAINED: dict[str, Callable[[str], bool]] = {
 }
 
 
-def counted(which: str, recomputed: bool, experts: bool = False) -> tuple[float, float]:
-    """FLOPs that torch counts in a forward and in the backward pass of a real SpeechLM, untied."""
+def counted(which: str, recomputed: bool, experts: bool = False, predicted: int | None = None) -> tuple[float, float]:
+    """FLOPs that torch counts in a forward and in the backward pass of a real SpeechLM, untied, up to its logits; or
+    up to its losses at the first `predicted` places, which make some of the gradients in the forward pass."""
     from train.engines import process_groups
     from train.engines.cuda_on_cpu import emulate_cuda
 
     emulate_cuda()
+    from configs.schema import LossConfig
+    from train.models.heads.language import LANGUAGE
     from train.models.speech_lm import SpeechLM, run
     from train.models.trunk import transformer_config
+    from train.objectives.pretrain import NextToken
 
     process_groups.join(ParallelConfig())
     backbone = untied(MIXED if experts else TINY)
@@ -60,14 +64,18 @@ def counted(which: str, recomputed: bool, experts: bool = False) -> tuple[float,
     tokens = torch.zeros(1, TOKENS, dtype=torch.int64)
     starts = torch.tensor([0, 20, 29, 32], dtype=torch.int32)
     positions = torch.cat([torch.arange(length) for length in LENGTHS])[None]
-    weights = torch.ones(1, TOKENS)
+    weights = (torch.arange(TOKENS)[None] < (TOKENS if predicted is None else predicted)).float()
     batch = Batch(
         tokens, tokens, positions, weights, weights.byte(), starts, max(LENGTHS), (chunk_of(LENGTHS, 0, TOKENS),)
     )
+    targets = None if predicted is None else NextToken(("text", "codes"), LossConfig(chunk=5)).targets(batch)
+    # In place, torch counts nothing.
+    more = {torch.ops.aten.addmm_: lambda _, left, right, *__, **___: 2 * left[0] * left[1] * right[1]}
     with sdpa_kernel(SDPBackend.MATH):  # torch knows no figure for the CPU's fused kernel
-        with FlopCounterMode(display=False) as forward:
-            loss = run(model, batch).sum()  # logits: the loss makes gradients of them ahead, and in place
-        with FlopCounterMode(display=False) as backward:
+        with FlopCounterMode(display=False, custom_mapping=more) as forward:
+            output = run(model, batch, targets)
+            loss = output.sum() if targets is None else output[LANGUAGE]["total"]
+        with FlopCounterMode(display=False, custom_mapping=more) as backward:
             loss.backward()
     return float(forward.get_total_flops()), float(backward.get_total_flops())
 
@@ -98,6 +106,15 @@ def test_what_is_computed_again_counts_for_the_hardware_alone() -> None:
     assert ours.again == ours.forward - head
     some = step_flops(untied(TINY), VOCABULARY, TOKENS, SQUARES, recomputed=Recomputed(attention=True))
     assert some.again == 4 * TINY.layers * TINY.hidden * SQUARES
+
+
+@pytest.mark.parametrize("which", ["all", "embedding alone"])
+def test_the_head_counts_at_places_with_a_loss_alone_as_it_computes(which: str) -> None:
+    ours = step_flops(untied(TINY), VOCABULARY, TOKENS, SQUARES, Learning(TRAINED[which]), predicted=13)
+    assert sum(run_ranks(counted, 1, which, False, False, 13)[0]) == ours.model
+    every = step_flops(untied(TINY), VOCABULARY, TOKENS, SQUARES, Learning(TRAINED[which]))
+    products = 3 if which == "all" else 2
+    assert every.model - ours.model == products * 2 * TINY.hidden * VOCABULARY * (TOKENS - 13)
 
 
 def untied(backbone: BackboneConfig) -> BackboneConfig:

@@ -1,4 +1,4 @@
-"""Norms of queries and keys: each tensor-parallel rank sees its own heads, so that their gradients have to be summed."""
+"""Norms of queries and keys: each tensor-parallel rank sees its own heads, so their gradients have to be summed."""
 
 from __future__ import annotations
 

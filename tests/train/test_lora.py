@@ -13,11 +13,15 @@ import torch
 from checkpoints.formats.native import NativeReader
 from checkpoints.lora import merge, updated
 from checkpoints.manifest import read_manifest
+from checkpoints.tools.compare import compare_folders
+from checkpoints.tools.reshard import reshard
 from configs.compose import to_yaml
+from configs.schema import ParallelConfig
 from launch.commands import export_run
 from tests.data_pipeline.synthetic import make_corpus
 from tests.ranks import run_ranks
 from tests.train.runs import run_config, stage, tiny_config
+from tests.train.test_resharded import pieces
 from tests.train.test_resume import write
 from train import export_check
 
@@ -73,6 +77,17 @@ def same_curve(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None
     for mine, other in zip(ours, theirs, strict=True):
         assert mine["loss"] == pytest.approx(other["loss"], rel=1e-4), mine["step"]
         assert mine["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3), mine["step"]
+
+
+def test_resharded_files_are_those_that_the_ranks_saved(
+    trained: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    """Factors are cut where their weights are; optimiser state is of some layers alone."""
+    checkpoint = trained[0] / "checkpoints/step-00000008"
+    one = reshard(checkpoint, tmp_path / "one", ParallelConfig())
+    again = reshard(one, tmp_path / "two", ParallelConfig(tensor=2))
+    assert pieces(again) == pieces(checkpoint) and len(pieces(one)) == 1
+    assert compare_folders(checkpoint, again).equal()
 
 
 def test_merged_weights_are_those_of_the_formula(trained: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:

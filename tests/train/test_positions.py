@@ -50,6 +50,22 @@ def test_rotations_are_those_of_transformers(scaling: RopeScaling | None, base: 
     assert torch.allclose(ours, expected[0].transpose(0, 1), atol=1e-4 if scaling else 0, rtol=0)
 
 
+def test_half_a_head_in_interleaved_pairs_is_rotated_as_glm_does() -> None:
+    from transformers import GlmConfig
+    from transformers.models.glm.modeling_glm import GlmRotaryEmbedding, apply_rotary_pos_emb
+
+    theirs = GlmRotaryEmbedding(GlmConfig(head_dim=32, hidden_size=128, num_attention_heads=4))
+    frequencies, factor = rotary_frequencies(16, 10000.0)
+    positions = torch.tensor([0, 1, 2, 0, 1, 77])
+    query = torch.randn(6, 4, 32, generator=torch.Generator().manual_seed(0))
+    expected, _ = apply_rotary_pos_emb(
+        query.transpose(0, 1)[None], query.transpose(0, 1)[None], *theirs(query, positions[None])
+    )
+    tables = rotary_tables(positions, frequencies, factor, torch.float32)
+    assert torch.allclose(rotate(query, tables, interleaved=True), expected[0].transpose(0, 1), atol=1e-6, rtol=0)
+    assert torch.equal(rotate(query, tables)[..., 16:], query[..., 16:])
+
+
 @given(st.integers(1, 200))
 def test_slopes_follow_the_published_rule(heads: int) -> None:
     def rule(count: int) -> list[float]:

@@ -29,4 +29,5 @@ def test_tokens_of_all_columns_are_counted_by_modality():
     counted = tally(fill_packs([sample], 32, 0), RESIDUAL, {})
     text = int((sample.tokens[:, -1] >= 0).sum())
     assert (counted.tokens, counted.padding) == (len(sample), 32 - len(sample)) == (text + 6, 26 - text)
+    assert counted.predicted == (sample.loss_weight != 0).sum() > 0
     assert counted.modalities == (text, 6 * 4) and counted.audio_seconds == pytest.approx(0.4)

@@ -11,7 +11,6 @@ fails on one rank, which would leave the others waiting for it for ever.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 
 from checkpoints.agreement import gather, on_first_rank, together
 from checkpoints.atomic import partial_of, put_in_place, write_file
+from checkpoints.formats.torch_files import save
 from train.engines import deepspeed_library
 from train.engines.deepspeed_state import Held
 
@@ -143,7 +143,7 @@ class _Failures:
     def __init__(self, writer: Any, stage: int) -> None:
         self._writer = writer
         self._stage = stage
-        self._error: Exception | None = None
+        self._error: OSError | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._writer, name)
@@ -152,14 +152,9 @@ class _Failures:
         if isinstance(state_dict.get("optimizer_state_dict"), dict):
             state_dict["optimizer_state_dict"].setdefault("zero_stage", self._stage)
         try:
-            self._writer.save(state_dict, path)
-            with open(path, "rb") as written:
-                os.fsync(written.fileno())
+            save(state_dict, Path(path))
         except OSError as error:
             self._error = self._error or error
-        except RuntimeError as error:  # Torch's archive writer hides what the disk said behind its own error
-            cause = error.__context__
-            self._error = self._error or (cause if isinstance(cause, OSError) else OSError(f"{path}: {error}"))
 
     def report(self) -> None:
         if self._error is not None:

@@ -26,7 +26,7 @@ def only(a: torch.Tensor, b: torch.Tensor, tmp_path: Path) -> Difference:
 
 def test_the_numbers_are_those_of_float64(tmp_path: Path) -> None:
     before = weights()
-    after = {**before, FC2: before[FC2] + 1e-3 * torch.randn(2, 6, 4)}
+    after = {**before, FC2: before[FC2] * 1e-3 + torch.randn(2, 6, 4)}
     found = compare_folders(make_native(tmp_path / "a", before), make_native(tmp_path / "b", after))
     assert [item.name for item in found.differences if not item.identical] == [FC2]
     item = next(item for item in found.differences if item.name == FC2)
@@ -55,6 +55,11 @@ def test_equal_means_the_same_bits_whatever_they_stand_for(bits: list[int], othe
     assert compare(Held(bits), Held(list(bits)), record, record).equal(0.0)
     changed = [other, *bits[1:]]
     assert compare(Held(bits), Held(changed), record, record).equal(0.0) == (changed == bits)
+
+
+def test_equal_infinities_and_nans_are_no_difference(tmp_path: Path) -> None:
+    item = only(torch.tensor([math.inf, math.nan, 1.0]), torch.tensor([math.inf, math.nan, 1.5]), tmp_path)
+    assert (item.largest, item.same, item.elements) == (0.5, 2, 3)
 
 
 def test_nan_is_no_number_near_another(tmp_path: Path) -> None:

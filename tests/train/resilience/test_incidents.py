@@ -45,12 +45,13 @@ def curve(lines: list[dict[str, Any]]) -> list[list[Any]]:
 def poisoned_stage(config_file: str, victim: int, factor: float, fault: dict[str, Any]) -> int:
     """The stage, but gradients of rank `victim` are multiplied by `factor` in its `turns`-th training steps, or where
     a pack's first sample is one of `samples`. With `kill` the rank is killed after so many training steps."""
-    from train.engines.megatron import MegatronEngine
+    from configs.compose import load_config
 
-    original, done = MegatronEngine.train_step, [0]
+    engine: Any = engine_class(load_config(Path(config_file)))
+    original, done = engine.train_step, [0]
     here = int(os.environ["RANK"]) == victim
 
-    def train_step(self: MegatronEngine, batches: Any, *rest: Any, **named: Any) -> Any:
+    def train_step(self: Any, batches: Any, *rest: Any, **named: Any) -> Any:
         done[0] += 1
         if here and done[0] == fault.get("kill"):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -58,7 +59,8 @@ def poisoned_stage(config_file: str, victim: int, factor: float, fault: dict[str
         poison = here and (done[0] in fault.get("turns", ()) or any(total in fault.get("sums", ()) for total in first))
         hooks = []
         if poison:
-            parameter = next(parameter for model in self.models for parameter in model.parameters())
+            models = self.models if hasattr(self, "models") else [self.model]
+            parameter = next(parameter for model in models for parameter in model.parameters())
             hooks = [parameter.register_hook(lambda gradient: gradient * factor)]
         if here and (record := fault.get("record")):
             with open(record, "a") as file:
@@ -69,8 +71,41 @@ def poisoned_stage(config_file: str, victim: int, factor: float, fault: dict[str
             for hook in hooks:
                 hook.remove()
 
-    MegatronEngine.train_step = train_step
+    engine.train_step = train_step
     return stage(config_file)
+
+
+def engine_class(config: Config) -> type:
+    if config.engine.name == "megatron":
+        from train.engines.megatron import MegatronEngine
+
+        return MegatronEngine
+    from train.engines.deepspeed import DeepSpeedEngine
+    from train.engines.deepspeed_pipeline import DeepSpeedPipeline
+
+    return DeepSpeedPipeline if config.parallel.pipeline > 1 else DeepSpeedEngine
+
+
+def lacking_stage(config_file: str, positions: list[int]) -> int:
+    """The stage on data that lacks the steps of data at `positions`."""
+    from data_pipeline.loader import Loader
+
+    original = Loader.next_step
+
+    def next_step(self: Any) -> Any:
+        while self.position in positions:
+            original(self)
+        return original(self)
+
+    Loader.next_step = next_step
+    return stage(config_file)
+
+
+def run_lacking(config: Config, *positions: int) -> list[dict[str, Any]]:
+    Path(config.run.folder).mkdir(parents=True, exist_ok=True)
+    (Path(config.run.folder) / "config.yaml").write_text(to_yaml(config))
+    assert run_ranks(lacking_stage, 2, str(Path(config.run.folder) / "config.yaml"), list(positions)) == [DONE, DONE]
+    return metrics(Path(config.run.folder))
 
 
 def run_poisoned(config: Config, factor: float, world: int = 2, victim: int = 1, **fault: Any) -> list[int]:
@@ -141,19 +176,56 @@ def test_data_that_spoils_every_try_is_left_out_and_a_killed_run_decides_the_sam
     assert curve(metrics(tmp_path / "killed")) == curve(lines)
 
 
+SPIKES = {"resilience__on_spike": "rewind", "resilience__warmup": 4, "resilience__spike_bound": 20.0}
+
+
+@pytest.mark.parametrize(("leave_out", "left_out"), [(3, (4, 5, 6)), (4, (6,))])
 def test_a_spike_that_recurs_takes_the_data_before_it_along(
-    seventh: int, corpus: Path, clean: list[dict[str, Any]], tmp_path: Path
+    leave_out: int, left_out: tuple[int, ...], seventh: int, corpus: Path, tmp_path: Path
 ) -> None:
-    settings = {"parallel__distributed_optimizer": True, "resilience__on_spike": "rewind", "resilience__warmup": 4}
-    config = config_of(tmp_path / "run", corpus, resilience__leave_out=4, resilience__spike_bound=20.0, **settings)
+    """Steps of data before it go too, where a checkpoint, here of step 4, is old enough to have learned nothing from
+    them; else its own data alone. The run then is one whose data never had them."""
+    settings = {"parallel__distributed_optimizer": True, "resilience__leave_out": leave_out}
+    config = config_of(tmp_path / "run", corpus, **settings, **SPIKES)
     assert run_poisoned(config, 1e5, sums=[seventh]) == [DONE, DONE]
-    lines = metrics(tmp_path / "run")
-    # The only older checkpoint, of step 4, has read data that is to go too: so that step's data alone goes.
-    assert curve(lines[:6]) == curve(clean[:6])
-    assert [(each["kind"], each["action"]) for each in incidents.read(tmp_path / "run")] == [
-        ("spike", "redo"),
-        ("spike", "leave out"),
-    ]
+    told = [(each["position"], each["kind"], each["action"]) for each in incidents.read(tmp_path / "run")]
+    assert told == [(6, "spike", "redo"), (6, "spike", "leave out")]
+    lacking = config_of(tmp_path / "lacking", corpus, parallel__distributed_optimizer=True)
+    assert curve(metrics(tmp_path / "run")) == curve(run_lacking(lacking, *left_out))
+
+
+ZERO = {"engine__name": "deepspeed", "engine__zero_stage": 2}
+PIPELINE = {"engine__name": "deepspeed", "engine__zero_stage": 1, "parallel__pipeline": 2}
+
+
+@pytest.mark.parametrize(
+    ("engine", "kind", "policy", "left_out"),
+    [
+        (ZERO, "nonfinite", "rewind", (5, 6)),
+        (ZERO, "spike", "skip", (6,)),
+        (PIPELINE, "nonfinite", "skip", (6,)),
+    ],
+    ids=["ZeRO-2, NaN, rewind", "ZeRO-2, spike, skip", "pipeline, NaN, skip"],
+)
+def test_incidents_under_deepspeed_leave_a_run_whose_data_lacked_theirs(
+    engine: dict[str, Any],
+    kind: str,
+    policy: str,
+    left_out: tuple[int, ...],
+    seventh: int,
+    corpus: Path,
+    tmp_path: Path,
+) -> None:
+    """The seventh step's data spoils every try. One step of data before it goes with it, where the policy goes back."""
+    settings = {**SPIKES, "resilience__on_spike": None, f"resilience__on_{kind}": policy, "checkpoint__every": 1}
+    if policy == "rewind":
+        settings["resilience__leave_out"] = 2
+    config = config_of(tmp_path / "run", corpus, train__steps=9, **settings, **engine)
+    assert run_poisoned(config, NAN if kind == "nonfinite" else 1e5, sums=[seventh]) == [DONE, DONE]
+    told = [(each["position"], each["action"]) for each in incidents.read(tmp_path / "run")]
+    assert told == ([(6, "redo"), (6, "leave out")] if policy == "rewind" else [(6, "skip")])
+    lacking = config_of(tmp_path / "lacking", corpus, train__steps=9, checkpoint__every=0, **engine)
+    assert curve(metrics(tmp_path / "run")) == curve(run_lacking(lacking, *left_out))
 
 
 def test_stop_is_one_line_and_keeps_the_checkpoint_before(

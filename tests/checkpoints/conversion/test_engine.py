@@ -23,6 +23,7 @@ from checkpoints.conversion.engine import How, run
 from checkpoints.conversion.job import Target
 from checkpoints.conversion.wanted import Wanted, plan_job
 from checkpoints.formats.native import NativeReader
+from checkpoints.formats.stacking import NativeSource
 from checkpoints.inspect import verify
 from checkpoints.layout import TENSORS
 from checkpoints.manifest import read_manifest
@@ -134,6 +135,24 @@ def test_several_files_get_an_index_that_loads(source: Path, tmp_path: Path) -> 
     assert back is not None and len(list(back.glob("model-*-of-*.safetensors"))) > 2
     loaded = AutoModelForCausalLM.from_pretrained(back, dtype=torch.bfloat16).state_dict()
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in tensors(source).items())
+
+
+def test_files_that_say_no_architecture_are_converted_by_a_given_one(source: Path, tmp_path: Path) -> None:
+    """Plain safetensors, under the architecture's names and under Megatron's."""
+    native = convert(source, tmp_path / "native", parallel=TOPOLOGY)
+    assert native is not None
+    plain = Path(shutil.copy(source / "model.safetensors", tmp_path / "theirs.safetensors"))
+    layers = NativeSource(native)
+    save_file({name: layers.read(name).clone() for name in layers.names}, tmp_path / "megatrons.safetensors")
+    expected = NativeReader(native / TENSORS)
+    for number, file in enumerate((plain, tmp_path / "megatrons.safetensors")):
+        with pytest.raises(BadInput, match="does not say its backbone"):
+            convert(file, tmp_path / "none")
+        made = convert(file, tmp_path / str(number), How(check=True), backbone=backbone(tied_embeddings=False))
+        assert made is not None and read_card(made).verdict.startswith("equal")
+        found = NativeReader(made / TENSORS)
+        assert found.tensors == expected.tensors
+        assert all(torch.equal(found.read(name), expected.read(name)) for name in found.tensors)
 
 
 # --- cut off --------------------------------------------------------------------------------------------------------

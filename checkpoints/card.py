@@ -190,15 +190,25 @@ class Card:
     format: int = FORMAT
 
     @property
+    def casts(self) -> tuple[str, ...]:
+        """Every change of dtype that was made, such as "float32 to bfloat16"."""
+        return tuple(dict.fromkeys(row.cast for row in self.rows if row.cast))
+
+    @property
+    def differs(self) -> bool:
+        """Whether source and target were found to differ otherwise than the card states. Logits of other dtypes do."""
+        unlike = self.logits is not None and not self.logits.agree and not self.casts
+        return unlike or bool(self.round_trip and self.round_trip.differing)
+
+    @property
     def verdict(self) -> str:
         """ "equal", "not equal" or "not proved", and by what, in one line."""
-        if self.round_trip is not None and self.round_trip.differing:
-            return f"not equal: {self.round_trip}"
-        if self.logits is not None and not self.logits.agree:
-            return f"not equal: logits' {self.logits}"
         done = [f"{self.round_trip}"] if self.round_trip else []
         done += [f"logits' {self.logits}"] if self.logits else []
-        return f"equal: {'; '.join(done)}" if done else "not proved: nothing was compared"
+        if not done:
+            return "not proved: nothing was compared"
+        cast = f" but for the cast of {', '.join(self.casts)}" if self.casts else ""
+        return f"{'not equal' if self.differs else 'equal'}{cast}: {'; '.join(done)}"
 
 
 def write_card(folder: Path, card: Card) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import groupby
 
 from checkpoints.card import Card, Entry, Row, Side
 
@@ -41,7 +40,7 @@ def render(card: Card) -> str:
         "",
         *_table(
             ("rule", "does", "applied", "made of", "gives"),
-            [_rule_line(list(rows)) for _, rows in groupby(card.rows, key=lambda row: row.rule)],
+            [_rule_line(rows) for rows in _by_rule(card.rows).values()],
         ),
     ]
     if card.left_out:
@@ -100,6 +99,14 @@ def _changes(card: Card) -> list[str]:
         f"- {change}: {_code(rows[0].rule) if len(rows) == 1 else f'{len(rows)} of {len(card.rows)} rows'}"
         for change, rows in said.items()
     ]
+
+
+def _by_rule(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Rows of each rule, in the order of the rules' first ones."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.rule, []).append(row)
+    return found
 
 
 def _rule_line(rows: Sequence[Row]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from checkpoints.rules import Rule, head_dim
-from configs.schema import BackboneConfig
+from configs.schema import BackboneConfig, ExpertsConfig
 from runtime.exits import BadInput
 
 _MODEL = "embedding.word_embeddings.weight", "output_layer.weight"
@@ -31,7 +31,17 @@ def native_shape(native: str, backbone: BackboneConfig, rows: int) -> tuple[int,
         "mlp.linear_fc1.layer_norm_weight": (hidden,),
         "mlp.linear_fc1.weight": (2 * backbone.ffn, hidden),
         "mlp.linear_fc2.weight": (hidden, backbone.ffn),
+        "pre_mlp_layernorm.weight": (hidden,),
+        **(_of_experts(backbone.experts, hidden) if backbone.experts else {}),
     }.get(_tail(native))
+
+
+def _of_experts(experts: ExpertsConfig, hidden: int) -> dict[str, tuple[int, ...]]:
+    return {
+        "mlp.router.weight": (experts.count, hidden),
+        "experts.linear_fc1.weight": (experts.count, 2 * experts.ffn, hidden),
+        "experts.linear_fc2.weight": (experts.count, hidden, experts.ffn),
+    }
 
 
 def check_native_shape(native: str, found: Sequence[int], backbone: BackboneConfig, where: object) -> None:
@@ -63,4 +73,4 @@ def _said(backbone: BackboneConfig) -> str:
 def _tail(native: str) -> str:
     """The end of a name that says which tensor of a layer it is."""
     parts = native.split(".")
-    return ".".join(parts[-3:] if parts[-3:-2] == ["mlp"] else parts[-2:])
+    return ".".join(parts[-3:] if parts[-3:-2] in (["mlp"], ["experts"]) else parts[-2:])

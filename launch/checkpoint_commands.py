@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from checkpoints.card import LogitsAgreement
     from checkpoints.conversion.job import Job
 
-LOGITS_CHECK = "train.conversion_check"
+LOGITS_CHECK = "train.logits_check"
 
 # --- tools ----------------------------------------------------------------------------------------------------------
 
@@ -191,6 +191,7 @@ def checkpoint_convert(options: Namespace) -> int:
             seed=options.seed,
             new_rows=NewRows(options.new_rows),
             shard_bytes=int(options.shard_gigabytes * 1e9),
+            nonfinite=options.allow_nan,
         )
         job, beside = plan_job(source, destination, wanted)
         logits = _logits(job) if options.logits else None
@@ -200,8 +201,9 @@ def checkpoint_convert(options: Namespace) -> int:
         return STOPPED_EARLY
     from checkpoints.card import read_card
 
-    print(f"{result}: {read_card(result).verdict}")
-    return DONE
+    card = read_card(result)
+    print(f"{result}: {card.verdict}")
+    return FAILED if card.differs else DONE
 
 
 def checkpoint_plan(options: Namespace) -> int:
@@ -231,7 +233,7 @@ def _agreement(native: Path, huggingface: Path) -> LogitsAgreement:
     from checkpoints.card import LogitsAgreement
 
     command = [sys.executable, "-m", LOGITS_CHECK, str(native), str(huggingface)]
-    told = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
     if told.returncode == BAD_INPUT:
         raise BadInput(told.stderr.strip().splitlines()[-1])
     if told.returncode != DONE:

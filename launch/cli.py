@@ -206,6 +206,7 @@ def _checkpoint_conversion(checkpoint: argparse._SubParsersAction) -> None:
     convert.add_argument("--share", metavar="K/N", help="do part K of N, K from 0 on; the last one to end finishes")
     convert.add_argument("--check", action="store_true", help="read the result again and compare every tensor")
     convert.add_argument("--logits", action="store_true", help="compare logits with transformers', in fp32, in memory")
+    convert.add_argument("--allow-nan", action="store_true", help="convert values that are NaN or infinite too")
     convert.set_defaults(module="checkpoint_commands")
     plan = _configured(
         checkpoint, "plan", "every file of a native checkpoint, from the config alone", "checkpoint_plan"

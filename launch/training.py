@@ -15,7 +15,7 @@ from launch.environment import gpus
 from launch.local import run_ranks
 from launch.restarts import newest_checkpoint, run_again
 from launch.runfolder import CONFIG_FILE, prepare, refuse_other_run, wait_for_prepared
-from runtime.exits import BadInput
+from runtime.exits import BadInput, tell
 
 # The doors to training: modules that are run, one process a rank.
 STAGE = "train.stage"
@@ -122,9 +122,20 @@ def process_group(environment: Mapping[str, str]) -> dict[str, str] | None:
 
 def join(config: Config, variables: Mapping[str, str]) -> NoReturn:
     """Become one rank of the process group around this process. Rank 0 prepares the run folder for all."""
+    os.environ.update(variables)
+    try:
+        file = _prepared(config)
+    except BadInput as error:
+        tell(error.exit_code)
+        raise
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", STAGE, str(file)])
+
+
+def _prepared(config: Config) -> Path:
+    """This rank's config file, once everything is checked that can keep the stage from running."""
     from checkpoints.maps import check_architecture
 
-    os.environ.update(variables)
     check(config)
     try:
         rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -134,6 +145,4 @@ def join(config: Config, variables: Mapping[str, str]) -> NoReturn:
     check_architecture(config)
     refuse_other_run(config)
     require_corpus(config)
-    file = prepare(config) if rank == 0 else wait_for_prepared(config)
-    sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", STAGE, str(file)])
+    return prepare(config) if rank == 0 else wait_for_prepared(config)

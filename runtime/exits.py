@@ -46,7 +46,11 @@ def leave(code: int) -> NoReturn:
     """End a rank's process at once: threads of a failed one, in a collective that will never end, must not keep it."""
     sys.stdout.flush()
     sys.stderr.flush()
+    tell(code)
+    os._exit(DONE if code == STOPPED_EARLY and EXIT_CODES in os.environ else code)
+
+
+def tell(code: int) -> None:
+    """Leave a rank's exit code where whoever started it looks for it, if anybody does."""
     if folder := os.environ.get(EXIT_CODES):
         (Path(folder) / f"rank-{os.environ.get('RANK', '0')}").write_text(str(code), encoding="utf-8")
-        code = DONE if code == STOPPED_EARLY else code
-    os._exit(code)

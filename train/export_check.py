@@ -18,11 +18,11 @@ from configs.schema import AttentionKernel, Config, EngineConfig, ParallelConfig
 from data_pipeline.batch import Pack
 from runtime.exits import BadInput, leave
 from runtime.signals import StopFlag
+from train.logits_check import TOLERANCE, Comparison
 from train.stage import run_rank
 
 EXPORT = Path("export") / "hf"
 CHECK_FILE = Path("export") / "check.json"
-TOLERANCE = 1e-4  # of logits, absolute, where the export is fp32
 PACKS = 4
 
 
@@ -38,21 +38,16 @@ class Agreement:
 
 def compare(native: torch.Tensor, packs: list[Pack], exported: torch.nn.Module) -> Agreement:
     """native: logits [1, N, V] of `packs` laid end to end. Padding is left out."""
-    start, differences, same, tokens, samples = 0, [], 0, 0, 0
+    start, comparison = 0, Comparison()
     for pack in packs:
         place = start
         for length in pack.lengths[: len(pack.keys)]:
             ids = torch.from_numpy(pack.tokens[place - start : place - start + length])[None]
             with torch.no_grad():
-                theirs = exported(input_ids=ids).logits[0].float()
-            ours = native[0, place : place + length, : theirs.shape[-1]].cpu()
-            differences.append((ours - theirs).abs().max().item())
-            same += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
-            tokens += length
-            samples += 1
+                comparison.add(native[0, place : place + length], exported(input_ids=ids).logits[0])
             place += length
         start += len(pack.tokens)
-    return Agreement(tokens, samples, max(differences), same / tokens)
+    return Agreement(comparison.tokens, comparison.samples, comparison.max_abs, comparison.same_argmax)
 
 
 def check_export(config: Config, stop: StopFlag) -> None:

@@ -44,7 +44,8 @@ class Rows:
 class Job:
     """One conversion. folder: where it is made, before it takes its name. dtype: torch's name, of every tensor
     written; None: each keeps its own. topology: of native files. shard_bytes: of a safetensors file, at most.
-    partly: tensors of the source that no rule claims stay behind, told in the card; else they are an error."""
+    partly: tensors of the source that no rule claims stay behind, told in the card; else they are an error. nonfinite:
+    values that are NaN or infinite are converted like others, told in the card; else they are an error."""
 
     source: Path
     folder: Path
@@ -55,6 +56,7 @@ class Job:
     rows: Rows | None = None
     shard_bytes: int = 5 * 10**9
     partly: bool = False
+    nonfinite: bool = False
 
     def plain(self) -> dict[str, Any]:
         """All that decides what is written, as JSON can hold it."""
@@ -67,6 +69,7 @@ class Job:
             "rows": None if self.rows is None else {**asdict(self.rows), "new_rows": self.rows.new_rows.value},
             "shard_bytes": self.shard_bytes,
             "partly": self.partly,
+            "nonfinite": self.nonfinite,
         }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,7 +11,7 @@ import torch
 from checkpoints.card import Entry, Row, RowsChange
 from checkpoints.card_rows import entry_of, source_entry
 from checkpoints.conversion.job import Item, Job, Slab, in_order, items_of
-from checkpoints.conversion.reading import SlabSource, open_slabs
+from checkpoints.conversion.reading import Part, SlabSource, open_slabs
 from checkpoints.finite import check_finite
 from checkpoints.manifest import MODEL_PREFIX
 from checkpoints.rules import COPY, HALVES, QKV, QKV_BLOCKS, Rule
@@ -28,12 +28,13 @@ class Made:
     tensor: torch.Tensor
     sources: tuple[Entry, ...]
     resized: RowsChange | None
+    notes: tuple[str, ...]
     known: dict[tuple[int, int], str]
     """Hashes of the source's tensors, by where they are in memory and their bytes."""
 
     def row(self, targets: tuple[Entry, ...]) -> Row:
         rule = self.slab.rule
-        return Row(rule.native, _LAYOUTS.get(rule.layout, "fused"), self.sources, targets, self.resized)
+        return Row(rule.native, _LAYOUTS.get(rule.layout, "fused"), self.sources, targets, self.resized, self.notes)
 
     def entry(self, name: str, tensor: torch.Tensor, place: tuple[int, ...] = ()) -> Entry:
         """Of what is written. What is the source's very tensor is not hashed a second time."""
@@ -78,8 +79,7 @@ class Conversion:
 
     def make(self, slab: Slab) -> Made:
         tensor, parts = self.source.read(slab.rule, slab.layer)
-        for part in parts:
-            check_finite(part.tensor, part.name, self.job.source)
+        notes = self._notes_of(parts)
         resized = self._resized(slab.rule, len(tensor) if tensor.dim() else 0)
         sources = tuple(source_entry(part.name, part.tensor, slab.dtype, resized, part.place) for part in parts)
         known = {
@@ -95,7 +95,14 @@ class Conversion:
         tensor = tensor.to(slab.dtype).contiguous()
         if tuple(tensor.shape) != slab.shape:
             raise ValueError(f"{slab.rule.native}: made {tuple(tensor.shape)}, planned {slab.shape}")
-        return Made(slab, tensor, sources, resized, known)
+        return Made(slab, tensor, sources, resized, notes, known)
+
+    def _notes_of(self, parts: Sequence[Part]) -> tuple[str, ...]:
+        """What the card says of values that are no numbers. Raises BadInput where there are any and none may be."""
+        counts = {
+            part.name: check_finite(part.tensor, part.name, self.job.source, self.job.nonfinite) for part in parts
+        }
+        return tuple(f"{count:,} values of {name} are NaN or infinite" for name, count in counts.items() if count)
 
     def _slab(self, rule: Rule, layer: int | None) -> Slab:
         shape, dtype = self.source.shape_and_dtype(rule, layer)

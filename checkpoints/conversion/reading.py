@@ -94,6 +94,7 @@ class HuggingFaceSlabs:
         self.rules = architecture.rules(backbone)
         self._backbone = backbone
         self._buffers = architecture.buffers
+        self._rows = self._source.config.get(architecture.vocabulary_key)
 
     def shape_and_dtype(self, rule: Rule, layer: int | None) -> tuple[tuple[int, ...], torch.dtype]:
         found = [self._source.shape_and_dtype(name) for name in rule.names(layer)]
@@ -102,6 +103,9 @@ class HuggingFaceSlabs:
             raise BadInput(f"{self._source.folder}: {', '.join(rule.names(layer))} have dtypes of their own")
         named = [(name, shape) for name, (shape, _) in zip(rule.names(layer), found, strict=True)]
         check_foreign_shapes(rule, named, self._backbone, self._source.folder)
+        if rule.vocabulary and self._rows is not None and found[0][0][0] != self._rows:
+            name, shape = named[0]
+            raise BadInput(f"{self._source.folder}: {name} has shape {list(shape)}, config.json says {self._rows} rows")
         whole = rule.layout.fuse([torch.empty(shape, device="meta") for shape, _ in found], self._backbone)
         return tuple(whole.shape), dtypes.pop()
 

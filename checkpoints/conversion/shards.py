@@ -57,6 +57,8 @@ class Topology:
 def topology_of(backbone: BackboneConfig, parallel: ParallelConfig, vocabulary_rows: int) -> Topology:
     """The topology that a run's settings come to. Raises BadInput where layers or heads are not shared out evenly."""
     count = parallel.pipeline * (parallel.virtual_pipeline or 1)
+    if parallel.expert > 1:
+        raise BadInput(f"parallel.expert={parallel.expert}: files are laid out with the experts of a layer together")
     if parallel.pipeline_layout is None and backbone.layers % count:
         raise BadInput(
             f"{backbone.layers} layers over {count} pipeline stages: not even; set parallel.pipeline_layout=auto"

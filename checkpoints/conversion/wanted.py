@@ -35,7 +35,8 @@ _OURS = (MANIFEST_FILE, STATE_FILE, CARD_FILE, CARD_PAGE)
 class Wanted:
     """What to make of a source. target: None: native of anything else, Hugging Face's of native. backbone: None: what
     the source says of itself. dtype: torch's name; None: each tensor keeps its own. rows: of the vocabulary; None: as
-    many as there are; the first `used` are kept, None: those in use where the source says so, else all."""
+    many as there are; the first `used` are kept, None: those in use where the source says so, else all. nonfinite:
+    values that are NaN or infinite are no error."""
 
     target: Target | None = None
     backbone: BackboneConfig | None = None
@@ -46,6 +47,7 @@ class Wanted:
     seed: int = 0
     new_rows: NewRows = NewRows.covariance
     shard_bytes: int = 5 * 10**9
+    nonfinite: bool = False
 
 
 def plan_job(source: Path, destination: Path, wanted: Wanted) -> tuple[Job, Beside]:
@@ -61,7 +63,17 @@ def plan_job(source: Path, destination: Path, wanted: Wanted) -> tuple[Job, Besi
     held = slabs.shape_and_dtype(embedding, None)[0][0] if embedding else 0
     rows = _rows(wanted, held, manifest)
     topology = topology_of(backbone, wanted.parallel, rows.rows if rows else held)
-    job = Job(place, partial_of(destination), target, backbone, topology, wanted.dtype, rows, wanted.shard_bytes)
+    job = Job(
+        place,
+        partial_of(destination),
+        target,
+        backbone,
+        topology,
+        wanted.dtype,
+        rows,
+        wanted.shard_bytes,
+        nonfinite=wanted.nonfinite,
+    )
     files = _files(job, kind, rows.rows if rows else held)
     origin: dict[str, Any] = {**(manifest.origin if manifest else {}), kind.name: place.name}
     if rows is not None:
@@ -125,7 +137,7 @@ def _config(job: Job, carried: str | Path | None, rows: int) -> dict[str, str | 
     assert isinstance(carried, Path)
     config = read_json_object(carried)
     changed = dict(config)
-    if job.rows is not None:
+    if rows:
         changed[architecture.vocabulary_key] = rows
     if job.dtype is not None:
         changed["torch_dtype" if "torch_dtype" in config else "dtype"] = job.dtype

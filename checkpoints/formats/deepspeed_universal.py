@@ -58,6 +58,7 @@ class UniversalSource:
         for name, native in native_names(found).items():
             self._foreign.setdefault(native, name)
         self._trained = {name for name in found if (self._file(name, MOMENTS[0])).is_file()}
+        self._check_frozen(models)
         masters = self._dtype is not torch.float32
         self.kinds: tuple[str, ...] = ((*MOMENTS, MASTER) if masters else MOMENTS) if self._trained else ()
         self.step = self._steps(models[0] if models else {}) if self._trained else 0
@@ -98,6 +99,16 @@ class UniversalSource:
         if tensor.numel() != prod(self._shapes[foreign]):
             raise BadInput(f"{file}: {tensor.numel()} elements, not those of {list(self._shapes[foreign])}")
         return tensor.view(self._shapes[foreign])  # of ZeRO-3
+
+    def _check_frozen(self, models: list[Mapping[str, Any]]) -> None:
+        """`ds_to_universal` keeps of a frozen parameter one tensor-parallel rank's part alone."""
+        shared = any((state.get("checkpoint_parallel_dimensions") or {}).get("tp_degree", 1) > 1 for state in models)
+        for native, foreign in self._foreign.items() if shared else ():
+            if foreign not in self._trained and cut_of(native, {}) is not Cut.whole:
+                raise BadInput(
+                    f"{self.folder}: {native} was frozen, and of it there is one tensor-parallel rank's part alone; "
+                    "read the ZeRO folder that this one was made of"
+                )
 
     def _steps(self, model: Mapping[str, Any]) -> int:
         file = self._file(min(self._trained), "step")

@@ -326,10 +326,19 @@ def _layout(state: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
             raise BadInput(f"{folder}: its {key} is DeepSpeed's own tensor parallelism, which is not read")
     for patterns in info.values():
         for pattern in patterns if isinstance(patterns, list) else ():
-            # What repeats a group that repeats can take for ever to match.
-            if not isinstance(pattern, str) or len(pattern) > 1000 or re.search(r"\)[*+{?]", pattern):
+            if not _is_harmless(pattern):
                 raise BadInput(f"{folder}: its pattern {quoted(pattern)} is refused")
     return info
+
+
+def _is_harmless(pattern: object) -> bool:
+    """Whether it is a pattern, and none that repeats a group: those that repeat inside can take for ever to match."""
+    if not isinstance(pattern, str) or len(pattern) > 1000 or re.search(r"\)[*+{?]", pattern):
+        return False
+    try:
+        return bool(re.compile(pattern))
+    except re.error:
+        return False
 
 
 def _matches(patterns: object, name: str) -> bool:

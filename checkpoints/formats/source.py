@@ -157,10 +157,14 @@ def _pointed_at(folder: Path) -> Path:
             named = place(file.read_text(encoding="utf-8").strip())
         except ValueError as error:
             raise BadInput(f"{file}: names no checkpoint") from error
-        if named in ("", ".", "..") or Path(named).name != named or not (folder / named).is_dir():
+        if named in ("", ".", "..") or Path(named).name != named or not _is_own_folder(folder / named):
             raise BadInput(f"{file}: names {named!r}, which is no folder beside it")
         return folder / named
     return folder
+
+
+def _is_own_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def _contents(folder: Path) -> str:

@@ -17,18 +17,24 @@ from checkpoints.maps.granite import GRANITE
 from checkpoints.maps.llama import LLAMA
 from checkpoints.maps.minicpm import MINICPM
 from checkpoints.maps.mistral import MISTRAL
+from checkpoints.maps.mixtral import MIXTRAL
 from checkpoints.maps.qwen2 import QWEN2
 from checkpoints.maps.qwen3 import QWEN3
+from checkpoints.maps.qwen3_moe import QWEN3_MOE
 from checkpoints.maps.step1 import STEP1
 from checkpoints.rules import head_dim
-from configs.schema import BackboneConfig, Config, RopeScaling
+from configs.schema import BackboneConfig, Config, ExpertsConfig, RopeScaling
 from runtime.exits import BadInput
 
-ARCHITECTURES: tuple[Architecture, ...] = (LLAMA, MISTRAL, QWEN2, QWEN3, GLM, CHATGLM, STEP1, MINICPM, GRANITE)
+ARCHITECTURES: tuple[Architecture, ...] = (
+    *(LLAMA, MISTRAL, QWEN2, QWEN3, GLM, CHATGLM, STEP1, MINICPM, GRANITE),
+    *(MIXTRAL, QWEN3_MOE),
+)
 """All that are known; a new one is a file here and its name in this tuple."""
 
 # Fields of BackboneConfig that are no part of what is computed with given weights over given positions.
 _FREE = ("name", "architecture", "tokenizer", "weights", "max_positions", "init_std")
+_FREE_OF_EXPERTS = ("balance", "z")
 
 
 def named(architecture: str) -> Architecture:
@@ -108,7 +114,7 @@ def described(plain: Mapping[str, Any]) -> BackboneConfig:
 
 
 def _unequal(theirs: BackboneConfig, ours: BackboneConfig) -> list[tuple[str, Any, Any]]:
-    """Names and values of fields that differ, `rope_scaling`'s own among them."""
+    """Names and values of fields that differ, those of `rope_scaling` and of `experts` among them."""
     found: list[tuple[str, Any, Any]] = []
     for field in fields(BackboneConfig):
         there, here = getattr(theirs, field.name), getattr(ours, field.name)
@@ -118,12 +124,8 @@ def _unequal(theirs: BackboneConfig, ours: BackboneConfig) -> list[tuple[str, An
             there, here = (one.attention_scale or head_dim(one) ** -0.5 for one in (theirs, ours))
         if field.name in _FREE or _same(there, here):
             continue
-        if isinstance(there, RopeScaling) and isinstance(here, RopeScaling):
-            found += [
-                (f"rope_scaling.{part.name}", getattr(there, part.name), getattr(here, part.name))
-                for part in fields(RopeScaling)
-                if not _same(getattr(there, part.name), getattr(here, part.name))
-            ]
+        if parts := _parts(there, here):
+            found += [(f"{field.name}.{name}", *values) for name, *values in parts if not _same(*values)]
         else:
             found.append((field.name, there, here))
     return found
@@ -131,14 +133,25 @@ def _unequal(theirs: BackboneConfig, ours: BackboneConfig) -> list[tuple[str, An
 
 def _same(theirs: Any, ours: Any) -> bool:
     """Equal, numbers to fp32's precision: some formats store them so."""
-    if isinstance(theirs, RopeScaling) and isinstance(ours, RopeScaling):
-        return all(_same(getattr(theirs, part.name), getattr(ours, part.name)) for part in fields(RopeScaling))
+    if parts := _parts(theirs, ours):
+        return all(_same(there, here) for _, there, here in parts)
     if isinstance(theirs, float) and isinstance(ours, int | float):
         return math.isclose(theirs, ours, rel_tol=1e-6)
     return bool(theirs == ours)
 
 
+def _parts(theirs: Any, ours: Any) -> list[tuple[str, Any, Any]]:
+    """Fields of two values that have some that count, in pairs."""
+    for kind in (RopeScaling, ExpertsConfig):
+        if isinstance(theirs, kind) and isinstance(ours, kind):
+            names = [field.name for field in fields(kind) if field.name not in _FREE_OF_EXPERTS]
+            return [(name, getattr(theirs, name), getattr(ours, name)) for name in names]
+    return []
+
+
 def _shown(value: Any) -> str:
+    if isinstance(value, ExpertsConfig):
+        return f"{value.count} of {value.ffn}"
     if isinstance(value, RopeScaling):
         return f"{value.kind.value} x{value.factor:g}"
     return str(getattr(value, "value", value))

@@ -11,7 +11,7 @@ from checkpoints.maps.config_form import ConfigForm, number
 from runtime.exits import BadInput
 
 
-def _read(written: Mapping[str, Any]) -> dict[str, Any]:
+def read_window(written: Mapping[str, Any]) -> dict[str, Any]:
     """Raises BadInput for a window that is shorter than the positions; transformers' default is one of 4096."""
     if written.get("sliding_window", 4096) is None:
         return {}
@@ -31,7 +31,7 @@ FORM = ConfigForm(
     "mistral",
     defaults={"tie_word_embeddings": False, "rms_norm_eps": 1e-6, "max_position_embeddings": 131072},
     fixed={"hidden_act": "silu"},
-    read=_read,
+    read=read_window,
     write=lambda backbone: {"sliding_window": None},
 )
 MISTRAL = Architecture(

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from checkpoints.maps import named, of_config
-from configs.schema import BackboneConfig, Positions, RopeScaling, RopeScalingKind
+from configs.schema import BackboneConfig, ExpertsConfig, Positions, RopeScaling, RopeScalingKind
 from tests.checkpoints.models import ROWS
 
 Tensors = dict[str, torch.Tensor]
@@ -256,6 +256,7 @@ _SCALED = {
     "logits_divisor": 96 / MODEL_BASE,
 }
 
+_EXPERTS = ExpertsConfig(count=6, ffn=40, top_k=3, normalise_top_k=False)
 CASES = {
     "llama3": Case(
         "llama", by_transformers, {**_UNTIED, "rope_scaling": RopeScaling(RopeScalingKind.llama3, 8.0, 16, 1.0, 4.0)}
@@ -264,6 +265,8 @@ CASES = {
     "mistral": Case("mistral", by_transformers, {**_UNTIED, "rope_base": 1e6}),
     "qwen2": Case("qwen2", by_transformers, {"qkv_bias": True, "rope_base": 1e6}),
     "qwen3": Case("qwen3", by_transformers, {**_UNTIED, "qk_norm": True, "head_dim": 16}),
+    "mixtral": Case("mixtral", by_transformers, {**_UNTIED, "experts": ExpertsConfig(count=4, ffn=64, top_k=2)}),
+    "qwen3_moe": Case("qwen3_moe", by_transformers, {**_UNTIED, "qk_norm": True, "head_dim": 16, "experts": _EXPERTS}),
     "glm": Case("glm", by_transformers, _GLM),
     "chatglm": Case("chatglm", chatglm, _GLM),
     "step1": Case("step1", step1, {**_UNTIED, "positions": Positions.sqrt_alibi}),

@@ -13,7 +13,8 @@ import torch
 
 from checkpoints.convert import export_huggingface, import_huggingface
 from checkpoints.formats.gguf import materialise_huggingface
-from checkpoints.formats.huggingface import HuggingFaceReader, read_json
+from checkpoints.formats.huggingface import CONFIG_FILE, HuggingFaceReader
+from checkpoints.formats.huggingface_config import read_config
 from checkpoints.formats.native import NativeReader
 from checkpoints.layout import TENSORS
 from checkpoints.manifest import MODEL_PREFIX, read_manifest
@@ -112,7 +113,7 @@ def test_every_architecture_goes_through_every_topology_unchanged(folder: Path) 
     for name, case in CASES.items():
         source = folder / name / "source"
         references[name] = case.write(source, case.backbone)
-        assert differences(case.backbone, read_json(source / "config.json")) == []
+        assert differences(case.backbone, read_config(source / CONFIG_FILE)) == []
         backbones[name] = replace(read(source), tokenizer="none")
         native = folder / name / "native"
         import_huggingface(source, native, case.backbone, text_size=ROWS, padded_size=ROWS)
@@ -170,7 +171,7 @@ def test_the_real_smollm2_goes_through_unchanged(
 ) -> None:
     of = compose_stage("quickstart", "tiny", None, ["backbone=smollm2_135m", "parallel=single"]).backbone
     source = materialise_huggingface(str(of.weights), cache_root(Config()))
-    rows = read_json(source / "config.json")["vocab_size"]
+    rows = read_config(source / CONFIG_FILE)["vocab_size"]
     native = import_huggingface(source, tmp_path / "native", of, text_size=rows, padded_size=rows)
     assert described(read_manifest(native).backbone or {}) == of
     run_ranks(through_ranks, world, {"smollm2": str(native)}, {"smollm2": of}, topologies, rows, timeout=240)

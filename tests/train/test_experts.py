@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -63,18 +64,19 @@ def trunk_config(backbone: BackboneConfig, **settings: Any) -> Any:
 KINDS = ("mixtral", "qwen3_moe", "qwen3_moe, not normalised", "qwen3_moe, first layer dense")
 
 
-def test_logits_are_those_of_transformers() -> None:
-    """The same weights, copied by name; samples packed here, and one by one there."""
-    (found,) = run_ranks(differences_from_transformers, 1)
+def test_logits_are_those_of_transformers_and_conversions_keep_every_bit(tmp_path: Path) -> None:
+    """The same weights, copied by name; samples packed here, and one by one there. The maps put each weight where that
+    copy did, and all of them back."""
+    (found,) = run_ranks(differences_from_transformers, 1, str(tmp_path))
     assert set(found) == set(KINDS)
     assert all(difference < 1e-4 for difference in found.values()), found
 
 
-def differences_from_transformers() -> dict[str, float]:
-    return {kind: difference_from_transformers(kind) for kind in KINDS}
+def differences_from_transformers(folder: str) -> dict[str, float]:
+    return {kind: difference_from_transformers(kind, Path(folder) / str(turn)) for turn, kind in enumerate(KINDS)}
 
 
-def difference_from_transformers(kind: str) -> float:
+def difference_from_transformers(kind: str, folder: Path) -> float:
     """Largest difference of any logit over the largest logit."""
     from transformers import MixtralConfig, MixtralForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
@@ -108,6 +110,9 @@ def difference_from_transformers(kind: str) -> float:
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
     ours = SpeechLM(backbone, trunk_config(backbone), VOCABULARY)
     copy_by_name(dict(theirs.named_parameters()), ours, backbone)
+    if not dense:
+        theirs.save_pretrained(folder / "source")
+        check_conversions(folder, ours, replace(backbone, architecture=theirs.config.model_type))
     lengths = (20, 9, 3)
     batch = batch_of(lengths)
     ours.eval()
@@ -116,6 +121,35 @@ def difference_from_transformers(kind: str) -> float:
         logits = run(ours, batch)[0]
         expected = torch.cat([theirs(part).logits[0] for part in batch.tokens.split(lengths, dim=1)])
     return float((logits - expected).abs().max() / expected.abs().max())
+
+
+def check_conversions(folder: Path, ours: torch.nn.Module, backbone: BackboneConfig) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from checkpoints.convert import import_huggingface
+    from checkpoints.formats.native import NativeReader
+    from checkpoints.manifest import MODEL_PREFIX
+    from tests.checkpoints.models import tensors, vocabulary
+    from tests.checkpoints.test_convert import to_huggingface
+    from train.models.parameters import named_parameters
+    from train.trainable import without_layer
+
+    native = import_huggingface(
+        folder / "source", folder / "native", backbone, text_size=VOCABULARY, padded_size=VOCABULARY
+    )
+    reader = NativeReader(native / "tensors")
+    for named in named_parameters(ours):
+        value = reader.read(MODEL_PREFIX + without_layer(named.name))
+        for number in filter(str.isdigit, named.name.split(".")):
+            value = value[int(number)]
+        assert torch.equal(value, named.parameter), named.name
+    nothing_new = {"vocabulary": vocabulary(VOCABULARY, (), ()), "token_names": ()}
+    exported = to_huggingface(native, folder / "exported", backbone, VOCABULARY, **nothing_new)
+    before, after = tensors(folder / "source"), tensors(exported)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    again = AutoModelForCausalLM.from_pretrained(exported, output_loading_info=True)[1]
+    assert not any(again.values()), again
 
 
 def copy_by_name(theirs: dict[str, torch.Tensor], ours: torch.nn.Module, backbone: BackboneConfig) -> None:
@@ -241,20 +275,26 @@ def test_a_killed_run_with_experts_goes_on_bit_for_bit(corpus: Path, tmp_path: P
     assert all(line["experts/worst_imbalance"] >= line["experts/imbalance"] > 1 for line in whole)
 
 
-@pytest.mark.parametrize("dense", [0, 1], ids=["all layers", "the lowest layer dense"])
-def test_saved_with_experts_on_some_ranks_and_loaded_on_others(dense: int, corpus: Path, tmp_path: Path) -> None:
+SPREAD = {"parallel__expert": 2, "parallel__tensor": 2, "parallel__sequence": True}
+
+
+@pytest.mark.parametrize(
+    ("dense", "legs"),
+    [
+        (0, [(4, {"parallel__expert": 4, **DISTRIBUTED}), (2, SPREAD), (1, DISTRIBUTED)]),
+        (1, [(2, {"parallel__expert": 2, **DISTRIBUTED}), (2, {"parallel__pipeline": 2})]),
+    ],
+    ids=["all layers", "the lowest layer dense"],
+)
+def test_saved_with_experts_on_some_ranks_and_loaded_on_others(
+    dense: int, legs: list[tuple[int, dict[str, Any]]], corpus: Path, tmp_path: Path
+) -> None:
     """Each leg takes the last one's parameters and Adam state 2 steps further, with the experts spread anew."""
-    spread = {"parallel__expert": 2, "parallel__tensor": 2, "parallel__sequence": True}
     both = {"backbone__experts": {**EXPERTS, "dense_first": dense}}
-    whole = run_config(config_of(tmp_path / "whole", corpus, **both, checkpoint__every=0, train__steps=8))
+    whole = run_config(config_of(tmp_path / "whole", corpus, **both, checkpoint__every=0, train__steps=2 * len(legs)))
     lines = []
-    for step, world, changes in [
-        (2, 4, {"parallel__expert": 4, **DISTRIBUTED}),
-        (4, 2, spread),
-        (6, 2, {"parallel__expert": 2, **DISTRIBUTED}),
-        (8, 1, {}),
-    ]:
-        lines = run_config(config_of(tmp_path / "run", corpus, **both, **changes, train__steps=step), world)
+    for turn, (world, changes) in enumerate(legs, start=1):
+        lines = run_config(config_of(tmp_path / "run", corpus, **both, **changes, train__steps=2 * turn), world)
     for ours, theirs in zip(lines, whole, strict=True):
         for key in ("loss", "loss/balance", "loss/router_z"):
             assert ours[key] == pytest.approx(theirs[key], rel=1e-4), (key, ours["step"])

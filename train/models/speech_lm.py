@@ -61,7 +61,8 @@ class SpeechLM(GPTModel):
         Megatron-Core 0.16.1 cuts it for sequence parallelism on the first pipeline stage alone.
         """
         made = super()._preprocess(padding_mask=None, **given)
-        return (*made[:5], None if padding_mask is None else part_of_sequence(padding_mask, self.config), *made[6:])
+        packs = padding_mask if self.config.experts is not None else None
+        return (*made[:5], None if packs is None else part_of_sequence(packs, self.config), *made[6:])
 
     def _postprocess(self, hidden_states: torch.Tensor, labels: Targets | None = None, **given: Any) -> Any:
         """Megatron-Core's end of the forward pass, with our head where losses are asked for."""

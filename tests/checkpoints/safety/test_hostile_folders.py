@@ -16,15 +16,17 @@ import pytest
 import torch
 
 from checkpoints.formats.huggingface import HuggingFaceReader
-from checkpoints.inspect import describe, verify
+from checkpoints.inspect import verify
 from checkpoints.safety import open_regular
-from runtime.exits import BadInput
+from launch.cli import main
+from runtime.exits import BAD_INPUT, DONE, BadInput
 from tests.checkpoints.safety.folders import (
     EMBEDDING,
     INDEX,
     NORM,
     PARTS,
     WEIGHTS,
+    listing,
     refused,
     rewrite_config,
     rewrite_header,
@@ -266,7 +268,10 @@ CASES: dict[str, tuple[Make, str]] = {
     "a head that is not the tied one": (values(lm_head__weight=torch.ones(24, 8)), "lm_head.weight .* not the same"),
     "a norm too long": (values(model__norm__weight=torch.ones(9)), r"model.norm.weight has shape \[9\]"),
     "an embedding too narrow": (values(model__embed_tokens__weight=torch.ones(24, 7)), r"has shape \[24, 7\]"),
-    "an embedding too short": (values(model__embed_tokens__weight=torch.ones(23, 8)), "has 23 rows"),
+    "an embedding too short": (
+        values(model__embed_tokens__weight=torch.ones(23, 8)),
+        r"has shape \[23, 8\], config.json says 24 rows",
+    ),
     "a scalar embedding": (values(model__embed_tokens__weight=torch.ones(())), r"has shape \[\]"),
     "a NaN": (spoilt(float("nan"), 1), "model.norm.weight has 1 of 8 values that are NaN"),
     "infinities": (spoilt(-float("inf"), 3), "model.norm.weight has 3 of 8 values"),
@@ -306,15 +311,28 @@ def test_what_is_not_tampered_with_is_converted(clean: Path, tmp_path: Path) -> 
 
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("name", CASES)
-def test_a_hostile_folder_is_refused_in_one_line(name: str, clean: Path, tmp_path: Path) -> None:
+def test_a_hostile_folder_is_refused_in_one_line(
+    name: str, clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     make, says = CASES[name]
     source = shutil.copytree(clean, tmp_path / "source")
     make(source)
     with refused(tmp_path, says):
         to_native(source, tmp_path / "native")
-    with refused(tmp_path, "no manifest.json|no such checkpoint folder"):
-        describe(source)
-    assert verify(source) and not list(Path.cwd().glob("evil-was-here"))
+    before = listing(tmp_path)
+    assert main(["checkpoint", "convert", str(source), str(tmp_path / "converted")]) == BAD_INPUT
+    assert one_line(capsys)
+    begun = tmp_path / "converted.partial"  # what goes on from there once the source is mended
+    assert verify(begun)
+    assert {path for path in listing(tmp_path) if not path.startswith(begun.name)} == before
+    code = main(["checkpoint", "inspect", str(source)])  # headers alone may be fine
+    assert code == DONE or (code == BAD_INPUT and one_line(capsys))
+    assert main(["checkpoint", "verify", str(source)]) == BAD_INPUT and not list(Path.cwd().glob("evil-was-here"))
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> bool:
+    said = capsys.readouterr().err
+    return said.count("\n") == 1 and said.startswith("megaphone: error: ") and said[:-1].isprintable()
 
 
 def test_a_device_and_what_may_not_be_read_are_refused(clean: Path, tmp_path: Path) -> None:

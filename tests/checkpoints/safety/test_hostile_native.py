@@ -88,6 +88,15 @@ def deflated(content: bytes) -> bytes:
     return packed.getvalue() + bytes(1000)  # behind the archive, so that lengths alone do not tell
 
 
+def renamed(content: bytes) -> bytes:
+    """The same archive, its tensor's bytes under a name that nothing says."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(packed, "w") as new:
+        for name in old.namelist():
+            new.writestr(name.replace("data/0", "data/9"), old.read(name))
+    return packed.getvalue() + bytes(1000)
+
+
 def manifest(change: Callable[[dict[str, Any]], Any]) -> Make:
     return lambda native: change_manifest(native, change)
 
@@ -184,6 +193,7 @@ CASES: dict[str, tuple[Make, str]] = {
     "a piece that is sparse": (other_piece(saved(torch.ones(8).to_sparse())), "no plain tensor|refused"),
     "a piece that is a list": (other_piece(saved([torch.ones(8)])), "no plain tensor"),
     "a piece that is compressed": (other_piece(deflated(saved(torch.ones(8)))), "compressed|damaged"),
+    "a piece under another key": (other_piece(renamed(saved(torch.ones(8)))), "refused|damaged"),
     "a piece that is no archive": (other_piece(bytes(3000)), "no archive of torch.save"),
     "a bare pickle": (other_piece(pickle.dumps([1]) + bytes(3000)), "no archive of torch.save"),
     "common.pt that runs a command": (lambda native: replace_file(native, COMMON, saved(Evil())), "common.pt: refused"),

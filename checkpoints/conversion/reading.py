@@ -128,7 +128,8 @@ class HuggingFaceSlabs:
     def _check_tied(self) -> None:
         """Raise BadInput where a head that counts as the embedding once more is another matrix."""
         [embedding] = next(rule for rule in self.rules if rule.vocabulary).foreign
-        if not torch.equal(self._source.read(_HEAD), self._source.read(embedding)):
+        head, tied = self._source.read(_HEAD), self._source.read(embedding)
+        if head.shape != tied.shape or head.dtype != tied.dtype or not torch.equal(head, tied):
             raise BadInput(
                 f"{self._source.folder}: {_HEAD} is not {embedding}, though tie_word_embeddings says so; if it is "
                 "meant, set that to false there and backbone.tied_embeddings=false here"
@@ -148,6 +149,7 @@ class ForeignSlabs(HuggingFaceSlabs):
         self.rules = architecture.rules(backbone)
         self._backbone = backbone
         self._buffers = architecture.buffers
+        self._rows = None
 
     def files(self) -> list[Path]:
         return _all_files(self._source.folder)

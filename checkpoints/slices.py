@@ -25,6 +25,9 @@ class TensorReader(Protocol):
 
     def read(self, name: str, layer: int | None = None) -> torch.Tensor: ...
 
+    def release(self) -> None:
+        """Let go of what was mapped for tensors that were read."""
+
 
 @dataclass(frozen=True)
 class Slice:
@@ -69,6 +72,9 @@ class Slice:
         return self.shape if self.layers is None else (self.layers, *self.shape)
 
     def read(self, reader: TensorReader) -> torch.Tensor:
+        """The slice, perhaps a view of a mapped file. What the reader had mapped before is let go, so that memory does
+        not grow with the checkpoint."""
+        reader.release()
         return reader.read(self.name, self.layer)
 
 

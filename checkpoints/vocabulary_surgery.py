@@ -27,7 +27,7 @@ METHODS = {
     NewRows.mean: "mean of the trained rows",
 }
 _RIDGE = 1e-6  # of the covariance's mean diagonal, added to it: fewer rows than columns leave it singular
-_BLOCK = 1 << 14  # rows summed at once
+_BLOCK = 1 << 12  # rows summed at once
 
 
 # --- how new rows begin ---------------------------------------------------------------------------------------------

@@ -27,6 +27,9 @@ class Written:
     files: dict[str, FileRecord]
 
 
+ALIGNED = 64  # bytes: archives begin there, so that their tensors can be used as they lie in a mapped file
+
+
 class Abandoned(Exception):
     """Another rank failed, so that what this one writes is of no use."""
 
@@ -35,8 +38,8 @@ def write_pieces(folder: Path, rank: int, pieces: Iterable[Piece], abandon: thre
     """Write this rank's pieces into one file of `folder` and sync it; no file where there are none.
 
     The pieces' tensors may be on any device; they are brought to the CPU one at a time. An iterator's, which are made
-    one at a time too, get a file in any case. Raises OSError where the disk
-    fails, with the file's name, and Abandoned soon after `abandon` is set.
+    one at a time too, get a file in any case. Raises OSError where the disk fails, with the file's name, and Abandoned
+    soon after `abandon` is set.
     """
     if not pieces:
         return Written([], {})
@@ -50,6 +53,7 @@ def write_pieces(folder: Path, rank: int, pieces: Iterable[Piece], abandon: thre
 def _write_piece(file: HashedFile, name: str, piece: Piece, abandon: threading.Event) -> WriteResult:
     if abandon.is_set():
         raise Abandoned
+    file.write(bytes(-file.size % ALIGNED))
     start = file.size
     if isinstance(piece.data, io.BytesIO):
         file.write(piece.data.getbuffer())

@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     train = _configured(commands, "train", "one stage: joins the process group of torchrun or srun, else starts ranks")
     for command in (run, train):
         command.add_argument("--cfg", action="store_true", help="print the resolved config and exit")
-    train.add_argument("--run", metavar="FOLDER", help="the stage of a run folder, with the settings saved in it")
+    train.add_argument("--folder", metavar="FOLDER", help="the stage of a run folder, with the settings saved in it")
     for name, help_text in (
         ("finish", "export a trained stage, check the export, write its report; what is done is not done again"),
         ("status", "stages, steps, last figures and Slurm jobs of a run"),

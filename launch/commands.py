@@ -42,9 +42,9 @@ def run(options: Namespace) -> int:
 
 def train(options: Namespace) -> int:
     """One stage, as a rank of the process group around it or with ranks of its own."""
-    if options.run and options.settings:
-        raise BadInput("--run takes the settings saved in the run folder; leave out the others")
-    config = load_run(Path(options.run)) if options.run else read_words(options.settings).one()
+    if options.folder and options.settings:
+        raise BadInput("--folder takes the settings saved in the run folder; leave out the others")
+    config = load_run(Path(options.folder)) if options.folder else read_words(options.settings).one()
     if options.cfg:
         return _print_configs([config])
     group = training.process_group(os.environ)

@@ -29,9 +29,7 @@ from checkpoints.conversion.opened import Conversion
 from checkpoints.conversion.shards import Box, boxes
 from checkpoints.layout import TENSORS
 from checkpoints.manifest import MODEL_PREFIX
-from checkpoints.writing import HashedFile, write_tensor
-
-_ALIGNED = 64  # bytes: archives begin there, so that their tensors can be used as they lie in a mapped file
+from checkpoints.writing import ALIGNED, HashedFile, write_tensor
 
 
 def write_item(conversion: Conversion, item: Item, tick: Callable[[int], None]) -> Done:
@@ -64,7 +62,7 @@ def _name(rank: int, ordinal: int) -> str:
 
 
 def _write(file: HashedFile, name: str, slab: Slab, box: Box, tensor: torch.Tensor) -> Place:
-    file.write(bytes(-file.size % _ALIGNED))
+    file.write(bytes(-file.size % ALIGNED))
     begin = file.size
     piece = tensor[tuple(slice(start, start + size) for start, size in zip(box.offsets, box.sizes, strict=True))]
     write_tensor(file, _alone(piece, (1,) * (slab.layer is not None)))

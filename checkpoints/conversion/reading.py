@@ -112,12 +112,6 @@ class HuggingFaceSlabs:
     def read(self, rule: Rule, layer: int | None) -> tuple[torch.Tensor, list[Part]]:
         parts = [Part(name, (), self._source.read(name)) for name in rule.names(layer)]
         whole = rule.layout.fuse([part.tensor for part in parts], self._backbone)
-        if rule.vocabulary and self._backbone.tied_embeddings and _HEAD in self._source.names:
-            head = self._source.read(_HEAD)
-            if head.shape != whole.shape or head.dtype != whole.dtype or not torch.equal(head, whole):
-                raise BadInput(
-                    f"{self._source.folder}: {_HEAD} and {parts[0].name} are not the same, but config.json ties them"
-                )
         return whole, parts
 
     def left_out(self) -> list[LeftOut]:
@@ -135,10 +129,11 @@ class HuggingFaceSlabs:
     def _check_tied(self) -> None:
         """Raise BadInput where a head that counts as the embedding once more is another matrix."""
         [embedding] = next(rule for rule in self.rules if rule.vocabulary).foreign
-        if not torch.equal(self._source.read(_HEAD), self._source.read(embedding)):
+        head, tied = self._source.read(_HEAD), self._source.read(embedding)
+        if head.shape != tied.shape or head.dtype != tied.dtype or not torch.equal(head, tied):
             raise BadInput(
-                f"{self._source.folder}: {_HEAD} is not {embedding}, though tie_word_embeddings says so; if it is meant, "
-                "set that to false there and backbone.tied_embeddings=false here"
+                f"{self._source.folder}: {_HEAD} is not {embedding}, though tie_word_embeddings says so; if it is "
+                "meant, set that to false there and backbone.tied_embeddings=false here"
             )
 
     def files(self) -> list[Path]:
@@ -155,6 +150,7 @@ class ForeignSlabs(HuggingFaceSlabs):
         self.rules = architecture.rules(backbone)
         self._backbone = backbone
         self._buffers = architecture.buffers
+        self._rows = None
 
     def files(self) -> list[Path]:
         return _all_files(self._source.folder)

@@ -11,13 +11,14 @@ import torch
 
 from checkpoints import lora
 from checkpoints.derived import Part, derive
+from checkpoints.formats.native import NativeReader
 from checkpoints.manifest import TensorRecord
-from checkpoints.slices import Slice, TensorReader, slices
+from checkpoints.slices import Slice, slices
 from checkpoints.tools.opening import DTYPES, Opened, is_parameter, new_place, opened
 from configs.schema import Precision
 from runtime.exits import BadInput
 
-_BLOCK = 1 << 22  # elements brought to float64 at once
+_BLOCK = 1 << 21  # elements summed at once, in float64
 
 
 def exponential_weights(count: int, decay: float) -> list[float]:
@@ -88,10 +89,21 @@ def _common(sources: Sequence[Opened], dtype: Precision | None) -> dict[str, Ten
     return {name: TensorRecord(record.shape, DTYPES[dtype]) for name, record in held.items()}
 
 
-def _mean(piece: Slice, readers: Sequence[TensorReader], shares: Sequence[float]) -> torch.Tensor:
-    total = torch.zeros(piece.elements, dtype=torch.float64)
-    for reader, share in zip(readers, shares, strict=True):
-        blocks = piece.read(reader).flatten().split(_BLOCK)
-        for into, block in zip(total.split(_BLOCK), blocks, strict=True):
-            into.add_(block.double(), alpha=share)
-    return total.to(piece.dtype).view(piece.shape)
+def _mean(piece: Slice, readers: Sequence[NativeReader], shares: Sequence[float]) -> torch.Tensor:
+    """A slice of the average. Rows are read a few at a time, so that memory does not grow with the checkpoints."""
+    result = torch.empty(piece.stored, dtype=piece.dtype)
+    stacked = piece.layer is not None
+    rows = result[0] if stacked else result
+    width = max(1, piece.elements // max(1, len(rows)))
+    step = max(1, _BLOCK // width)
+    for reader in readers:
+        reader.release()
+    for first in range(0, len(rows), step):
+        into = rows[first : first + step]
+        offsets = (*piece.offsets[:stacked], first, *(0 for _ in into.shape[1:]))
+        sizes = (*(1 for _ in range(stacked)), *into.shape)
+        total = torch.zeros(sizes, dtype=torch.float64)
+        for reader, share in zip(readers, shares, strict=True):
+            total.add_(reader.read_box(piece.name, offsets, sizes).double(), alpha=share)
+        into.copy_(total.view(into.shape))
+    return result

@@ -65,6 +65,9 @@ class ForeignReader:
         tensor = self._source.read(name)
         return tensor if layer is None else tensor[layer]
 
+    def release(self) -> None:
+        """Sources map and unmap by themselves."""
+
 
 def is_native(path: Path) -> bool:
     """Whether a path is a native checkpoint or a run with one."""

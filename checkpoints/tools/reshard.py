@@ -11,6 +11,8 @@ import re
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from checkpoints.conversion.shards import Box, Topology, boxes, stage_of, topology_of
 from checkpoints.derived import Part, derive
 from checkpoints.formats.native import NativeReader
@@ -124,5 +126,10 @@ def _part(piece: Slice, box: Box, reader: NativeReader) -> Part:
     offsets, sizes = box.offsets, box.sizes
     if piece.layer is not None:
         offsets, sizes = (piece.layer, *offsets), (1, *sizes)
-    make = partial(reader.read_box, piece.name, offsets, sizes)
+    make = partial(_read, reader, piece.name, offsets, sizes)
     return Part(piece.name, offsets, sizes, piece.whole, piece.dtype, make)
+
+
+def _read(reader: NativeReader, name: str, offsets: tuple[int, ...], sizes: tuple[int, ...]) -> torch.Tensor:
+    reader.release()
+    return reader.read_box(name, offsets, sizes)

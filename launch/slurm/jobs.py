@@ -77,7 +77,7 @@ def _corpus_command(words: Sequence[str]) -> tuple[str, ...]:
 
 def _train_command(config: Config) -> tuple[str, ...]:
     """torchrun takes `-m launch.cli` as a module to run, just as the interpreter does."""
-    return ("-m", "launch.cli", "train", "--run", str(run_folder(config)))
+    return ("-m", "launch.cli", "train", "--folder", str(run_folder(config)))
 
 
 def _finish_command(config: Config) -> tuple[str, ...]:

@@ -117,7 +117,7 @@ def test_a_written_config_reads_back_equal(recipe: str, tmp_path: Path) -> None:
         ("train.stepz=3", "train.stepz: no such key; did you mean train.steps?"),
         ("steps=3", "steps: no such key; did you mean train.steps or observe.profile.steps?"),
         ("trian.steps=3", "trian: no such key; did you mean train?"),
-        ("zzz=1", "zzz: no such key; the config has recipe, scale, run"),
+        ("zzz=1", "zzz: no such key; the config has recipe, scale, "),
         ("mixture.sources.a.foo=1", "mixture.sources.a.foo: no such key; mixture.sources.a has layout, weight"),
         ("train={steps: 5, foo: 6}", "train.foo: no such key"),
         ("train.steps=ten", "train.steps=ten: Value 'ten' of type 'str' could not be converted to Integer"),
@@ -126,7 +126,7 @@ def test_a_written_config_reads_back_equal(recipe: str, tmp_path: Path) -> None:
         ("train.precision=fp8", "expected one of [fp32, bf16]"),
         ("parallel.sequence=maybe", "parallel.sequence=maybe: Value 'maybe' is not a valid bool"),
         ("train=3", "train is a section; set its keys, such as train.steps"),
-        ("backbone=5", "choose one of smollm2_135m, tiny"),
+        ("backbone=5", "choose one of glm4_9b_chat, llama3_1_8b, "),
         ("mixture.sources.asr=3", "it has keys of its own"),
         ("backbone=tinny", "no such backbone; did you mean tiny?"),
         ("engine=none", "no such engine; there are deepspeed, deepspeed_pipeline"),
@@ -187,7 +187,7 @@ def test_recipes_scales_and_stages_have_to_exist(recipe: str, tmp_path: Path) ->
     assert "choose with stage=: pretrain, align" in refusal(recipe, "tiny", None, [])
     assert "no stage sft" in refusal(recipe, "tiny", "sft", [])
     assert "scale= needs recipe=" in refusal(None, "tiny", None, [])
-    assert "no backbone is chosen: give backbone=smollm2_135m|tiny" in refusal(None, None, None, [])
+    assert "no backbone is chosen: give backbone=glm4_9b_chat|llama3_1_8b|" in refusal(None, None, None, [])
     empty = write_recipe(tmp_path / "empty", "name: empty\n")
     assert "at least one stage" in refusal(empty, None, None, [])
 

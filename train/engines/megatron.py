@@ -32,6 +32,7 @@ from train.engines.protocol import Evidence, Objective, Outcome
 from train.engines.trained_set import adapt, freeze, groups_of
 from train.models.attention.context import gather_row
 from train.models.experts import RoutingAccount, reduce_apart
+from train.models.gradients import accumulate_in_linear_layers
 from train.models.heads.terms import Losses
 from train.models.initialise import BeginRows, initialise, place_rows
 from train.models.parameters import named_parameters
@@ -62,6 +63,7 @@ class MegatronEngine:
         self._account: StepAccount | None = None  # of the last step or validation pass
         self._gradients: torch.Tensor | None = None  # finite where this rank's own gradients were, before reduction
 
+        accumulate_in_linear_layers()
         precision = config.train.precision
         megatron_config = trunk_of(config, padded_vocabulary)
         # One model a virtual pipeline stage of this rank, in order; without interleaving that is one.

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from configs.schema import ParallelConfig
+from train.engines.host_memory import keep_freed_memory
 
 
 def join(parallel: ParallelConfig, timeout_minutes: float = 30) -> torch.device:
@@ -19,6 +20,8 @@ def join(parallel: ParallelConfig, timeout_minutes: float = 30) -> torch.device:
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))

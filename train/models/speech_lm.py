@@ -16,6 +16,7 @@ from data_pipeline.layouts import Layout
 from runtime.exits import BadInput
 from train.models.attention.row import packed_row
 from train.models.experts import part_of_sequence
+from train.models.gradients import Embedding
 from train.models.heads.language import LANGUAGE, LanguageHead
 from train.models.heads.terms import Targets
 from train.models.trunk import trunk_spec
@@ -54,6 +55,12 @@ class SpeechLM(GPTModel):
             self.embedding.__class__ = ScaledEmbedding
         if self.post_process:  # what GPTModel built and marked, with another forward pass
             self.output_layer.__class__ = LanguageHead
+        if self.pre_process:
+            self.embedding.word_embeddings.__class__ = Embedding
+        if self.pre_process and self.post_process and backbone.tied_embeddings:
+            self.output_layer.looked_up = True
+            # Megatron-Core's own head and embedding would need one, for each to hand over a gradient.
+            self.shared_embedding_or_output_weight().zero_out_wgrad = False
 
     def _preprocess(self, *, padding_mask: torch.Tensor | None = None, **given: Any) -> tuple[Any, ...]:
         """Megatron-Core's beginning of the forward pass; `padding_mask` is `Batch.packs`, for the routers of experts.

@@ -39,6 +39,7 @@ def trunk_of(config: Config, vocabulary_rows: int) -> TrunkConfig:
         deterministic=config.train.deterministic,
         expert_kernel=config.train.experts,
         row_packs=config.train.micro_batch,
+        accumulate=config.engine.name == "megatron" and not config.backbone.experts,
     )
 
 
@@ -51,8 +52,12 @@ def transformer_config(
     deterministic: bool = False,
     expert_kernel: ExpertKernel = ExpertKernel.auto,
     row_packs: int = 1,
+    accumulate: bool = False,
 ) -> TrunkConfig:
-    """Megatron's configuration of this backbone on this topology; no dropout, no biases but (optionally) of QKV."""
+    """Megatron's configuration of this backbone on this topology; no dropout, no biases but (optionally) of QKV.
+
+    accumulate: the engine has buffers that linear layers may add their gradients to, as Megatron's has.
+    """
     bf16 = precision is Precision.bf16
     return TrunkConfig(
         num_layers=backbone.layers,
@@ -102,7 +107,7 @@ def transformer_config(
         bias_dropout_fusion=torch.cuda.is_available(),
         apply_rope_fusion=False,
         masked_softmax_fusion=False,
-        gradient_accumulation_fusion=False,
+        gradient_accumulation_fusion=accumulate,
         persist_layer_norm=False,
         **_recomputed(parallel, backbone),
         **mixture(backbone, parallel, grouped=grouped(expert_kernel, half=bf16), row_packs=row_packs),

@@ -92,6 +92,7 @@ def test_boxes_cover_a_tensor_once(parallel: Parallel, tensor: int, rows: int, c
     ("parallel", "said"),
     [
         (ParallelConfig(tensor=4), "key-value heads 2 over 4"),
+        (ParallelConfig(expert=2), "experts of a layer together"),
         (ParallelConfig(pipeline=2), "3 layers over 2 pipeline stages"),
         (ParallelConfig(pipeline=2, pipeline_layout="Ett|ttL"), "3 layers"),
     ],

@@ -49,6 +49,9 @@ def test_equal_means_the_same_bits_whatever_they_stand_for(bits: list[int], othe
         def read(self, name: str, layer: int | None = None) -> torch.Tensor:
             return self.tensor
 
+        def release(self) -> None:
+            pass
+
     from checkpoints.manifest import TensorRecord
 
     record = {"model.x": TensorRecord((len(bits),), "float32")}

@@ -25,6 +25,8 @@ class LanguageHead(ColumnParallelLinear):
     gathered over the data-parallel ranks.
     """
 
+    looked_up = False  # the weight is also this model's embedding, in whose backward pass its gradient is complete
+
     def forward(
         self,
         input_: torch.Tensor,
@@ -38,22 +40,27 @@ class LanguageHead(ColumnParallelLinear):
         if targets is None:
             return super().forward(input_, weight, runtime_gather_output)
         weight = self.weight if weight is None else weight
-        return language_losses(input_, weight, targets, self.tp_group, self.sequence_parallel)
+        return language_losses(input_, weight, targets, self.tp_group, self.sequence_parallel, self.looked_up)
 
 
 def language_losses(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: Targets, group: dist.ProcessGroup, sequence_parallel: bool
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: Targets,
+    group: dist.ProcessGroup,
+    sequence_parallel: bool,
+    used_again: bool = False,
 ) -> HeadLosses:
     """Losses of the trunk's last hidden states, [N, 1, h], or this rank's [N / TP, 1, h] under sequence parallelism.
 
     weight: this tensor-parallel rank's rows of the head [V / TP, h]. Reported by place: "cross_entropy", plain, in
-    nats, and "z", (log Z)^2. Gradients reach `hidden` added up over the tensor-parallel ranks, as a
-    ColumnParallelLinear's do.
+    nats, and "z", (log Z)^2. used_again: as in `vocabulary_loss`. Gradients reach `hidden` added up over the tensor-
+    parallel ranks, as a ColumnParallelLinear's do.
     """
     if sequence_parallel:
         hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=True, group=group)
     else:
         hidden = copy_to_tensor_model_parallel_region(hidden, group=group)
     ranks = group if dist.get_world_size(group) > 1 else None
-    total, cross_entropy, z = vocabulary_loss(hidden[:, 0], weight, targets, ranks)
+    total, cross_entropy, z = vocabulary_loss(hidden[:, 0], weight, targets, ranks, used_again=used_again)
     return {"total": total, "places": {"cross_entropy": cross_entropy[None], "z": z[None]}}

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from train.models.gradients import add_product, buffer_of, stand_in
 from train.models.heads.terms import Targets
 
 
@@ -36,18 +37,24 @@ class _Gradients:
 
 
 def vocabulary_loss(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: Targets, group: dist.ProcessGroup | None = None
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: Targets,
+    group: dist.ProcessGroup | None = None,
+    *,
+    used_again: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The weighted sum of l over the places of `targets`, and of each place c and (log Z)^2.
 
     hidden: [N, h]; weight: [V / TP, h], this rank's rows of the vocabulary, both of one float dtype; group: the
     tensor-parallel ranks, in order of their rows, None: all rows are here. Hidden states are equal on all ranks; their
-    gradient here is this rank's part of a sum over the ranks, which the caller adds up. Returns a scalar,
-    differentiable once, and two detached [N], all of at least fp32, equal on all ranks.
+    gradient here is this rank's part of a sum over the ranks, which the caller adds up. used_again: the backward pass
+    comes to another use of the weight after this one. Returns a scalar, differentiable once, and two detached [N], all
+    of at least fp32, equal on all ranks.
     """
     learning = torch.is_grad_enabled()
     wanted = (learning and hidden.requires_grad, learning and weight.requires_grad)
-    total, cross_entropy, z = _VocabularyLoss.apply(hidden, weight, targets, group, wanted)
+    total, cross_entropy, z = _VocabularyLoss.apply(hidden, weight, targets, group, wanted, used_again)
     return total, cross_entropy, z
 
 
@@ -60,16 +67,18 @@ class _VocabularyLoss(torch.autograd.Function):
         targets: Targets,
         group: dist.ProcessGroup | None,
         wanted: tuple[bool, bool],
+        used_again: bool,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         exact = torch.promote_types(hidden.dtype, torch.float32)
         labels, weights, places = targets.labels.reshape(-1), targets.weights.reshape(-1).to(exact), targets.places
         total = torch.zeros((), dtype=exact, device=hidden.device)
         cross_entropy, z = (torch.zeros(len(hidden), dtype=exact, device=hidden.device) for _ in range(2))
+        count = len(hidden) if places is None else len(places)
+        new = torch.empty if count else torch.zeros
         gradients = _Gradients(
             torch.zeros_like(hidden) if wanted[0] else None,
-            torch.zeros(weight.shape, dtype=exact, device=weight.device) if wanted[1] else None,
+            new(weight.shape, dtype=exact, device=weight.device) if wanted[1] else None,
         )
-        count = len(hidden) if places is None else len(places)
         size = min(targets.chunk or count, count)
         room = torch.empty(
             (size, len(weight)), dtype=exact, device=hidden.device
@@ -92,8 +101,8 @@ class _VocabularyLoss(torch.autograd.Function):
                 here = row >= 0
                 drop = torch.where(here, (1 - targets.smoothing) * scale, 0)
                 logits.scatter_add_(1, row.clamp(min=0)[:, None], -drop[:, None])
-                _add_gradients(gradients, logits.to(hidden.dtype), states, weight, part)
-        ctx.gradients = gradients
+                _add_gradients(gradients, logits.to(hidden.dtype), states, weight, part, start == 0)
+        ctx.gradients, ctx.weight, ctx.used_again = gradients, weight, used_again
         ctx.mark_non_differentiable(cross_entropy, z)
         return total, cross_entropy, z
 
@@ -104,10 +113,16 @@ class _VocabularyLoss(torch.autograd.Function):
         if gradients is None:
             raise RuntimeError("the vocabulary loss was differentiated before, and its gradients are used up")
         ctx.gradients = None
-        hidden, weight = (
-            None if gradient is None else gradient.mul_(scale) for gradient in (gradients.hidden, gradients.weight)
-        )
-        return hidden, weight, None, None, None
+        hidden = None if gradients.hidden is None else gradients.hidden.mul_(scale)
+        weight, buffer = gradients.weight, buffer_of(ctx.weight)
+        if weight is not None and buffer is not None:
+            buffer.addcmul_(weight, scale)
+            # Autograd adds up what all uses of a weight return: it needs one stand-in.
+            weight = None if ctx.used_again else stand_in(ctx.weight)
+        elif weight is not None:
+            weight.mul_(scale)
+        ctx.weight = None
+        return hidden, weight, None, None, None, None
 
 
 def _statistics(
@@ -138,13 +153,17 @@ def _statistics(
 
 
 def _add_gradients(
-    gradients: _Gradients, logits: torch.Tensor, states: torch.Tensor, weight: torch.Tensor, part: Any
+    gradients: _Gradients, logits: torch.Tensor, states: torch.Tensor, weight: torch.Tensor, part: Any, first: bool
 ) -> None:
-    """Carry a chunk's gradient with respect to its logits on to its hidden states and the head."""
+    """Carry a chunk's gradient with respect to its logits on to its hidden states and the head; `first`: the head's
+    holds nothing yet."""
     if gradients.hidden is not None:
         gradients.hidden[part] = logits @ weight
     if gradients.weight is not None:
-        _add_product(logits.t(), states, gradients.weight)
+        if first:
+            _product(logits.t(), states, gradients.weight)
+        else:
+            add_product(logits.t(), states, gradients.weight)
 
 
 def _product(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
@@ -154,13 +173,3 @@ def _product(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> torc
     if left.is_cuda:
         return torch.mm(left, right, out_dtype=out.dtype, out=out)
     return out.copy_(left @ right)
-
-
-def _add_product(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> None:
-    """`out += left @ right`, where half-precision products are added up in fp32."""
-    if left.dtype == out.dtype:
-        out.addmm_(left, right)
-    elif left.is_cuda:
-        torch.addmm(out, left, right, out_dtype=out.dtype, out=out)
-    else:
-        out.add_(left @ right)

@@ -108,6 +108,12 @@ def native_logits(
 ) -> list[torch.Tensor]:
     """Logits of each sample, fp32 [tokens, rows], of a native checkpoint: samples are packed into one row, as in
     training."""
+    from train.engines import absent_names, optional_kernels
+    from train.engines.cuda_on_cpu import emulate_cuda
+
+    optional_kernels.hush_megatron()
+    emulate_cuda()
+    absent_names.fill_in()
     from megatron.core import tensor_parallel
     from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 
@@ -167,12 +173,6 @@ def _rows_of(published: Path, default: int) -> int:
 
 def main(arguments: list[str]) -> int:
     """See above. Returns the exit code; of numbers that disagree too it is 0, they are for the caller to judge."""
-    from train.engines import absent_names, optional_kernels
-    from train.engines.cuda_on_cpu import emulate_cuda
-
-    optional_kernels.hush_megatron()
-    emulate_cuda()
-    absent_names.fill_in()
     try:
         agreement = compare(*map(Path, arguments))
     except BadInput as error:

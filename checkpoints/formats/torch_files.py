@@ -9,13 +9,19 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+from torch.serialization import (
+    add_safe_globals,
+    clear_safe_globals,
+    get_safe_globals,
+    get_unsafe_globals_in_checkpoint,
+)
 
 from checkpoints.safety import open_regular, quoted
 from checkpoints.torch_file import WAY_OUT, check_archive, refusal
@@ -71,17 +77,32 @@ def load(path: Path) -> Any:
     """
     with open_regular(path) as stream:
         check_archive(stream, os.fstat(stream.fileno()).st_size, str(path))
-    try:
-        named = get_unsafe_globals_in_checkpoint(path)
-    except Exception as error:  # a damaged archive or pickle can raise nearly anything
-        raise refusal(str(path), error) from error
-    if strange := sorted(name for name in named if name not in _NAMES and not name.startswith(_PROGRAMS)):
-        raise BadInput(f"{path}: refused, it names {quoted(strange[0])}, which no checkpoint needs; {WAY_OUT}")
-    try:
-        with _one_at_a_time, safe_globals([(Inert, name) for name in named]):
+    with _nothing_else_allowed():
+        try:
+            named = get_unsafe_globals_in_checkpoint(path)
+        except Exception as error:  # a damaged archive or pickle can raise nearly anything
+            raise refusal(str(path), error) from error
+        if strange := sorted(name for name in named if name not in _NAMES and not name.startswith(_PROGRAMS)):
+            raise BadInput(f"{path}: refused, it names {quoted(strange[0])}, which no checkpoint needs; {WAY_OUT}")
+        add_safe_globals([(Inert, name) for name in named])
+        try:
             return torch.load(str(path), map_location="cpu", mmap=True, weights_only=True)
-    except Exception as error:
-        raise refusal(str(path), error) from error
+        except Exception as error:
+            raise refusal(str(path), error) from error
+
+
+@contextmanager
+def _nothing_else_allowed() -> Iterator[None]:
+    """Without the names that others have told torch to allow, whose classes would be made: Megatron-Core does so for
+    its own checkpoints. For one thread at a time, since torch keeps one list for all; it is as it was afterwards."""
+    with _one_at_a_time:
+        before = get_safe_globals()
+        clear_safe_globals()
+        try:
+            yield
+        finally:
+            clear_safe_globals()
+            add_safe_globals(before)
 
 
 def damaged_unless(kind: str) -> Callable[[Callable[..., T]], Callable[..., T]]:

@@ -119,7 +119,7 @@ def write_legacy(
 
 def beside(tied: bool) -> dict[str, Any]:
     """What Megatron-LM puts beside a model, objects of its own among it."""
-    module = types.ModuleType("megatron.core.enums")
+    module = types.ModuleType("megatron.training.enums_of_a_test")
     module.ModelType = type("ModelType", (), {"__module__": module.__name__, "__qualname__": "ModelType"})  # type: ignore[attr-defined]
     sys.modules.setdefault(module.__name__, module)
     arguments = argparse.Namespace(

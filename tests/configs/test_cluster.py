@@ -44,7 +44,7 @@ def test_a_file_of_the_sites_own_is_a_choice_and_the_command_line_wins(recipe: s
 )
 def test_a_mistake_in_the_file_names_it(recipe: str, tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "site.yaml").write_text(text)
-    with pytest.raises(BadInput, match="site.yaml") as error:
+    with pytest.raises(BadInput, match=r"site\.yaml") as error:
         composed(recipe, f"cluster={tmp_path}/site.yaml")
     assert said in str(error.value)
 

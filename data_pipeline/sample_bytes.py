@@ -35,9 +35,12 @@ class DamagedSample(Exception):
     sample."""
 
     def __init__(self, kind: str, where: str) -> None:
-        super().__init__(f"{where}: {kind}")
+        super().__init__(kind, where)  # by which it is made again where another process raised it
         self.kind = kind
         self.where = where
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.kind}"
 
 
 def members_of(span: bytes, where: str) -> dict[str, bytes]:

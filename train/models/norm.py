@@ -62,7 +62,7 @@ class _RMSNorm(torch.autograd.Function):
         rows, factor = x.reshape(-1, x.shape[-1]).to(scale.dtype), weight.to(scale.dtype)
         given = gradient.reshape(rows.shape).to(scale.dtype)
         products = given * rows
-        of_weight = (scale.t() @ products)[0].to(weight.dtype) if ctx.needs_input_grad[1] else None
+        of_weight = torch.mv(products.t(), scale[:, 0]).to(weight.dtype) if ctx.needs_input_grad[1] else None
         if not ctx.needs_input_grad[0]:
             return None, of_weight, None
         shared = (products @ factor)[:, None] * scale.pow(3) / rows.shape[1]

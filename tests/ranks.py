@@ -5,17 +5,26 @@ Ranks are forked from a server that has imported torch and Megatron-Core once; e
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from launch.local import reserved_port
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.preload"])
+_PRELOADED = "tests.preload"
+_context.set_forkserver_preload([_PRELOADED])
+
+
+def start_server() -> None:
+    """Start the process that ranks are forked from. A process has one such server, and it imports what the first to
+    start it asked for: started here, it also serves the workers of commands that tests run in their own process."""
+    forkserver.ensure_running()
 
 
 class RankFailed(AssertionError):
@@ -85,6 +94,7 @@ def _rank(
         MASTER_PORT=str(port),
     )
     try:
+        importlib.import_module(_PRELOADED)  # at hand, unless the server was started by a command
         answer = (False, function(*arguments))
     except BaseException:
         answer = (True, traceback.format_exc())

@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from checkpoints.card import LogitsAgreement
 from checkpoints.maps import described
-from configs.schema import BackboneConfig, Config, ParallelConfig, Precision, TrainConfig
+from configs.schema import BackboneConfig, ParallelConfig, Precision
 from data_pipeline.batch import Pack, collate
 from runtime.exits import BAD_INPUT, DONE, BadInput, leave
 
@@ -108,6 +108,12 @@ def native_logits(
 ) -> list[torch.Tensor]:
     """Logits of each sample, fp32 [tokens, rows], of a native checkpoint: samples are packed into one row, as in
     training."""
+    from train.engines import absent_names, optional_kernels
+    from train.engines.cuda_on_cpu import emulate_cuda
+
+    optional_kernels.hush_megatron()
+    emulate_cuda()
+    absent_names.fill_in()
     from megatron.core import tensor_parallel
     from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 
@@ -115,15 +121,14 @@ def native_logits(
     from checkpoints.manifest import MODEL_PREFIX
     from train.engines import process_groups
     from train.models.speech_lm import SpeechLM, run
-    from train.models.trunk import trunk_of
+    from train.models.trunk import transformer_config
 
     if not dist.is_initialized():
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     device = process_groups.join(ParallelConfig())
     try:
         tensor_parallel.model_parallel_cuda_manual_seed(SEED)
-        config = Config(backbone=backbone, train=TrainConfig(precision=Precision.fp32))
-        model = SpeechLM(backbone, trunk_of(config, rows), rows).eval()
+        model = SpeechLM(backbone, transformer_config(backbone, ParallelConfig(), Precision.fp32), rows).eval()
         state = {"0": model.sharded_state_dict()}
         add_prefix_for_sharding(state, MODEL_PREFIX)
         model.load_state_dict(store.load(native, state)["0"])
@@ -167,12 +172,6 @@ def _rows_of(published: Path, default: int) -> int:
 
 def main(arguments: list[str]) -> int:
     """See above. Returns the exit code; of numbers that disagree too it is 0, they are for the caller to judge."""
-    from train.engines import absent_names, optional_kernels
-    from train.engines.cuda_on_cpu import emulate_cuda
-
-    optional_kernels.hush_megatron()
-    emulate_cuda()
-    absent_names.fill_in()
     try:
         agreement = compare(*map(Path, arguments))
     except BadInput as error:

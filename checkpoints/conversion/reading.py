@@ -111,8 +111,7 @@ class HuggingFaceSlabs:
 
     def read(self, rule: Rule, layer: int | None) -> tuple[torch.Tensor, list[Part]]:
         parts = [Part(name, (), self._source.read(name)) for name in rule.names(layer)]
-        whole = rule.layout.fuse([part.tensor for part in parts], self._backbone)
-        return whole, parts
+        return rule.layout.fuse([part.tensor for part in parts], self._backbone), parts
 
     def left_out(self) -> list[LeftOut]:
         def needless(name: str) -> str | None:

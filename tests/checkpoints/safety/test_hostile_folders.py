@@ -265,7 +265,10 @@ CASES: dict[str, tuple[Make, str]] = {
     # --- tensors
     "a tensor too few": (values(model__norm__weight=None), "has no tensor model.norm.weight"),
     "a tensor too many": (values(model__adapter__weight=torch.ones(2)), "no place for tensor model.adapter.weight"),
-    "a head that is not the tied one": (values(lm_head__weight=torch.ones(24, 8)), "lm_head.weight .* not the same"),
+    "a head that is not the tied one": (
+        values(lm_head__weight=torch.ones(24, 8)),
+        "lm_head.weight is not model.embed_tokens.weight",
+    ),
     "a norm too long": (values(model__norm__weight=torch.ones(9)), r"model.norm.weight has shape \[9\]"),
     "an embedding too narrow": (values(model__embed_tokens__weight=torch.ones(24, 7)), r"has shape \[24, 7\]"),
     "an embedding too short": (

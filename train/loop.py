@@ -256,10 +256,12 @@ class Stage:
         self._at("updating")
         terms = self.objective.averages(outcome.sums, outcome.counts)
         accepted = self.guard.accept(terms["lm"], outcome.gradient_norm or 0.0)
-        began = time.perf_counter()
-        with self.observer.between_steps(CHECKPOINT):
-            self.checkpoints.settle()
-        self._settling = time.perf_counter() - began
+        self._settling = 0.0
+        if self.checkpoints.under_way:
+            began = time.perf_counter()
+            with self.observer.between_steps(CHECKPOINT):
+                self.checkpoints.settle()
+            self._settling = time.perf_counter() - began
         return accepted
 
     def _after_incident(self, packs: list[Pack], outcome: Outcome, fed: Tally) -> None:

@@ -30,7 +30,8 @@ def poison_once(file: Path) -> None:
         if not file.exists():
             return original(self, *arguments, **named)
         file.unlink()
-        parameter = next(self.models[0].parameters())
+        # Of a norm: those of matrices may go into the engine's buffer without passing a hook.
+        parameter = next(one for one in self.models[0].parameters() if one.dim() == 1)
         hook = parameter.register_hook(lambda gradient: gradient * float("nan"))
         try:
             return original(self, *arguments, **named)

@@ -60,7 +60,8 @@ def poisoned_stage(config_file: str, victim: int, factor: float, fault: dict[str
         hooks = []
         if poison:
             models = self.models if hasattr(self, "models") else [self.model]
-            parameter = next(parameter for model in models for parameter in model.parameters())
+            # Of a norm: those of matrices may go into the engine's buffer without passing a hook.
+            parameter = next(one for model in models for one in model.parameters() if one.dim() == 1)
             hooks = [parameter.register_hook(lambda gradient: gradient * factor)]
         if here and (record := fault.get("record")):
             with open(record, "a") as file:

@@ -64,7 +64,7 @@ def test_times_are_read_as_they_were_told_and_one_may_be_open(tmp_path: Path) ->
 
 
 def slow_stage(config_file: str, victim: int, what: str) -> int:
-    """The stage, but rank `victim` sleeps in steps 3 to 8, twice as long as any of its steps took: before it hands out
+    """The stage, but rank `victim` sleeps in steps 3 to 6, twice as long as any step before took: before it hands out
     its data, or in its forward pass."""
     from data_pipeline.loader import Loader
     from train.engines import megatron
@@ -73,7 +73,7 @@ def slow_stage(config_file: str, victim: int, what: str) -> int:
 
     def slowed(function: Any) -> Any:
         def call(*arguments: Any, **named: Any) -> Any:
-            if here and 3 <= turn[0] <= 8:
+            if here and 3 <= turn[0] <= 6:
                 time.sleep(2 * longest[0])
             return function(*arguments, **named)
 
@@ -84,7 +84,7 @@ def slow_stage(config_file: str, victim: int, what: str) -> int:
     def train_step(*arguments: Any, **named: Any) -> Any:
         began = time.perf_counter()
         outcome = whole(*arguments, **named)
-        if turn[0] == 2:  # the first one warms up
+        if turn[0] <= 2:
             longest[0] = max(longest[0], time.perf_counter() - began)
         turn[0] += 1
         return outcome
@@ -106,7 +106,7 @@ def test_the_slow_rank_of_a_run_is_named_with_its_host_and_its_time(
     what: str, topology: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The others wait for it in the middle of layers, or where gradients are summed."""
-    settings = {"train__steps": 12, "observe__ranks_every": 2, "loader__lanes": 2, "train__global_batch": 2, **topology}
+    settings = {"train__steps": 10, "observe__ranks_every": 2, "loader__lanes": 2, "train__global_batch": 2, **topology}
     watching = {"resilience__straggler_share": 0.3, "resilience__straggler_comparisons": 2}
     config = tiny_config(tmp_path / "run", make_corpus(tmp_path / "corpus"), **settings, **watching)
     folder = tmp_path / "run"
@@ -115,7 +115,7 @@ def test_the_slow_rank_of_a_run_is_named_with_its_host_and_its_time(
     assert run_ranks(slow_stage, 2, str(folder / "config.yaml"), 1, what) == [0, 0]
     found = slow_times(folder)
     assert [(slow.rank, slow.host, slow.since, slow.until, slow.phase) for slow in found] == [
-        (1, os.uname().nodename, 3, 8, what)
+        (1, os.uname().nodename, 3, 6, what)
     ]
     lines = metrics(folder)
-    assert found[0].seconds > 0.3 * lines[7]["seconds"]
+    assert found[0].seconds > 0.3 * lines[5]["seconds"]

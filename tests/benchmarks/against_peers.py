@@ -5,9 +5,10 @@ same packs of samples of 32 to 300 tokens, fp32, one rank and one thread, clippi
 advises for packed rows: transformers gets the rows with `position_ids` that begin again at each sample, from which it
 makes its block-diagonal mask (flash attention, which needs none, is not there on a CPU), and labels of -100 where
 samples meet; DDP keeps its gradients in its buckets, skips reducing before the last micro-batch, and steps with torch's
-fused AdamW; DeepSpeed is given the same AdamW. Every run is a process of its own, and they take turns; a figure is the
-median of the runs' median steps, and in brackets the lowest and highest; CPU seconds say the same where other work runs
-beside. Memory is the process's high-water mark. That all compute the same is held by
+fused AdamW; DeepSpeed is given the same AdamW. Each has a process of its own, and they take turns step by step on the
+same packs, so that other work beside strikes all alike: how much slower a peer is, is the median over rounds of its
+step over ours in the same round, with quartiles in brackets. CPU seconds depend less on what runs beside than seconds
+do. Memory is a process's high-water mark. That all compute the same is held by
 `tests/train/test_against_transformers.py`; here random weights differ.
 """
 
@@ -22,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -41,66 +42,85 @@ Step = Callable[[list[Pack]], float]  # returns the loss
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shapes", nargs="+", default=["32000,512", "32000,2048", "74752,512", "74752,2048"])
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=3, help="timed, after one that is not")
+    parser.add_argument("--steps", type=int, default=9, help="timed, after one that is not")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         peer, shape = options.one
-        print(json.dumps(measure(peer, *map(int, shape.split(",")), options.steps)))
+        step_when_told(peer, *map(int, shape.split(",")))
         return
-    print("| vocabulary | tokens a row | | tokens/s | ours over it | CPU s a step | ours over it | peak MB |")
+    print("| vocabulary | tokens a row | | tokens/s | seconds over ours | CPU s a step | over ours | peak MB |")
     print("|---|---|---|---|---|---|---|---|")
     for shape in options.shapes:
+        rows, tokens = map(int, shape.split(","))
+        runs = {peer: _started(peer, shape) for peer in PEERS}
         found: dict[str, list[dict[str, float]]] = {peer: [] for peer in PEERS}
-        for _ in range(options.runs):
-            for peer in PEERS:
-                found[peer].append(_process(peer, shape, options.steps))
-        spent = {peer: median(run["cpu_seconds"] for run in runs) for peer, runs in found.items()}
-        rates = {peer: sorted(run["tokens_a_second"] for run in runs) for peer, runs in found.items()}
-        for peer in PEERS:
-            rows, tokens = shape.split(",")
+        for turn in range(1 + options.steps):
+            for peer, run in runs.items():
+                measured = _told(run)
+                if turn:
+                    found[peer].append(measured)
+        for run in runs.values():
+            run.communicate()
+        for peer, steps in found.items():
+            rates = sorted(MICRO_BATCHES * tokens / step["seconds"] for step in steps)
             print(
-                f"| {int(rows):,} | {tokens} | {peer} | {median(rates[peer]):,.0f} ({rates[peer][0]:,.0f}-"
-                f"{rates[peer][-1]:,.0f}) | {median(rates['ours']) / median(rates[peer]):.2f} | "
-                f"{spent[peer]:.2f} | {spent[peer] / spent['ours']:.2f} | "
-                f"{median(run['peak_megabytes'] for run in found[peer]):,.0f} |",
+                f"| {rows:,} | {tokens} | {peer} | {median(rates):,.0f} ({rates[0]:,.0f}-{rates[-1]:,.0f}) "
+                f"| {_over(found, peer, 'seconds')} | {median(step['cpu'] for step in steps):.2f} "
+                f"| {_over(found, peer, 'cpu')} | {steps[-1]['peak_megabytes']:,.0f} |",
                 flush=True,
             )
 
 
-def _process(peer: str, shape: str, steps: int) -> dict[str, float]:
+def _over(found: dict[str, list[dict[str, float]]], peer: str, what: str) -> str:
+    """How much a peer's step takes of ours in the same round: the middle one of all rounds, and the quartiles."""
+    ratios = [theirs[what] / ours[what] for theirs, ours in zip(found[peer], found["ours"], strict=True)]
+    if peer == "ours":
+        return "1"
+    lower, middle, upper = quantiles(ratios, n=4)
+    return f"{middle:.2f} ({lower:.2f}-{upper:.2f})"
+
+
+def _started(peer: str, shape: str) -> subprocess.Popen[str]:
     environment = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    ran = subprocess.run(
-        [sys.executable, "-W", "ignore", __file__, "--steps", str(steps), "--one", peer, shape],
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", __file__, "--one", peer, shape],
         env={**os.environ, **environment},
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
         text=True,
-        check=False,
     )
-    if ran.returncode:
-        raise RuntimeError(f"{peer}: {ran.stderr[-2000:]}")
-    return dict(json.loads(ran.stdout.splitlines()[-1]))
 
 
-def measure(peer: str, rows: int, tokens: int, steps: int) -> dict[str, float]:
+def _told(run: subprocess.Popen[str]) -> dict[str, float]:
+    """Have a peer make a step while the others wait."""
+    assert run.stdin is not None and run.stdout is not None
+    run.stdin.write("step\n")
+    run.stdin.flush()
+    for line in run.stdout:
+        if line.startswith("{"):
+            return dict(json.loads(line))
+    raise RuntimeError(f"{run.args}: ended")
+
+
+def step_when_told(peer: str, rows: int, tokens: int) -> None:
+    """A step for every line of input, and a line of figures about it."""
     import resource
 
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     step = {"ours": _ours, "ddp": _ddp, "deepspeed": _deepspeed}[peer](rows, tokens)
     packs = make_packs(rows, tokens)
-    seconds, spent = [], []
-    for _ in range(1 + steps):
+    for _ in sys.stdin:
         here = [next(packs) for _ in range(MICRO_BATCHES)]
         started, at = time.perf_counter(), time.process_time()
         step(here)
-        seconds.append(time.perf_counter() - started)
-        spent.append(time.process_time() - at)
-    return {
-        "tokens_a_second": MICRO_BATCHES * tokens / median(seconds[1:]),
-        "cpu_seconds": median(spent[1:]),
-        "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
+        measured = {
+            "seconds": time.perf_counter() - started,
+            "cpu": time.process_time() - at,
+            "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
+        print(json.dumps(measured), flush=True)
 
 
 def make_packs(rows: int, tokens: int) -> Iterator[Pack]:

@@ -57,10 +57,12 @@ def through_ranks(
     from checkpoints.saving import Contents, Saver
     from train.engines import process_groups
     from train.engines.megatron import MegatronEngine
+    from train.models.gradients import accumulate_in_linear_layers
     from train.models.speech_lm import SpeechLM
     from train.models.trunk import trunk_of
     from train.objectives.pretrain import NextToken
 
+    accumulate_in_linear_layers()  # as the engine does before it builds what `trunk_of` describes
     answers: dict[str, Any] = {}
     for topology, parallel in topologies.items():
         device = process_groups.join(parallel)

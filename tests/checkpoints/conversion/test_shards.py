@@ -118,10 +118,12 @@ STEP_1 = (
 
 
 MEASURED = """
-import resource, sys
+import sys
+from pathlib import Path
 from launch.cli import main
 code = main(sys.argv[1:])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+# The process's own: what getrusage tells begins with what was copied of the process that started it.
+print(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0], file=sys.stderr)
 sys.exit(code)
 """
 

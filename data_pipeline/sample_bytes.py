@@ -9,6 +9,7 @@ import math
 import re
 import struct
 import tarfile
+import threading
 import tokenize
 import zipfile
 import zlib
@@ -27,6 +28,9 @@ BAD_ARCHIVE = (  # what zipfile and numpy raise on flipped bytes; RuntimeError i
     *(OSError, ValueError, TypeError, LookupError, EOFError, RuntimeError, MemoryError, SyntaxError),
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError),
 )
+# Held while numpy reads headers, which it has Python compile. CPython 3.11 keeps one count of the depth for all
+# threads, and two that compile at once make a sound file look damaged.
+READING_HEADERS = threading.RLock()
 DAMAGE_KINDS = ("missing", "index", "truncated", "checksum", "members", "json", "codes", "features")
 
 
@@ -88,7 +92,8 @@ def _npy_header(header: bytes) -> tuple[np.dtype, tuple[int, ...]]:
     file = io.BytesIO(header)
     if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("not npy format 1.0")
-    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+    with READING_HEADERS:
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
     if fortran_order or dtype.hasobject:
         raise ValueError("not plain numbers in C order")
     return dtype, shape

@@ -27,7 +27,15 @@ from typing import IO, Any, Self
 import numpy as np
 
 from data_pipeline.remote.mirror import fetch_index, mirror_of
-from data_pipeline.sample_bytes import BAD_ARCHIVE, STORED, DamagedSample, array_from_npy, members_of, utterance_of
+from data_pipeline.sample_bytes import (
+    BAD_ARCHIVE,
+    READING_HEADERS,
+    STORED,
+    DamagedSample,
+    array_from_npy,
+    members_of,
+    utterance_of,
+)
 from data_pipeline.utterance import Utterance
 
 AUDIO = "flac"
@@ -133,7 +141,7 @@ def read_index(shard: Path) -> ShardIndex:
     path = index_path(shard)
     fetch_index(shard, (path, columns_path(shard)))
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with READING_HEADERS, np.load(path, allow_pickle=False) as arrays:
             index = ShardIndex(
                 **{name: arrays[name] for name in _COLUMNS},
                 frames=_with_prefix(arrays, _FRAMES),
@@ -142,7 +150,7 @@ def read_index(shard: Path) -> ShardIndex:
             )
         if columns_path(shard).is_file():
             path = columns_path(shard)
-            with np.load(path, allow_pickle=False) as arrays:
+            with READING_HEADERS, np.load(path, allow_pickle=False) as arrays:
                 index.columns.update(arrays)
     except BAD_ARCHIVE as error:
         raise DamagedSample("index", str(path)) from error

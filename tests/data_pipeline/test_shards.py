@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import gc
+import io
 import json
 import os
 import subprocess
+import sys
 import tarfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import webdataset
 
 from data_pipeline.corpus import MANIFEST_FILE, Corpus, write_manifest
+from data_pipeline.sample_bytes import _npy_header
 from data_pipeline.shards import DamagedSample, ShardReader, ShardWriter, add_columns, index_path, read_index
 from data_pipeline.utterance import Utterance
 from runtime.exits import BadInput
@@ -273,3 +278,36 @@ def test_features_come_back_and_are_refused_where_they_are_not_numbers(tmp_path)
         found = reader.read(0)
     assert np.array_equal(found.features["whisper"], features) and found.features["whisper"].dtype == np.float16
     assert np.array_equal(found.codes["semantic"], codes)
+
+
+def test_threads_that_read_headers_at_once_find_no_damage(shard):
+    """Each allocation may collect garbage, and a finaliser let another thread in, in the middle of numpy's parsing."""
+
+    class Cycle:
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            for _ in range(3):
+                pass
+
+    packed = io.BytesIO()
+    np.save(packed, np.zeros((2, 3), np.int32))
+    header = packed.getvalue()[:128]
+
+    def read_again_and_again(_: int) -> int:
+        read_index(shard)
+        for _ in range(500):
+            Cycle()
+            _npy_header.__wrapped__(header)  # past what it remembers
+        return 500
+
+    held, every = gc.get_threshold(), sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(1e-6)
+        gc.set_threshold(1)
+        with ThreadPoolExecutor(4) as threads:
+            assert list(threads.map(read_again_and_again, range(4))) == [500] * 4
+    finally:
+        gc.set_threshold(*held)
+        sys.setswitchinterval(every)

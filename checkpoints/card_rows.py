@@ -9,6 +9,7 @@ import torch
 import xxhash
 
 from checkpoints.card import Entry, RoundTrip, Row, RowsChange
+from checkpoints.dtypes import name_of
 from runtime.exits import BadInput
 
 
@@ -18,9 +19,9 @@ def hash_of(tensor: torch.Tensor) -> str:
     return xxhash.xxh3_64_hexdigest(flat.numpy().data)
 
 
-def entry_of(name: str, tensor: torch.Tensor, place: tuple[int, ...] = ()) -> Entry:
-    """The entry of a tensor that is at hand."""
-    return Entry(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), hash_of(tensor), place)
+def entry_of(name: str, tensor: torch.Tensor, place: tuple[int, ...] = (), known: str | None = None) -> Entry:
+    """The entry of a tensor that is at hand, whose hash may be `known`."""
+    return Entry(name, tuple(tensor.shape), name_of(tensor.dtype), known or hash_of(tensor), place)
 
 
 def source_entry(

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from tokenizers import Tokenizer
 
 from checkpoints.atomic import partial_of
@@ -17,6 +16,7 @@ from checkpoints.conversion.finishing import Beside
 from checkpoints.conversion.job import Job, Rows, Target
 from checkpoints.conversion.reading import open_slabs
 from checkpoints.conversion.shards import Topology, topology_of
+from checkpoints.dtypes import DTYPES
 from checkpoints.formats.huggingface import (
     CONFIG_FILE,
     TOKENIZER_FILE,
@@ -29,12 +29,10 @@ from checkpoints.formats.huggingface import (
 from checkpoints.formats.huggingface_config import read_config
 from checkpoints.manifest import problems, read_manifest
 from checkpoints.maps import differences, of_backbone
-from checkpoints.rules import Rule
+from checkpoints.rules import embedding_rule
 from checkpoints.vocabulary_surgery import describe_growth
 from configs.schema import BackboneConfig, NewRows, ParallelConfig, Precision
 from runtime.exits import BadInput
-
-_DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
 
 
 def import_huggingface(
@@ -109,10 +107,9 @@ def export_huggingface(
     if end_of_text is None:
         raise BadInput(f"the tokenizer has no token {vocabulary['end_of_text']}")
     tokenizer = grown_tokenizer(tokenizer_json, vocabulary["text_size"], token_names, len(vocabulary["specials"]))
-    target = _DTYPES[dtype]
     settings = {**architecture.write_config(backbone), architecture.vocabulary_key: rows}
     files = {
-        **model_files(settings, rows, end_of_text, target),
+        **model_files(settings, rows, end_of_text, DTYPES[dtype]),
         TOKENIZER_FILE: tokenizer,
         **tokenizer_config(vocabulary["end_of_text"], backbone.max_positions),
         VOCABULARY_FILE: json_text(vocabulary),  # so that the model can give a corpus its codes
@@ -123,7 +120,7 @@ def export_huggingface(
         Target.huggingface,
         backbone,
         whole(backbone),
-        dtype=str(target).removeprefix("torch."),
+        dtype=DTYPES[dtype],
         partly=True,
     )
     _finished(engine.run(job, out, Beside(files), How(stop=stop, keep=False)))
@@ -134,12 +131,7 @@ def rows_of(source: Path, backbone: BackboneConfig) -> int:
     """Rows of a source's vocabulary, padding included. Raises BadInput where it is not of this backbone."""
     slabs = open_slabs(source, backbone, partly=True)
     slabs.left_out()
-    return slabs.shape_and_dtype(vocabulary_rule(slabs.rules), None)[0][0]
-
-
-def vocabulary_rule(rules: Sequence[Rule]) -> Rule:
-    """The rule of the embedding."""
-    return next(rule for rule in rules if rule.vocabulary)
+    return slabs.shape_and_dtype(embedding_rule(slabs.rules), None)[0][0]
 
 
 def whole(backbone: BackboneConfig) -> Topology:

@@ -143,16 +143,20 @@ def derive(
                 shutil.copyfile(native / name, folder / name)
         for name, text in (texts or {}).items():
             (folder / name).write_text(text, encoding="utf-8")
-        manifest = replace(
-            source,
-            tensors=tensors,
-            parameters=count_parameters(tensors),
-            files=record_files(folder, {f"{TENSORS}/{name}": record for name, record in files.items()}),
-            versions=versions(),
-            **changes,
-        )
-        write_manifest(folder, manifest)
+        complete(folder, replace(source, **changes), tensors, files)
     return out
+
+
+def complete(folder: Path, like: Manifest, tensors: dict[str, TensorRecord], files: Mapping[str, FileRecord]) -> None:
+    """Write the manifest of what `write_parts` has written, and of all files beside it; the rest is as in `like`."""
+    manifest = replace(
+        like,
+        tensors=tensors,
+        parameters=count_parameters(tensors),
+        files=record_files(folder, {f"{TENSORS}/{name}": record for name, record in files.items()}),
+        versions=versions(),
+    )
+    write_manifest(folder, manifest)
 
 
 def write_parts(

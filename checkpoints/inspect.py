@@ -7,6 +7,7 @@ from math import prod
 from pathlib import Path
 
 from checkpoints.atomic import PARTIAL
+from checkpoints.dtypes import name_of
 from checkpoints.formats.native import COMMON_FILE
 from checkpoints.formats.source import TrainedSource, detect, open_source
 from checkpoints.layout import TENSORS
@@ -73,7 +74,7 @@ def _foreign_lines(path: Path) -> Iterator[str]:
     records = {}
     for name in sorted(source.names):
         shape, dtype = source.shape_and_dtype(name)
-        records[name] = TensorRecord(shape, str(dtype).removeprefix("torch."))
+        records[name] = TensorRecord(shape, name_of(dtype))
     yield f"{place}"
     yield kind.value
     if isinstance(source, TrainedSource):

@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from checkpoints.dtypes import name_of
 from checkpoints.manifest import TensorRecord
 from checkpoints.pickle_scan import why_refused
 from checkpoints.safety import is_plain_name, open_regular, quoted, size_of
@@ -162,7 +163,7 @@ def _are_whole(numbers: Any) -> bool:
 def tensor_records(index: Metadata) -> dict[str, TensorRecord]:
     """Name, shape and dtype of every tensor, by name."""
     return {
-        name: TensorRecord(tuple(stored.size), str(stored.properties.dtype).removeprefix("torch."))
+        name: TensorRecord(tuple(stored.size), name_of(stored.properties.dtype))
         for name, stored in sorted(index.state_dict_metadata.items())
         if isinstance(stored, TensorStorageMetadata)
     }

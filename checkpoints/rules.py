@@ -59,6 +59,11 @@ class Rule:
         return [name.replace(LAYER, str(layer)) for name in self.foreign]
 
 
+def embedding_rule(rules: Sequence[Rule]) -> Rule:
+    """The rule of the embedding, which comes first of those with a row for each token id."""
+    return next(rule for rule in rules if rule.vocabulary)
+
+
 def _fuse_qkv(parts: Sequence[torch.Tensor], backbone: BackboneConfig) -> torch.Tensor:
     groups = [part.reshape(backbone.kv_heads, -1, *part.shape[1:]) for part in parts]
     return torch.cat(groups, dim=1).flatten(0, 1)

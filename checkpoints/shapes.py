@@ -10,7 +10,8 @@ from checkpoints.rules import Rule, head_dim
 from configs.schema import BackboneConfig, ExpertsConfig
 from runtime.exits import BadInput
 
-_MODEL = "embedding.word_embeddings.weight", "output_layer.weight"
+MATRICES = ("embedding.word_embeddings.weight", "output_layer.weight")
+"""Native parameters with a row for every id; the second only where the head is not tied to the embedding."""
 
 
 def native_shape(native: str, backbone: BackboneConfig, rows: int) -> tuple[int, ...] | None:
@@ -18,7 +19,7 @@ def native_shape(native: str, backbone: BackboneConfig, rows: int) -> tuple[int,
     a name that says nothing here."""
     hidden, head = backbone.hidden, head_dim(backbone)
     fused = (backbone.heads + 2 * backbone.kv_heads) * head
-    if native in _MODEL:
+    if native in MATRICES:
         return rows, hidden
     return {
         "final_layernorm.weight": (hidden,),

@@ -42,10 +42,7 @@ class Slice:
     @property
     def label(self) -> str:
         """Its name with the layer's number in it, as patterns (configs/parameter_names.py) and other formats say."""
-        if self.layer is None:
-            return self.name
-        head, _, tail = self.name.partition(_STACK)
-        return f"{head}{_STACK}{self.layer}.{tail}"
+        return numbered(self.name, self.layer)
 
     @property
     def elements(self) -> int:
@@ -76,6 +73,20 @@ class Slice:
         not grow with the checkpoint."""
         reader.release()
         return reader.read(self.name, self.layer)
+
+
+def numbered(name: str, layer: int | None) -> str:
+    """A stacked tensor's name with the number of its `layer` in it; the name itself where there is none."""
+    if layer is None:
+        return name
+    head, _, tail = name.partition(_STACK)
+    return f"{head}{_STACK}{layer}.{tail}"
+
+
+def without_number(name: str) -> str:
+    """The inverse: the name of the stacked tensor that a layer's is a part of."""
+    head, stacked, rest = name.partition(_STACK)
+    return f"{head}{stacked}{rest.partition('.')[2]}" if stacked else name
 
 
 def is_stacked(name: str) -> bool:

@@ -8,20 +8,14 @@ from pathlib import Path
 
 import torch
 
-from checkpoints.derived import Part, sound, write_parts, writing
+from checkpoints.derived import Part, complete, sound, write_parts, writing
+from checkpoints.dtypes import name_of
 from checkpoints.formats.deepspeed_universal import write_universal
 from checkpoints.formats.native import COMMON_FILE
 from checkpoints.formats.source import TrainedSource, open_source
 from checkpoints.formats.stacking import NativeSource, common_state, parts
 from checkpoints.layout import STATE_FILE, TENSORS
-from checkpoints.manifest import (
-    Manifest,
-    TensorRecord,
-    count_parameters,
-    record_files,
-    versions,
-    write_manifest,
-)
+from checkpoints.manifest import Manifest, TensorRecord
 from runtime.exits import BadInput, StoppedEarly
 
 
@@ -73,20 +67,13 @@ def _write(source: TrainedSource, pieces: list[Part], native: Path, manifest: Ma
         torch.save(common_state(source), folder / TENSORS / COMMON_FILE)
         for name, text in {STATE_FILE: "{}", **texts}.items():
             (folder / name).write_text(text, encoding="utf-8")
-        written = replace(
-            manifest,
-            tensors=tensors,
-            parameters=count_parameters(tensors),
-            files=record_files(folder, {f"{TENSORS}/{name}": record for name, record in files.items()}),
-            origin={**manifest.origin, "training_state": source.folder.name},
-            versions=versions(),
-        )
-        write_manifest(folder, written)
+        origin = {**manifest.origin, "training_state": source.folder.name}
+        complete(folder, replace(manifest, origin=origin), tensors, files)
     return native
 
 
 def _check_like(pieces: list[Part], known: Manifest, path: Path, like: Path) -> None:
-    ours = {piece.name: TensorRecord(piece.whole, str(piece.dtype).removeprefix("torch.")) for piece in pieces}
+    ours = {piece.name: TensorRecord(piece.whole, name_of(piece.dtype)) for piece in pieces}
     for name in sorted(ours.keys() | known.tensors.keys()):
         if ours.get(name) != known.tensors.get(name):
             there, here = ours.get(name, "missing"), known.tensors.get(name, "missing")

@@ -89,7 +89,7 @@ class _Run:
         self.progress = Progress(f"{DOING} into {destination.name}")
 
     def run(self) -> Path | None:
-        left_out = self.conversion.source.left_out()  # for its refusals, before anything is made
+        left_out = self.conversion.left_out  # for its refusals, before anything is made
         items = self.conversion.items
         self._say_plan(items, len(left_out))
         self._begin()

@@ -77,7 +77,7 @@ def make_complete(
         target=Side(job.target.value, _final(job).name, topology if job.target is Target.native else {}),
         backbone=job.backbone.name or job.backbone.architecture,
         rows=rows,
-        left_out=tuple(conversion.source.left_out()),
+        left_out=tuple(conversion.left_out),
         round_trip=round_trip,
         logits=logits,
         versions=versions(),

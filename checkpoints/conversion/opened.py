@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 
-from checkpoints.card import Entry, Row, RowsChange
+from checkpoints.card import Entry, LeftOut, Row, RowsChange
 from checkpoints.card_rows import entry_of, source_entry
 from checkpoints.conversion.job import Item, Job, Slab, in_order, items_of
 from checkpoints.conversion.reading import Part, SlabSource, open_slabs
@@ -38,10 +38,7 @@ class Made:
 
     def entry(self, name: str, tensor: torch.Tensor, place: tuple[int, ...] = ()) -> Entry:
         """Of what is written. What is the source's very tensor is not hashed a second time."""
-        digest = self.known.get((tensor.data_ptr(), tensor.nbytes))
-        if digest is None:
-            return entry_of(name, tensor, place)
-        return Entry(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), digest, place)
+        return entry_of(name, tensor, place, self.known.get((tensor.data_ptr(), tensor.nbytes)))
 
 
 class Conversion:
@@ -50,7 +47,6 @@ class Conversion:
     def __init__(self, job: Job) -> None:
         self.job = job
         self._source: SlabSource | None = None
-        self._read = 0
 
     @property
     def source(self) -> SlabSource:
@@ -63,6 +59,11 @@ class Conversion:
         self._source = None
 
     @cached_property
+    def left_out(self) -> list[LeftOut]:
+        """Tensors of the source that no rule claims and none needs to; see `SlabSource.left_out` for what is raised."""
+        return self.source.left_out()
+
+    @cached_property
     def slabs(self) -> list[Slab]:
         """All, in order. Raises BadInput where the source lacks any."""
         rules = self.source.rules
@@ -71,11 +72,6 @@ class Conversion:
     @cached_property
     def items(self) -> list[Item]:
         return items_of(self.slabs, self.job.topology)
-
-    def made(self, item: Item) -> Iterator[Made]:
-        """The item's slabs, one in memory at a time."""
-        for slab in item.slabs:
-            yield self.make(slab)
 
     def make(self, slab: Slab) -> Made:
         tensor, parts = self.source.read(slab.rule, slab.layer)

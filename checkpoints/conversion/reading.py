@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,9 @@ from checkpoints.layout import TENSORS
 from checkpoints.lora import MergedReader
 from checkpoints.manifest import MODEL_PREFIX
 from checkpoints.maps import of_backbone, of_config
-from checkpoints.rules import Rule
+from checkpoints.rules import Rule, embedding_rule
 from checkpoints.shapes import check_foreign_shapes, check_native_shape
+from checkpoints.slices import numbered
 from configs.schema import BackboneConfig
 from runtime.exits import BadInput
 
@@ -127,7 +127,7 @@ class HuggingFaceSlabs:
 
     def _check_tied(self) -> None:
         """Raise BadInput where a head that counts as the embedding once more is another matrix."""
-        [embedding] = next(rule for rule in self.rules if rule.vocabulary).foreign
+        [embedding] = embedding_rule(self.rules).foreign
         head, tied = self._source.read(_HEAD), self._source.read(embedding)
         if head.shape != tied.shape or head.dtype != tied.dtype or not torch.equal(head, tied):
             raise BadInput(
@@ -207,19 +207,17 @@ class MegatronSlabs:
         self._backbone = backbone
 
     def shape_and_dtype(self, rule: Rule, layer: int | None) -> tuple[tuple[int, ...], torch.dtype]:
-        shape, dtype = self._source.shape_and_dtype(_numbered(rule.native, layer))
+        shape, dtype = self._source.shape_and_dtype(numbered(rule.native, layer))
         check_native_shape(rule.native, shape, self._backbone, self._source.folder)
         return shape, dtype
 
     def read(self, rule: Rule, layer: int | None) -> tuple[torch.Tensor, list[Part]]:
-        name = _numbered(rule.native, layer)
+        name = numbered(rule.native, layer)
         tensor = self._source.read(name)
         return tensor, [Part(name, (), tensor)]
 
     def left_out(self) -> list[LeftOut]:
-        claims = (
-            (rule.native, [_numbered(rule.native, layer)]) for rule, layer in _applied(self.rules, self._backbone)
-        )
+        claims = ((rule.native, [numbered(rule.native, layer)]) for rule, layer in _applied(self.rules, self._backbone))
         return check_claims(claims, self._source.names, self._source.folder)
 
     def files(self) -> list[Path]:
@@ -234,7 +232,3 @@ def _applied(rules: Sequence[Rule], backbone: BackboneConfig) -> Iterator[tuple[
     """Every application of the rules."""
     for rule in rules:
         yield from ((rule, layer) for layer in (range(backbone.layers) if rule.layered else (None,)))
-
-
-def _numbered(native: str, layer: int | None) -> str:
-    return native if layer is None else re.sub(r"\.layers\.", f".layers.{layer}.", native, count=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,11 +16,10 @@ from checkpoints.conversion.job import Item, Slab
 from checkpoints.conversion.journal import Done
 from checkpoints.conversion.opened import Conversion
 from checkpoints.formats.huggingface import INDEX_FILE, WEIGHTS_FILE, write_json
+from checkpoints.formats.safetensors_file import header_of
 from configs.schema import BackboneConfig
 
 UNFINISHED = ".unfinished"  # of a file's name, until the conversion is complete
-_CODES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-_ALIGNED = 8  # bytes, of the header's end
 
 
 @dataclass(frozen=True)
@@ -75,19 +73,10 @@ def lay_out(slabs: Sequence[Slab], backbone: BackboneConfig, most: int) -> Files
     spots: dict[str, Spot] = {}
     for file, tensors in zip(names, files, strict=True):
         ordered = sorted(tensors, key=lambda tensor: (-tensor[2].itemsize, tensor[0]))
-        entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-        at, ends = 0, {}
-        for name, shape, dtype in ordered:
-            end = at + prod(shape) * dtype.itemsize
-            entries[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [at, end]}
-            ends[name] = (at, end)
-            at = end
-        text = json.dumps(entries, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % _ALIGNED)
-        headers[file] = len(text).to_bytes(8, "little") + text
-        sizes[file] = len(headers[file]) + at
+        headers[file], places = header_of(ordered, {"format": "pt"})
         begin = len(headers[file])
-        spots |= {name: Spot(file, begin + low, begin + high) for name, (low, high) in ends.items()}
+        spots |= {name: Spot(file, begin + low, begin + high) for name, (low, high) in places.items()}
+        sizes[file] = begin + max((high for _, high in places.values()), default=0)
     return FilesLayout(headers, sizes, spots)
 
 

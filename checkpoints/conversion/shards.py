@@ -16,7 +16,6 @@ from configs.schema import BackboneConfig, ParallelConfig
 from runtime.exits import BadInput
 
 _EMBEDDING = "embedding."
-_LAYERS = "decoder.layers."
 
 
 @dataclass(frozen=True)

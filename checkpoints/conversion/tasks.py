@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -19,16 +17,16 @@ from checkpoints.conversion.opened import Conversion
 from checkpoints.conversion.reading import HuggingFaceSlabs, NativeSlabs, SlabSource
 from checkpoints.manifest import FileRecord, problem_of
 from runtime.exits import BadInput
+from runtime.host_memory import keep_freed_memory
 from runtime.workers import report_done
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt(3)
 _opened: dict[str, Conversion] = {}
 
 
 def write(job: Job, number: int, tick: Callable[[int], None] = report_done) -> None:
     """Write item `number` and mark it done. Raises BadInput where the disk fails or the source is damaged."""
-    if multiprocessing.parent_process() is not None:
-        _keep_memory()
+    if multiprocessing.parent_process() is not None:  # a tensor's memory serves the next one
+        keep_freed_memory()
     conversion = _conversion(job)
     item = conversion.items[number]
     before = torch.serialization.get_crc32_options()
@@ -72,16 +70,6 @@ def verify(folder: Path, name: str, record: FileRecord, tick: Callable[[int], No
     problem = problem_of(folder, name, record)
     tick(record.size)
     return problem
-
-
-@cache
-def _keep_memory() -> None:
-    """Have this process's freed memory serve its next tensors. By default glibc gives blocks of this size back, and the
-    kernel clears every page again at its first use, which takes four times as long as the copy itself."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # glibc's
-        libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def forget() -> None:

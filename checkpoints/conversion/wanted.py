@@ -22,7 +22,7 @@ from checkpoints.layout import STATE_FILE
 from checkpoints.manifest import MANIFEST_FILE, Manifest, read_manifest
 from checkpoints.maps import described, differences, of_backbone, of_config
 from checkpoints.safety import read_json_object, size_of
-from checkpoints.vocabulary_surgery import describe_growth, used_ids
+from checkpoints.vocabulary_surgery import describe_growth, plan_rows, used_ids
 from configs.schema import BackboneConfig, NewRows, ParallelConfig
 from runtime.exits import BadInput
 
@@ -102,8 +102,7 @@ def _rows(wanted: Wanted, held: int, manifest: Manifest | None) -> Rows | None:
     used = wanted.used
     if used is None:
         used = used_ids(manifest.vocabulary) if manifest and manifest.vocabulary else min(held, wanted.rows)
-    if not 0 < used <= min(held, wanted.rows):
-        raise BadInput(f"{wanted.rows} rows of {held}, of which {used} are in use: fewer than those there cannot be")
+    plan_rows(used, wanted.rows, held)  # for its refusals
     return Rows(used, wanted.rows, wanted.seed, wanted.new_rows)
 
 

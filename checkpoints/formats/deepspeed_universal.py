@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from checkpoints.atomic import replacing
-from checkpoints.formats.deepspeed_zero import MASTER, MOMENTS, trained_in
+from checkpoints.formats.deepspeed_names import MASTER, MOMENTS, ByName, kinds_of, trained_in
 from checkpoints.formats.megatron_names import cut_of, local_name, native_names
 from checkpoints.formats.source import TensorSource, TrainedSource
 from checkpoints.formats.tensor_parallel import Cut
@@ -36,7 +36,7 @@ _GROUPS = 64  # at least as many parameter groups as an optimiser has
 _guarded = damaged_unless("universal checkpoint")
 
 
-class UniversalSource:
+class UniversalSource(ByName):
     """Parameters and moments of a universal folder. Parameters are the fp32 ones, rounded to the precision they were
     trained in."""
 
@@ -54,18 +54,13 @@ class UniversalSource:
             for name, shape in group.items()
         }
         self._dtype = trained_in(models[0].get("ds_config")) if models else torch.float32
-        self._foreign: dict[str, str] = {}
+        self._foreign = {}
         for name, native in native_names(found).items():
             self._foreign.setdefault(native, name)
-        self._trained = {name for name in found if (self._file(name, MOMENTS[0])).is_file()}
+        self._trained: set[str] = {name for name in found if (self._file(name, MOMENTS[0])).is_file()}
         self._check_frozen(models)
-        masters = self._dtype is not torch.float32
-        self.kinds: tuple[str, ...] = ((*MOMENTS, MASTER) if masters else MOMENTS) if self._trained else ()
+        self.kinds = kinds_of(self._dtype) if self._trained else ()
         self.step = self._steps(models[0] if models else {}) if self._trained else 0
-
-    @property
-    def names(self) -> set[str]:
-        return set(self._foreign)
 
     @_guarded
     def shape_and_dtype(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
@@ -75,18 +70,9 @@ class UniversalSource:
     def read(self, name: str) -> torch.Tensor:
         return self._tensor("fp32", self._known(name)).to(self._dtype)
 
-    def state_names(self, kind: str) -> set[str]:
-        return (
-            {name for name, foreign in self._foreign.items() if foreign in self._trained}
-            if kind in self.kinds
-            else set()
-        )
-
     @_guarded
     def state(self, kind: str, name: str) -> torch.Tensor:
-        if name not in self.state_names(kind):
-            raise BadInput(f"{self.folder}: has no {kind} of {name}")
-        return self._tensor("fp32" if kind == MASTER else kind, self._foreign[name])
+        return self._tensor("fp32" if kind == MASTER else kind, self._with_state(kind, name))
 
     def _tensor(self, kind: str, foreign: str) -> torch.Tensor:
         file = self._file(foreign, kind)
@@ -120,11 +106,6 @@ class UniversalSource:
             if "step" in state:
                 return int(state["step"])
         return int(model.get("global_steps", 0))
-
-    def _known(self, name: str) -> str:
-        if name not in self._foreign:
-            raise BadInput(f"{self.folder}: has no tensor {name}")
-        return self._foreign[name]
 
     def _file(self, foreign: str, kind: str) -> Path:
         return self.folder / "zero" / foreign / f"{kind}.pt"

@@ -20,14 +20,13 @@ from typing import Any
 
 import torch
 
+from checkpoints.formats.deepspeed_names import MASTER, ByName, kinds_of, trained_in
 from checkpoints.formats.megatron_names import is_parameter, native_names
 from checkpoints.formats.tensor_parallel import Cut, merged, merged_shape
 from checkpoints.formats.torch_files import Inert, damaged_unless, fields, load_mapping
 from checkpoints.safety import quoted
 from runtime.exits import BadInput
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-MASTER = "fp32_param"
 _MODEL = re.compile(r"(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")
 _OPTIMIZER = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
 _LAYER = re.compile(r"layer_(\d+)-model_(\d+)-model_states\.pt")
@@ -45,7 +44,7 @@ class _Share:
     length: int
 
 
-class ZeroSource:
+class ZeroSource(ByName):
     """Parameters, and what ZeRO holds of the optimiser, by the model's names (Megatron's in their native spelling).
 
     step: of the optimiser. Of ZeRO-3 parameters are the fp32 ones, rounded to the precision they were trained in.
@@ -80,18 +79,14 @@ class ZeroSource:
         foreign = {*self._weights, *self._shapes, *self._frozen}
         foreign -= {name for name in foreign if self._is_copy(name)}
         names = native_names(sorted(foreign, key=_natural))
-        self._foreign: dict[str, str] = {}
+        self._foreign = {}
         for name, native in names.items():
             self._foreign.setdefault(native, name)  # a tied copy on a later stage is the same tensor
-        masters = self._dtype is not torch.float32
-        self.kinds: tuple[str, ...] = ((*MOMENTS, MASTER) if masters else MOMENTS) if self._shares else ()
+        self._trained = self._shapes
+        self.kinds = kinds_of(self._dtype) if self._shares else ()
         self.step = self._taken(first)
         for name in self._foreign.values():
             self._cut(name)
-
-    @property
-    def names(self) -> set[str]:
-        return set(self._foreign)
 
     @_guarded
     def shape_and_dtype(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
@@ -113,18 +108,9 @@ class ZeroSource:
             return self._frozen_tensor(foreign)
         return self._together(MASTER, foreign, name).to(self._dtype)
 
-    def state_names(self, kind: str) -> set[str]:
-        return (
-            {name for name, foreign in self._foreign.items() if foreign in self._shapes}
-            if kind in self.kinds
-            else set()
-        )
-
     @_guarded
     def state(self, kind: str, name: str) -> torch.Tensor:
-        if name not in self.state_names(kind):
-            raise BadInput(f"{self.folder}: has no {kind} of {name}")
-        return self._together(kind, self._foreign[name], name)
+        return self._together(kind, self._with_state(kind, name), name)
 
     # --- what files there are -------------------------------------------------------------------------------
 
@@ -191,11 +177,6 @@ class ZeroSource:
             if len(parts) != self._tensor:
                 raise BadInput(f"{self.folder}: {name} is in {len(parts)} files, not those of {self._tensor} ranks")
         return found
-
-    def _known(self, name: str) -> str:
-        if name not in self._foreign:
-            raise BadInput(f"{self.folder}: has no tensor {name}")
-        return self._foreign[name]
 
     # --- shares ---------------------------------------------------------------------------------------------
 
@@ -344,15 +325,6 @@ def _is_harmless(pattern: object) -> bool:
 def _matches(patterns: object, name: str) -> bool:
     """Whether one of DeepSpeed's patterns matches."""
     return isinstance(patterns, list) and any(re.match(pattern, name) for pattern in patterns)
-
-
-def trained_in(config: object) -> torch.dtype:
-    """The precision of parameters by DeepSpeed's configuration, which its files keep."""
-    for key, dtype in (("bf16", torch.bfloat16), ("bfloat16", torch.bfloat16), ("fp16", torch.float16)):
-        section = config.get(key) if isinstance(config, Mapping) else None
-        if isinstance(section, Mapping) and section.get("enabled"):
-            return dtype
-    return torch.float32
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

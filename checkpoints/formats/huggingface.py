@@ -138,13 +138,10 @@ def grown_tokenizer(tokenizer_json: str, text_size: int, names: Sequence[str], s
     return grown
 
 
-def model_files(
-    architecture: Mapping[str, Any], vocabulary_rows: int, end_of_text: int, dtype: torch.dtype
-) -> dict[str, str]:
-    """config.json and generation_config.json; the document separator begins, ends and pads."""
+def model_files(architecture: Mapping[str, Any], vocabulary_rows: int, end_of_text: int, dtype: str) -> dict[str, str]:
+    """config.json and generation_config.json; the document separator begins, ends and pads. dtype: torch's name."""
     ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end_of_text)
-    name = str(dtype).removeprefix("torch.")
-    config = {**architecture, "vocab_size": vocabulary_rows, "dtype": name, **ids}
+    config = {**architecture, "vocab_size": vocabulary_rows, "dtype": dtype, **ids}
     return {CONFIG_FILE: json_text(config), "generation_config.json": json_text(ids)}
 
 

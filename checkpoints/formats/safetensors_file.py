@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -57,7 +57,7 @@ def write_safetensors(path: Path, entries: Sequence[Entry], metadata: Mapping[st
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with partial.open("wb") as stream:
-                stream.write(_header(entries, metadata))
+                stream.write(header_of(((entry.name, entry.shape, entry.dtype) for entry in entries), metadata)[0])
                 total = sum(entry.nbytes for entry in entries)
                 with Progress("megaphone").phase(doing, total, told=bytes_line) as show:
                     done = 0
@@ -84,17 +84,19 @@ def _content(entry: Entry) -> memoryview:
     return tensor.contiguous().flatten().view(torch.uint8).numpy().data
 
 
-def _header(entries: Sequence[Entry], metadata: Mapping[str, str]) -> bytes:
+def header_of(
+    tensors: Iterable[tuple[str, tuple[int, ...], torch.dtype]], metadata: Mapping[str, str]
+) -> tuple[bytes, dict[str, tuple[int, int]]]:
+    """What a file begins with that holds these tensors, by name, shape and dtype, one after the other; and first byte
+    and end of each, counted from the header's end."""
     described: dict[str, object] = {"__metadata__": dict(metadata)}
+    places = {}
     start = 0
-    for entry in entries:
-        end = start + entry.nbytes
-        described[entry.name] = {
-            "dtype": _NAMES[entry.dtype],
-            "shape": list(entry.shape),
-            "data_offsets": [start, end],
-        }
+    for name, shape, dtype in tensors:
+        end = start + prod(shape) * dtype.itemsize
+        described[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+        places[name] = start, end
         start = end
     text = json.dumps(described, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % _ALIGNED)
-    return len(text).to_bytes(8, "little") + text
+    return len(text).to_bytes(8, "little") + text, places

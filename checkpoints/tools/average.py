@@ -11,10 +11,11 @@ import torch
 
 from checkpoints import lora
 from checkpoints.derived import Part, derive
+from checkpoints.dtypes import DTYPES
 from checkpoints.formats.native import NativeReader
 from checkpoints.manifest import TensorRecord
 from checkpoints.slices import Slice, slices
-from checkpoints.tools.opening import DTYPES, Opened, is_parameter, new_place, opened
+from checkpoints.tools.opening import Opened, is_parameter, new_place, opened
 from configs.schema import Precision
 from runtime.exits import BadInput
 

@@ -18,7 +18,7 @@ from checkpoints import lora
 from checkpoints.derived import Part, derive
 from checkpoints.formats.safetensors_file import Entry, write_safetensors
 from checkpoints.slices import Slice, TensorReader, slices
-from checkpoints.tools.opening import DTYPES, Opened, is_parameter, new_place, opened, parameter_name
+from checkpoints.tools.opening import Opened, is_parameter, new_place, opened, parameter_name, target_of
 from configs.parameter_names import is_lora, matching
 from configs.schema import Precision
 from runtime.exits import BadInput
@@ -106,7 +106,7 @@ def _refuse_part_of_a_stack(pieces: Iterable[Slice], source: Opened) -> None:
 def _write_file(source: Opened, out: Path, pieces: list[Slice], dtype: Precision | None, doing: str) -> Path:
     entries = []
     for piece in pieces:
-        target = _target(piece, dtype)
+        target = target_of(piece, dtype)
         make = partial(_read, piece, source.reader, target)
         entries.append(Entry(parameter_name(piece.label), piece.shape, target, make))
     metadata = {"format": "pt", "step": str(source.manifest.step)}
@@ -118,17 +118,9 @@ def _write_file(source: Opened, out: Path, pieces: list[Slice], dtype: Precision
 def _parts(source: Opened, pieces: list[Slice], dtype: Precision | None) -> list[Part]:
     made = []
     for piece in pieces:
-        target = _target(piece, dtype)
+        target = target_of(piece, dtype)
         made.append(Part.of(replace(piece, dtype=target), partial(_read, piece, source.reader, target)))
     return made
-
-
-def _target(piece: Slice, dtype: Precision | None) -> torch.dtype:
-    """The dtype to write a slice in; optimiser state keeps its own."""
-    if dtype is None or not is_parameter(piece.name):
-        return piece.dtype
-    wanted: torch.dtype = getattr(torch, DTYPES[dtype])
-    return wanted
 
 
 def _read(piece: Slice, reader: TensorReader, dtype: torch.dtype) -> torch.Tensor:

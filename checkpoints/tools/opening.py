@@ -10,15 +10,14 @@ from pathlib import Path
 import torch
 
 from checkpoints.derived import sound
+from checkpoints.dtypes import DTYPES, name_of
 from checkpoints.formats.native import NativeReader
 from checkpoints.formats.source import open_source
 from checkpoints.layout import TENSORS, complete_checkpoints
 from checkpoints.manifest import MANIFEST_FILE, MODEL_PREFIX, Manifest, TensorRecord
+from checkpoints.slices import Slice
 from configs.schema import Precision
 from runtime.exits import BadInput
-
-DTYPES = {Precision.fp32: "float32", Precision.bf16: "bfloat16"}
-"""Manifest names of the dtypes that weights may be asked for in."""
 
 _RUN_CHECKPOINTS = "checkpoints"
 
@@ -59,7 +58,7 @@ class ForeignReader:
         self.tensors = {}
         for name in sorted(self._source.names):
             shape, dtype = self._source.shape_and_dtype(name)
-            self.tensors[name] = TensorRecord(tuple(shape), str(dtype).removeprefix("torch."))
+            self.tensors[name] = TensorRecord(tuple(shape), name_of(dtype))
 
     def read(self, name: str, layer: int | None = None) -> torch.Tensor:
         tensor = self._source.read(name)
@@ -77,6 +76,14 @@ def is_native(path: Path) -> bool:
 def parameter_name(name: str) -> str:
     """A model parameter's name as configs and other formats say it, without the native prefix."""
     return name.removeprefix(MODEL_PREFIX)
+
+
+def target_of(piece: Slice, dtype: Precision | None) -> torch.dtype:
+    """The dtype to write a slice in, where parameters are asked for in `dtype`; optimiser state keeps its own."""
+    if dtype is None or not is_parameter(piece.name):
+        return piece.dtype
+    wanted: torch.dtype = getattr(torch, DTYPES[dtype])
+    return wanted
 
 
 def is_parameter(name: str) -> bool:

@@ -19,9 +19,9 @@ from checkpoints.formats.native import NativeReader
 from checkpoints.manifest import MODEL_PREFIX, Manifest
 from checkpoints.maps import described, of_backbone
 from checkpoints.rules import COPY, Parallel, Rule
-from checkpoints.slices import Slice, slices
+from checkpoints.shapes import MATRICES
+from checkpoints.slices import Slice, slices, without_number
 from checkpoints.tools.opening import Opened, is_parameter, new_place, opened
-from checkpoints.tools.vocabulary import MATRICES
 from configs.parameter_names import LORA_A, LORA_B, is_lora
 from configs.schema import BackboneConfig, ParallelConfig
 from runtime.exits import BadInput
@@ -90,12 +90,12 @@ class _Layout:
 
     def _stage(self, name: str) -> int:
         layer = _NUMBER.match(name)
-        of = Rule(_without_number(name), (name,), COPY)
+        of = Rule(without_number(name), (name,), COPY)
         return stage_of(of, int(layer[1]) if layer else None, self._topology)
 
     def _shared(self, name: str) -> Parallel:
         """How ranks share a parameter; what no rule knows is whole on each of them."""
-        native = _without_number(name)
+        native = without_number(name)
         if is_lora(native):
             return _shared_factor(native, self._parallel)
         return self._parallel.get(native, Parallel.replicated)
@@ -107,11 +107,6 @@ def parameter_of(piece: Slice) -> str:
     if label.startswith(_STATE):
         label = label.removeprefix(_STATE).partition(".")[2]
     return label.removeprefix(MODEL_PREFIX)
-
-
-def _without_number(name: str) -> str:
-    head, stacked, rest = name.partition(".layers.")
-    return f"{head}{stacked}{rest.partition('.')[2]}" if stacked else name
 
 
 def _shared_factor(native: str, parallel: dict[str, Parallel]) -> Parallel:

@@ -15,14 +15,12 @@ import torch
 from checkpoints import vocabulary_surgery as surgery
 from checkpoints.derived import Part, derive
 from checkpoints.manifest import MODEL_PREFIX
+from checkpoints.shapes import MATRICES
 from checkpoints.slices import Slice, slices
-from checkpoints.tools.opening import DTYPES, Opened, is_parameter, new_place, opened
+from checkpoints.tools.opening import Opened, is_parameter, new_place, opened, target_of
 from checkpoints.vocabulary_surgery import RowPlan
 from configs.schema import NewRows, Precision
 from runtime.exits import BadInput
-
-MATRICES = ("embedding.word_embeddings.weight", "output_layer.weight")
-"""Native parameters with a row for every id; the second only where the head is not tied to the embedding."""
 
 VOCABULARY_FILE = "vocabulary.json"
 _MASTERS = ".fp32_param."
@@ -145,7 +143,7 @@ class _Operation:
 
     def part(self, piece: Slice, dtype: Precision | None) -> Part:
         """What becomes of a slice: most stay as they are."""
-        target = getattr(torch, DTYPES[dtype]) if dtype and is_parameter(piece.name) else piece.dtype
+        target = target_of(piece, dtype)
         if not piece.name.endswith(MATRICES):
             return Part.of(replace(piece, dtype=target), lambda: piece.read(self._reader).to(target))
         resized = replace(piece, shape=(self._plan.rows, *piece.shape[1:]), dtype=target)

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from configs.schema import ParallelConfig
-from train.engines.host_memory import keep_freed_memory
+from runtime.host_memory import keep_freed_memory
 
 
 def join(parallel: ParallelConfig, timeout_minutes: float = 30) -> torch.device:

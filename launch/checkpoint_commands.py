@@ -1,4 +1,4 @@
-"""What each `megaphone checkpoint` tool does: thin wiring between a command line and `checkpoints.tools`."""
+"""What each `megaphone checkpoint` command does: thin wiring between a command line and `checkpoints`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.schema import Config, NewRows, Precision
+from launch.commands import export_run
+from launch.runfolder import load_run
 from launch.selection import read_words
 from runtime.exits import BAD_INPUT, DONE, FAILED, STOPPED_EARLY, BadInput
 from runtime.share import Share
@@ -22,6 +24,43 @@ if TYPE_CHECKING:
     from checkpoints.conversion.job import Job
 
 LOGITS_CHECK = "train.logits_check"
+
+# --- of runs and backbones ----------------------------------------------------------------------------------------
+
+
+def checkpoint_inspect(options: Namespace) -> int:
+    from checkpoints.inspect import describe
+
+    print(describe(Path(options.folder)))
+    return DONE
+
+
+def checkpoint_verify(options: Namespace) -> int:
+    from checkpoints.inspect import verify
+
+    problems = verify(Path(options.folder))
+    if problems:
+        raise BadInput("; ".join(problems))
+    print(f"{options.folder}: complete and undamaged")
+    return DONE
+
+
+def checkpoint_import(options: Namespace) -> int:
+    from train.weights import prepare, source
+
+    config = read_words(options.settings).first()
+    prepare(config)
+    native = source(config)
+    if native is None:
+        raise BadInput(f"backbone {config.backbone.name} has no weights to import: it starts at random")
+    print(native)
+    return DONE
+
+
+def checkpoint_export(options: Namespace) -> int:
+    print(export_run(load_run(Path(options.run_folder))))
+    return DONE
+
 
 # --- tools ----------------------------------------------------------------------------------------------------------
 

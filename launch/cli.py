@@ -119,8 +119,10 @@ def _group(commands: argparse._SubParsersAction, name: str, help_text: str) -> a
 
 def _command(commands: argparse._SubParsersAction, name: str, help_text: str, function: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=help_text, description=help_text)
-    module = "data_commands" if function.startswith("data_") else "commands"
-    parser.set_defaults(module=module, function=function)
+    group = function.partition("_")[0]
+    parser.set_defaults(
+        module=f"{group}_commands" if group in ("data", "checkpoint") else "commands", function=function
+    )
     return parser
 
 
@@ -207,7 +209,6 @@ def _checkpoint_conversion(checkpoint: argparse._SubParsersAction) -> None:
     convert.add_argument("--check", action="store_true", help="read the result again and compare every tensor")
     convert.add_argument("--logits", action="store_true", help="compare logits with transformers', in fp32, in memory")
     convert.add_argument("--allow-nan", action="store_true", help="convert values that are NaN or infinite too")
-    convert.set_defaults(module="checkpoint_commands")
     plan = _configured(
         checkpoint, "plan", "every file of a native checkpoint, from the config alone", "checkpoint_plan"
     )
@@ -215,7 +216,6 @@ def _checkpoint_conversion(checkpoint: argparse._SubParsersAction) -> None:
     plan.add_argument("--dtype", default="bf16", choices=("fp32", "bf16"), help="of every tensor (bf16)")
     plan.add_argument("--full", action="store_true", help="with the name, place and shape of every piece")
     plan.add_argument("--json", action="store_true", help="all of it as JSON")
-    plan.set_defaults(module="checkpoint_commands")
 
 
 def _checkpoint_deepspeed(checkpoint: argparse._SubParsersAction) -> None:
@@ -233,7 +233,6 @@ def _tool(
     commands: argparse._SubParsersAction, name: str, help_text: str, *, out: bool = True, dtype: bool = True
 ) -> argparse.ArgumentParser:
     parser = _command(commands, name, help_text, f"checkpoint_{name.replace('-', '_')}")
-    parser.set_defaults(module="checkpoint_commands")
     if out:
         parser.add_argument("--out", required=True, metavar="PLACE", help="where to; nothing may be there")
         if dtype:

@@ -53,40 +53,6 @@ def train(options: Namespace) -> int:
     return training.train_locally(config)
 
 
-def checkpoint_inspect(options: Namespace) -> int:
-    from checkpoints.inspect import describe
-
-    print(describe(Path(options.folder)))
-    return DONE
-
-
-def checkpoint_verify(options: Namespace) -> int:
-    from checkpoints.inspect import verify
-
-    problems = verify(Path(options.folder))
-    if problems:
-        raise BadInput("; ".join(problems))
-    print(f"{options.folder}: complete and undamaged")
-    return DONE
-
-
-def checkpoint_import(options: Namespace) -> int:
-    from train.weights import prepare, source
-
-    config = read_words(options.settings).first()
-    prepare(config)
-    native = source(config)
-    if native is None:
-        raise BadInput(f"backbone {config.backbone.name} has no weights to import: it starts at random")
-    print(native)
-    return DONE
-
-
-def checkpoint_export(options: Namespace) -> int:
-    print(export_run(load_run(Path(options.run_folder))))
-    return DONE
-
-
 def evaluate(options: Namespace) -> int:
     """Validation losses of a stage's newest checkpoint, on this machine's ranks; nothing in the run folder changes."""
     config = read_words(options.settings).one()

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import Config
+from launch.local import last_lines
 from launch.runfolder import CONFIG_FILE, is_finished, load_run
 from launch.slurm import record
 from launch.slurm.queue import ENDED, State, states
 from runtime.exits import BadInput
 
 _METRICS = "metrics.jsonl"
-_TAIL = 1 << 16  # bytes; some hundred steps
+_RECENT = 50  # steps whose pace is taken
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def place_of(config: Config, run: Path) -> Place:
     if not recent:
         return Place(0, config.train.steps, {}, None)
     last = recent[-1]
-    paces = sorted(record["seconds"] for record in recent[-50:] if isinstance(record.get("seconds"), float | int))
+    paces = sorted(record["seconds"] for record in recent if isinstance(record.get("seconds"), float | int))
     left = config.train.steps - last["step"]
     return Place(last["step"], config.train.steps, last, paces[len(paces) // 2] * left if paces else None)
 
@@ -87,14 +88,8 @@ def _job_line(job: record.Submitted, state: State, attempts: list[record.Attempt
 
 def _recent(file: Path) -> list[dict[str, Any]]:
     """The last records of a metrics file that may be just being written."""
-    try:
-        with file.open("rb") as stream:
-            stream.seek(max(0, file.stat().st_size - _TAIL))
-            lines = stream.read().split(b"\n")
-    except FileNotFoundError:
-        return []
     records = []
-    for line in lines:
+    for line in last_lines(file, _RECENT) if file.is_file() else ():
         try:
             found = json.loads(line)
         except ValueError:

@@ -46,10 +46,15 @@ def local_ranks(config: Config) -> int:
 
 def check_local(config: Config) -> None:
     """Raise BadInput for whatever would keep this stage from running here: settings, GPUs, another run's folder."""
+    check(config)
+    check_ranks(config, local_ranks(config))
+
+
+def check_ranks(config: Config, ranks: int) -> None:
+    """The same for a number of ranks, wherever they are."""
     from checkpoints.maps import check_architecture
 
-    check(config)
-    check(config, local_ranks(config))
+    check(config, ranks)
     check_architecture(config)
     refuse_other_run(config)
 
@@ -134,15 +139,11 @@ def join(config: Config, variables: Mapping[str, str]) -> NoReturn:
 
 def _prepared(config: Config) -> Path:
     """This rank's config file, once everything is checked that can keep the stage from running."""
-    from checkpoints.maps import check_architecture
-
     check(config)
     try:
         rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     except ValueError as error:
         raise BadInput(f"RANK and WORLD_SIZE have to be numbers: {error}") from error
-    check(config, world)
-    check_architecture(config)
-    refuse_other_run(config)
+    check_ranks(config, world)
     require_corpus(config)
     return prepare(config) if rank == 0 else wait_for_prepared(config)

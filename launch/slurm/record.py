@@ -10,6 +10,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from runtime import records
 from runtime.exits import BadInput
 
 FOLDER = "slurm"
@@ -68,23 +69,12 @@ def read_jobs(run: Path) -> list[Submitted]:
 
 
 def add_attempt(run: Path, attempt: Attempt) -> None:
-    with (folder_of(run) / _ATTEMPTS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(attempt)) + "\n")
+    records.append(folder_of(run) / _ATTEMPTS, asdict(attempt))
 
 
 def read_attempts(run: Path) -> list[Attempt]:
     """Ends of all starts so far, oldest first; a line that a lost node cut short is left out."""
-    try:
-        lines = (folder_of(run) / _ATTEMPTS).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    found = []
-    for line in lines:
-        try:
-            found.append(Attempt(**json.loads(line)))
-        except (ValueError, TypeError):
-            continue
-    return found
+    return [Attempt(**record) for record in records.read(folder_of(run) / _ATTEMPTS)]
 
 
 def mark_cancelled(run: Path) -> None:

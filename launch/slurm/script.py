@@ -12,7 +12,6 @@ from configs.schema import ClusterConfig, ContainerKind, Tasks
 
 FIRST_PORT, PORTS = 20000, 20000
 RANK_LOGS = "logs"
-WAIT_FOR_OTHERS = 60  # seconds after one task has failed, where srun does not kill the rest by itself
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,13 @@ from pathlib import Path
 from configs.checks import check
 from configs.checks.cluster import processes
 from configs.schema import Config
-from data_pipeline.build import corpus_folder
-from data_pipeline.corpus import Corpus
-from launch.runfolder import is_finished, prepare, refuse_other_run
+from launch.runfolder import is_finished, prepare
 from launch.slurm import record
 from launch.slurm.jobs import TRAIN, Planned, planned, run_folder
 from launch.slurm.queue import ENDED, states
 from launch.slurm.record import Submitted
 from launch.slurm.script import render
+from launch.training import check_ranks, require_corpus
 from runtime.exits import BadInput
 
 
@@ -32,8 +31,7 @@ def submit(stages: Sequence[Config], words: Sequence[str]) -> list[Submitted]:
         raise BadInput("launcher=slurm: there is no sbatch here; run this where jobs are submitted from")
     for config in stages:
         check(config)
-        check(config, processes(config.cluster))
-        refuse_other_run(config)
+        check_ranks(config, processes(config.cluster))
         _refuse_queued(run_folder(config))
     jobs = planned(stages, words, [_is_built(config) for config in stages], [is_finished(config) for config in stages])
     scripts = [_write(one) for one in jobs]
@@ -101,7 +99,7 @@ def _refuse_queued(folder: Path) -> None:
 
 def _is_built(config: Config) -> bool:
     try:
-        Corpus.open(corpus_folder(config))
+        require_corpus(config)
     except BadInput:
         if config.corpus.folder is not None:
             raise

@@ -11,8 +11,8 @@ from typing import Any
 import torch.distributed as dist
 
 from checkpoints import agreement
+from runtime import records
 from train.engines.protocol import Evidence
-from train.resilience import records
 from train.resilience.guard import Action, Kind
 
 INCIDENTS_FILE = "incidents.jsonl"

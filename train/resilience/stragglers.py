@@ -15,8 +15,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from runtime import records
 from train.observe.phases import BACKWARD, DATA, FORWARD, OPTIMIZER
-from train.resilience import records
 
 STRAGGLERS_FILE = "stragglers.jsonl"
 OWN_WORK = (DATA, FORWARD, BACKWARD, OPTIMIZER)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,14 +94,20 @@ class Parts:
 
 
 def vocabulary_of(config: Config) -> Vocabulary:
-    """The vocabulary of the corpus that `config` describes."""
+    """The vocabulary of the corpus that `config` describes. Raises BadInput where it needs more rows than are asked."""
     tokenizer_json, text_size = load_tokenizer_json(config.backbone.tokenizer)
-    return Vocabulary(
+    vocabulary = Vocabulary(
         text_size=text_size,
         specials=tuple(config.corpus.specials),
         codebooks=codebooks_of(config.codec),
         tokenizer_json=tokenizer_json,
     )
+    rows = config.corpus.vocabulary_rows
+    if rows is None:
+        return vocabulary
+    if vocabulary.size > rows:
+        raise BadInput(f"corpus.vocabulary_rows={rows}: the vocabulary has {vocabulary.size} ids")
+    return replace(vocabulary, multiple=rows)  # of which the first one is enough
 
 
 _opened: dict[str, Parts] = {}

@@ -18,6 +18,7 @@ from data_pipeline.sources.speech import KINDS, open_speech_source
 from data_pipeline.speech import Voice, open_text_to_code, open_voice
 from data_pipeline.text_tokenizer import load_tokenizer_json
 from data_pipeline.vocabulary import Vocabulary
+from runtime.exits import BadInput
 
 if TYPE_CHECKING:
     from data_pipeline.alignment.aligner import Aligner

@@ -1,0 +1,144 @@
+"""What each layer of a model has to do for one token, as `train.flops` counts it: equal layers counted once.
+
+A packed row is taken as one sample of its whole length, so that a token attends to (T + 1) / 2 on average: rows of
+shorter samples attend to less, and are faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from configs.pipeline import PipelineStage
+from configs.schema import Config, Recompute
+from launch.planner.parameters import elements, is_expert, layer_of, trained
+from train.flops import Learning, ProductFlops, Recomputed, product_passes
+from train.trainable import without_layer
+
+
+@dataclass(frozen=True)
+class Held:
+    """Parameters of a part of the model, all of them and those that are trained, experts for themselves."""
+
+    dense: int = 0
+    experts: int = 0
+    trained_dense: int = 0
+    trained_experts: int = 0
+
+    def __add__(self, other: Held) -> Held:
+        return Held(
+            self.dense + other.dense,
+            self.experts + other.experts,
+            self.trained_dense + other.trained_dense,
+            self.trained_experts + other.trained_experts,
+        )
+
+    @property
+    def trained(self) -> int:
+        return self.trained_dense + self.trained_experts
+
+
+@dataclass(frozen=True)
+class LayerWork:
+    """One layer, or the head. products: FLOPs a token; again: whether its forward pass is computed again as a whole."""
+
+    products: tuple[ProductFlops, ...]
+    held: Held
+    again: bool
+
+    @property
+    def learns(self) -> bool:
+        """Whether a gradient comes into it at all."""
+        return any(product.backward for product in self.products)
+
+
+@dataclass(frozen=True)
+class ModelWork:
+    """layers: in order, equal ones the same object; head: its products and the last norm; embedding: its parameters,
+    a tied head's too."""
+
+    layers: tuple[LayerWork, ...]
+    head: LayerWork
+    embedding: Held
+
+    def of_stage(self, stages: list[PipelineStage], number: int) -> list[tuple[LayerWork, int]]:
+        """The kinds of layers that a stage holds, each with their number; `stages` in the order of the layers."""
+        first = sum(stage.layers for stage in stages[:number])
+        counts: dict[LayerWork, int] = {}
+        for layer in self.layers[first : first + stages[number].layers]:
+            counts[layer] = counts.get(layer, 0) + 1
+        return list(counts.items())
+
+    def held_by(self, stages: list[PipelineStage], number: int) -> Held:
+        """Parameters of a stage before tensor and expert parallelism cut them up."""
+        total = Held()
+        for layer, count in self.of_stage(stages, number):
+            for _ in range(count):
+                total += layer.held
+        stage = stages[number]
+        return total + (self.embedding if stage.embedding else Held()) + (self.head.held if stage.head else Held())
+
+
+def model_work(config: Config, vocabulary_rows: int) -> ModelWork:
+    """The work of a config's model under its trained set and its recomputation."""
+    parallel = config.parallel
+    stage, backbone = config.stage, config.backbone
+    key = repr((stage, backbone, config.optimizer, config.train.sequence_length, parallel.recompute))
+    key += repr((parallel.recompute_method, parallel.recompute_layers, sorted(parallel.recompute_modules)))
+    return _model_work(_Hashed(key, config, vocabulary_rows))
+
+
+@dataclass(frozen=True)
+class _Hashed:
+    """A config by what its work depends on."""
+
+    key: str
+    config: Config
+    rows: int
+
+    def __hash__(self) -> int:
+        return hash((self.key, self.rows))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Hashed) and (self.key, self.rows) == (other.key, other.rows)
+
+
+@lru_cache(maxsize=64)
+def _model_work(hashed: _Hashed) -> ModelWork:
+    config, rows = hashed.config, hashed.rows
+    plan = trained(config, rows)
+    parallel, backbone = config.parallel, config.backbone
+    wholly = parallel.recompute is Recompute.full
+    recomputed = Recomputed(layers=backbone.layers) if wholly else Recomputed.of(config, rows)
+    attended = (config.train.sequence_length + 1) / 2
+    passes: dict[int, list[ProductFlops]] = {}
+    for product in product_passes(backbone, rows, 1.0, attended, Learning.of(config.stage, plan), recomputed):
+        passes.setdefault(product.layer, []).append(replace(product, name=without_layer(product.name), layer=0))
+    held: dict[int | str | None, Held] = {}
+    for name, size in elements(config, rows).items():
+        place = layer_of(name)
+        where = place if place is not None else ("embedding" if name.startswith("embedding.") else None)
+        held[where] = held.get(where, Held()) + _held(name, size, plan.trains(name))
+    known: dict[LayerWork, LayerWork] = {}
+    layers = (
+        LayerWork(tuple(passes[layer]), held[layer], wholly and any(one.again for one in passes[layer]))
+        for layer in range(backbone.layers)
+    )
+    head = LayerWork(tuple(passes[-1]), held[None], again=False)
+    return ModelWork(tuple(known.setdefault(layer, layer) for layer in layers), head, held["embedding"])
+
+
+def _held(name: str, size: int, trains: bool) -> Held:
+    learnt = size if trains else 0
+    return Held(experts=size, trained_experts=learnt) if is_expert(name) else Held(dense=size, trained_dense=learnt)
+
+
+def flops_per_token(work: ModelWork) -> float:
+    """Model FLOPs a token, without what recomputation adds."""
+    return sum(product.forward + product.backward for product in _products(work))
+
+
+def _products(work: ModelWork) -> Iterable[ProductFlops]:
+    for layer in (*work.layers, work.head):
+        yield from layer.products

@@ -26,6 +26,7 @@ from launch.planner.work import Held, ModelWork, model_work
 # Bytes that Adam moves for each parameter of a rank's share: gradient, main weight and two moments read, the last three
 # written, all fp32, and the weight written in bf16 (Kingma & Ba 2014, 1412.6980, algorithm 1).
 ADAM_BYTES = 7 * FP32 + BF16
+HOST = 0.010  # seconds of a step that its GPUs wait for the host: loading, norms, logging; ours, rounded
 
 
 @dataclass(frozen=True)
@@ -159,11 +160,11 @@ def _end(
         ),
     ]
     microbatches = config.train.global_batch // data // config.train.micro_batch
-    scatter = gather = fetched = update = 0.0
-    buckets = 1.0
+    scatter = gather = fetched = 0.0
+    update, buckets = HOST, 1.0
     for trained, every, members, inner in elements:
         shared = max(1, members)
-        update += setting.moved(ADAM_BYTES * trained / (shared if zero else 1))
+        update += setting.moved(ADAM_BYTES * trained / (shared if zero else 1) + 2 * FP32 * trained)  # cleared, norm
         if shared == 1 or not every:
             continue
         ring = (shared - 1) / shared / setting.link(shared, inner)

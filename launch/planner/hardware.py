@@ -1,8 +1,9 @@
 """What a GPU, its links and the software on it do in a second: the planner's constants, each with its source.
 
-Data sheets give peaks; what is reached of them are six shares, `Reached`. They were fitted to the rows of
-`tests/launch/planner/published.yaml` that say `fitted: true`, by `tests/benchmarks/planner.py --fit`; all other rows
-test them. Kinds of one chip generation share them.
+Data sheets give peaks. What training reaches of them are shares by generation of chips, `Reached`: `matmul`, `attention`
+and `edge` were fitted to the rows of tests/launch/planner/published.yaml that say so (tests/benchmarks/planner.py
+--fit), which all other rows there test; `memory`, `nvlink` and `network` were set beforehand, to what large copies and
+NCCL's own benchmarks commonly reach.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ class Gpu:
     node: int = 8
 
 
-AMPERE = Reached(matmul=0.80, attention=0.55, edge=150.0, memory=0.80, nvlink=0.75, network=0.80)
-HOPPER = Reached(matmul=0.75, attention=0.50, edge=150.0, memory=0.80, nvlink=0.75, network=0.80)
+AMPERE = Reached(matmul=0.74, attention=0.52, edge=124.0, memory=0.80, nvlink=0.75, network=0.80)
+HOPPER = Reached(matmul=0.75, attention=0.40, edge=124.0, memory=0.80, nvlink=0.75, network=0.80)
 
 _A100 = Gpu("a100", 312e12, 80e9, 2.039e12, 300e9, 25e9, AMPERE)  # A100 80GB SXM data sheet; DGX A100: 200 Gb/s a GPU
 _H100 = Gpu("h100", 989.5e12, 80e9, 3.35e12, 450e9, 50e9, HOPPER)  # H100 SXM data sheet; DGX H100: 400 Gb/s a GPU
@@ -76,9 +77,9 @@ class Software:
     passes: float
 
 
-# Ours calls NCCL between the products and waits (Megatron-Core's layers without TransformerEngine's user buffers), and
-# PyTorch's kernels for norms and rotations; its `passes` is counted, not measured: no GPU was at hand.
-MEGAPHONE = Software("megaphone", hidden=0.0, passes=1.5)
+# Ours waits for NCCL between products (Megatron-Core's layers without TransformerEngine's user buffers) and runs one
+# kernel an operation. `passes` is that of published stacks that do too, fitted: no GPU was at hand to measure ours.
+MEGAPHONE = Software("megaphone", hidden=0.0, passes=1.77)
 
 
 def gpu_kind(name: str) -> Gpu:

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from configs.pipeline import PipelineStage
-from configs.schema import Config, Recompute
+from configs.pipeline import PipelineStage, stages_of
+from configs.schema import Config, Recompute, RecomputeMethod
 from launch.planner.parameters import elements, is_expert, layer_of, trained
 from train.flops import Learning, ProductFlops, Recomputed, product_passes
 from train.trainable import without_layer
@@ -86,6 +86,8 @@ def model_work(config: Config, vocabulary_rows: int) -> ModelWork:
     stage, backbone = config.stage, config.backbone
     key = repr((stage, backbone, config.optimizer, config.train.sequence_length, parallel.recompute))
     key += repr((parallel.recompute_method, parallel.recompute_layers, sorted(parallel.recompute_modules)))
+    if parallel.recompute is Recompute.full and parallel.recompute_method is RecomputeMethod.block:
+        key += repr((parallel.pipeline, parallel.virtual_pipeline, parallel.pipeline_layout))
     return _model_work(_Hashed(key, config, vocabulary_rows))
 
 
@@ -109,12 +111,14 @@ def _model_work(hashed: _Hashed) -> ModelWork:
     config, rows = hashed.config, hashed.rows
     plan = trained(config, rows)
     parallel, backbone = config.parallel, config.backbone
-    wholly = parallel.recompute is Recompute.full
+    wholly = _wholly_again(config, rows)
     recomputed = Recomputed(layers=backbone.layers) if wholly else Recomputed.of(config, rows)
     attended = (config.train.sequence_length + 1) / 2
     passes: dict[int, list[ProductFlops]] = {}
     for product in product_passes(backbone, rows, 1.0, attended, Learning.of(config.stage, plan), recomputed):
-        passes.setdefault(product.layer, []).append(replace(product, name=without_layer(product.name), layer=0))
+        again = product.again if not wholly or product.layer in wholly else 0.0
+        one = replace(product, name=without_layer(product.name), layer=0, again=again)
+        passes.setdefault(product.layer, []).append(one)
     held: dict[int | str | None, Held] = {}
     for name, size in elements(config, rows).items():
         place = layer_of(name)
@@ -122,11 +126,25 @@ def _model_work(hashed: _Hashed) -> ModelWork:
         held[where] = held.get(where, Held()) + _held(name, size, plan.trains(name))
     known: dict[LayerWork, LayerWork] = {}
     layers = (
-        LayerWork(tuple(passes[layer]), held[layer], wholly and any(one.again for one in passes[layer]))
+        LayerWork(tuple(passes[layer]), held[layer], layer in wholly and any(one.again for one in passes[layer]))
         for layer in range(backbone.layers)
     )
     head = LayerWork(tuple(passes[-1]), held[None], again=False)
     return ModelWork(tuple(known.setdefault(layer, layer) for layer in layers), head, held["embedding"])
+
+
+def _wholly_again(config: Config, rows: int) -> set[int]:
+    """Layers whose whole forward pass is computed again."""
+    parallel = config.parallel
+    if parallel.recompute is not Recompute.full:
+        return set()
+    if parallel.recompute_method is RecomputeMethod.uniform:
+        return set(range(config.backbone.layers))
+    again, first = set(), 0
+    for stage in stages_of(config.backbone, parallel, rows):
+        again |= set(range(first, first + min(stage.layers, parallel.recompute_layers)))
+        first += stage.layers
+    return again
 
 
 def _held(name: str, size: int, trains: bool) -> Held:

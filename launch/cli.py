@@ -56,6 +56,15 @@ def _parser() -> argparse.ArgumentParser:
         command = _command(commands, name, help_text, name)
         command.add_argument("run_folder", help="a run folder, such as runs/quickstart")
 
+    plan = _configured(commands, "plan", "topologies of a stage on so many GPUs, ranked by predicted step time")
+    plan.set_defaults(module="planner.command")
+    plan.add_argument("--gpus", type=_count, required=True, metavar="N", help="in all")
+    plan.add_argument("--gpu", required=True, metavar="KIND", help="such as h100, h800 or a100")
+    plan.add_argument("--top", type=_count, default=10, metavar="N", help="show so many (10)")
+    plan.add_argument("--headroom", type=float, default=0.1, metavar="X", help="share of memory to keep free (0.1)")
+    plan.add_argument("--explain", action="store_true", help="where the first one's step and memory go")
+    plan.add_argument("--json", action="store_true", help="all of them as JSON")
+
     data = _group(commands, "data", "build a corpus, look into it, measure and check it")
     _configured(data, "build", "text, speech and codes into shards, or a task's share of them; resumes", "data_build")
     _configured(data, "merge", "finish a corpus whose shards many tasks have written", "data_merge")

@@ -1,9 +1,9 @@
 """What a GPU, its links and the software on it do in a second: the planner's constants, each with its source.
 
-Data sheets give peaks. What training reaches of them are shares by generation of chips, `Reached`: `matmul`, `attention`
-and `edge` were fitted to the rows of tests/launch/planner/published.yaml that say so (tests/benchmarks/planner.py
---fit), which all other rows there test; `memory`, `nvlink` and `network` were set beforehand, to what large copies and
-NCCL's own benchmarks commonly reach.
+Data sheets give peaks. What training reaches of them are shares by generation of chips, `Reached`: `matmul`,
+`attention` and `edge` were fitted to the rows of tests/launch/planner/published.yaml that say so
+(tests/benchmarks/planner.py --fit), which all other rows there test; `memory`, `nvlink` and `network` were set
+beforehand, our choice: what large copies and collectives commonly reach.
 """
 
 from __future__ import annotations

@@ -1,44 +1,112 @@
-"""A step's seconds in closed form, and what follows from them."""
+"""Topologies in the order of a step's predicted seconds, and what follows from these."""
 
 from __future__ import annotations
 
-from launch.planner.costs import ChunkCosts
-from launch.planner.order import warm_up
+from dataclasses import dataclass
+from functools import cached_property
+
+from configs.schema import Config
+from launch.planner.costs import ChunkCosts, chunk_costs
+from launch.planner.hardware import Gpu
+from launch.planner.memory import StageMemory, memory
+from launch.planner.step import bubble_seconds, step_seconds, transfer_seconds
+from launch.planner.topologies import RECOMPUTES, Refusals, topologies, with_recompute
+from launch.planner.work import flops_per_token, model_work
 
 
-def step_seconds(costs: ChunkCosts) -> float:
-    """Of one step: the busiest rank's work, its wait for the others, transfers, and the end.
+@dataclass(frozen=True)
+class Proposal:
+    """A topology and what it comes to. seconds: of a step; memory: of each pipeline stage."""
 
-    A pipeline of p ranks and v chunks each fills and drains in (p - 1) / v micro-batches (Narayanan et al. 2021,
-    2104.04473, section 2.2.2), of the other ranks' seconds. Transfers are waited for one by one under 1F1B, and
-    interleaved only while the pipeline fills and drains (`launch.planner.order`).
-    """
-    return pipeline_seconds(costs) + costs.tail
+    config: Config
+    ranks: int
+    gpu: Gpu
+    costs: ChunkCosts
+    memory: list[StageMemory]
+    flops: float  # model FLOPs of a step
+
+    @cached_property
+    def seconds(self) -> float:
+        return step_seconds(self.costs)
+
+    @property
+    def fullest(self) -> StageMemory:
+        return max(self.memory, key=lambda stage: stage.total)
+
+    @property
+    def bubble(self) -> float:
+        """Share of a step in which the busiest rank waits for others."""
+        return bubble_seconds(self.costs) / self.seconds
+
+    @property
+    def exposed(self) -> float:
+        """Share of a step that communication takes on the busiest rank, as far as nothing hides it."""
+        parts = self.costs.parts
+        inside = self.costs.microbatches * (parts.tensor + parts.context + parts.experts)
+        ends = self.costs.gradients + self.costs.parameters
+        return (inside + transfer_seconds(self.costs) + ends) / self.seconds
+
+    @property
+    def tokens(self) -> int:
+        """Of a step, padding included."""
+        return self.config.train.global_batch * self.config.train.sequence_length
+
+    @property
+    def mfu(self) -> float:
+        """Model FLOPs a second over the GPUs' dense bf16 peak, as `train.flops` counts them."""
+        return self.flops / self.seconds / (self.ranks * self.gpu.peak)
+
+    @property
+    def tokens_a_day(self) -> float:
+        return self.tokens / self.seconds * 86400
+
+    @property
+    def gpu_hours(self) -> float:
+        """For all of the stage's steps; saves, validation and failures come on top."""
+        return self.config.train.steps * self.seconds * self.ranks / 3600
 
 
-def pipeline_seconds(costs: ChunkCosts) -> float:
-    busy = busy_seconds(costs)
-    return costs.microbatches * max(busy) + bubble_seconds(costs) + transfer_seconds(costs)
+@dataclass(frozen=True)
+class Ranking:
+    """Proposals that fit, the fastest first; tried: topologies that could be trained, fitting or not; smallest: the one
+    that needs the least memory."""
+
+    proposals: list[Proposal]
+    tried: int
+    smallest: Proposal | None
+    refusals: Refusals
 
 
-def busy_seconds(costs: ChunkCosts) -> list[float]:
-    """Of one micro-batch on each pipeline rank."""
-    both = [forward + backward for forward, backward in zip(costs.forward, costs.backward, strict=True)]
-    return [sum(both[rank :: costs.pipeline]) for rank in range(costs.pipeline)]
+def rank(config: Config, ranks: int, gpu: Gpu, rows: int, headroom: float) -> Ranking:
+    """headroom: share of a GPU's memory that is kept free. Of topologies that differ in chunks and layout of the
+    pipeline alone, the fastest one is proposed."""
+    refusals, room, tried = Refusals(), gpu.memory * (1 - headroom), 0
+    best: dict[tuple[int, ...], Proposal] = {}
+    smallest: tuple[float, Config] | None = None
+    for candidate in topologies(config, ranks, gpu, rows, refusals):
+        tried += 1
+        for recompute in RECOMPUTES:
+            chosen = with_recompute(candidate, *recompute)
+            held = memory(chosen, rows)
+            needed = max(stage.total for stage in held)
+            if smallest is None or needed < smallest[0]:
+                smallest = needed, chosen
+            if needed <= room:
+                proposal = propose(chosen, ranks, gpu, rows)
+                key = _sizes(chosen)
+                if key not in best or proposal.seconds < best[key].seconds:
+                    best[key] = proposal
+                break
+    ordered = sorted(best.values(), key=lambda proposal: proposal.seconds)
+    return Ranking(ordered, tried, propose(smallest[1], ranks, gpu, rows) if smallest else None, refusals)
 
 
-def bubble_seconds(costs: ChunkCosts) -> float:
-    """The busiest rank's wait for others to fill the pipeline and to drain it."""
-    busy = busy_seconds(costs)
-    return (sum(busy) - max(busy)) / costs.chunks
+def propose(config: Config, ranks: int, gpu: Gpu, rows: int) -> Proposal:
+    """What one config comes to; it need not fit."""
+    flops = flops_per_token(model_work(config, rows)) * config.train.global_batch * config.train.sequence_length
+    return Proposal(config, ranks, gpu, chunk_costs(config, rows, ranks, gpu), memory(config, rows), flops)
 
 
-def transfer_seconds(costs: ChunkCosts) -> float:
-    """Of transfers that are waited for, each way."""
-    ranks = costs.pipeline
-    if ranks == 1:
-        return 0.0
-    waited = warm_up(0, ranks, costs.chunks, costs.microbatches) + ranks - 1
-    if costs.chunks == 1:
-        waited = costs.microbatches + ranks - 1
-    return 2 * costs.transfer * waited
+def _sizes(config: Config) -> tuple[int, ...]:
+    parallel = config.parallel
+    return (parallel.tensor, parallel.pipeline, parallel.context, parallel.expert, config.train.micro_batch)

@@ -99,7 +99,8 @@ class Setting:
 
 def layer_seconds(layer: LayerWork, setting: Setting) -> tuple[Seconds, Seconds]:
     """Forward and backward, recomputation in the latter, of one layer of the trunk."""
-    between = setting.moved(_between(layer, setting)) * setting.software.passes
+    moved = _between(layer, setting)
+    between = setting.moved(sum(moved.values())) * setting.software.passes
     tensor, context, experts = _tensor(setting), _context(setting), _experts(layer, setting)
     forward = Seconds(
         products=sum(_product(one, one.forward, setting) for one in layer.products if not _is_attention(one)),
@@ -123,8 +124,11 @@ def layer_seconds(layer: LayerWork, setting: Setting) -> tuple[Seconds, Seconds]
         context=2 * context,
         experts=2 * experts,
     )
-    if layer.again:
+    if "all" in layer.again:
         backward += Seconds(between=between, tensor=4 * tensor, context=context, experts=2 * experts)
+    else:
+        again = sum(moved.get(module, 0.0) for module in layer.again)
+        backward += Seconds(between=setting.moved(again) * setting.software.passes)
     return forward, backward
 
 
@@ -184,12 +188,13 @@ def _attention(flops: float, setting: Setting) -> float:
     return flops * setting.tokens / setting.tensor / (setting.gpu.peak * setting.gpu.reached.attention)
 
 
-def _between(layer: LayerWork, setting: Setting) -> float:
-    """Bytes that a forward pass moves outside of products and attention: of each of two norms a read and a write, of
-    each of two residual sums two reads and a write, queries and keys read and written as they rotate and laid out
-    once more with the values, gate and up read and their product written."""
+def _between(layer: LayerWork, setting: Setting) -> dict[str, float]:
+    """Bytes that a forward pass moves outside of products and attention, by the modules that can be recomputed: of each
+    of two norms a read and a write, of each of two residual sums two reads and a write, queries and keys read and
+    written as they rotate and laid out once more with the values, gate and up read and their product written."""
     backbone, tensor = setting.backbone, setting.tensor
-    narrow = 10 * backbone.hidden / (tensor if setting.sequence else 1)
+    hidden = backbone.hidden / (tensor if setting.sequence else 1)
+    sums = 6 * hidden
     queries, keys = backbone.heads * setting.head_dim, backbone.kv_heads * setting.head_dim
     positions = (2 * (queries + keys) + 2 * (queries + 2 * keys)) / tensor
     inner = backbone.ffn / tensor
@@ -198,8 +203,9 @@ def _between(layer: LayerWork, setting: Setting) -> float:
         assert experts is not None
         chosen = experts.top_k / (tensor if setting.sequence else 1)
         inner = chosen * experts.ffn
-        narrow += 6 * chosen * backbone.hidden  # tokens sorted to their experts and back, and added up
-    return BF16 * setting.tokens * (narrow + positions + 3 * inner)
+        sums += 6 * chosen * backbone.hidden  # tokens sorted to their experts and back, and added up
+    each = BF16 * setting.tokens
+    return {"layernorm": each * 4 * hidden, "mlp": each * 3 * inner, "rest": each * (sums + positions)}
 
 
 def _trained(layer: LayerWork, setting: Setting) -> float:

@@ -41,11 +41,12 @@ class Held:
 
 @dataclass(frozen=True)
 class LayerWork:
-    """One layer, or the head. products: FLOPs a token; again: whether its forward pass is computed again as a whole."""
+    """One layer, or the head. products: FLOPs a token; again: what of its forward pass is computed again, "all" or
+    modules as in `parallel.recompute_modules`."""
 
     products: tuple[ProductFlops, ...]
     held: Held
-    again: bool
+    again: frozenset[str]
 
     @property
     def learns(self) -> bool:
@@ -124,12 +125,13 @@ def _model_work(hashed: _Hashed) -> ModelWork:
         place = layer_of(name)
         where = place if place is not None else ("embedding" if name.startswith("embedding.") else None)
         held[where] = held.get(where, Held()) + _held(name, size, plan.trains(name))
+    parts = frozenset(parallel.recompute_modules if parallel.recompute is Recompute.selective else ())
     known: dict[LayerWork, LayerWork] = {}
     layers = (
-        LayerWork(tuple(passes[layer]), held[layer], layer in wholly and any(one.again for one in passes[layer]))
+        LayerWork(tuple(passes[layer]), held[layer], frozenset({"all"}) if layer in wholly else parts)
         for layer in range(backbone.layers)
     )
-    head = LayerWork(tuple(passes[-1]), held[None], again=False)
+    head = LayerWork(tuple(passes[-1]), held[None], again=frozenset())
     return ModelWork(tuple(known.setdefault(layer, layer) for layer in layers), head, held["embedding"])
 
 

@@ -21,7 +21,7 @@ from configs.schema import (
 )
 from launch.planner.costs import chunk_costs
 from launch.planner.hardware import GPUS, Gpu, Software
-from launch.planner.rank import step_seconds
+from launch.planner.step import step_seconds
 from launch.planner.work import model_work
 
 FILE = Path(__file__).with_name("published.yaml")

@@ -1,0 +1,117 @@
+"""`megaphone plan`: topologies of a stage on so many GPUs, ranked."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+
+from configs.checks.topology import VOCABULARY_MULTIPLE
+from configs.schema import Config, Precision
+from launch.planner import table
+from launch.planner.hardware import GIB, Gpu, gpu_kind
+from launch.planner.rank import Proposal, Ranking, rank
+from launch.selection import read_words
+from runtime.exits import DONE, BadInput
+
+# What a plan does not depend on, and a config has to have all the same.
+_UNASKED = {"codec": "whisper_dual", "corpus": "quickstart", "mixture": "quickstart", "run.name": "plan"}
+_MOST_GPUS = 65536
+
+
+def plan(options: Namespace) -> int:
+    """Print the ranking. Raises BadInput where the GPU is not known or no topology fits."""
+    gpu = gpu_kind(options.gpu)
+    if not 0 <= options.headroom < 1:
+        raise BadInput(f"--headroom {options.headroom}: has to be from 0 to below 1")
+    config = _on_gpus(_config(options.settings))
+    rows = vocabulary_rows(config)
+    found = rank(config, options.gpus, gpu, rows, options.headroom)
+    if not found.proposals:
+        raise BadInput(_nothing(config, options.gpus, gpu, rows, options.headroom, found))
+    if options.json:
+        _print_json(found)
+        return DONE
+    print(table.header(config, options.gpus, gpu.name))
+    print(
+        f"{found.tried:,} topologies can be trained, {len(found.proposals)} kinds of them leave {options.headroom:.0%} "
+        f"of a GPU's {gpu.memory / GIB:.0f} GiB free; predicted, not measured:\n"
+    )
+    print("\n".join(table.rows(found.proposals[: options.top])))
+    best = found.proposals[0]
+    print(f"\nthe first one:\n  {table.settings(best.config)}")
+    if options.explain:
+        print()
+        print("\n".join(table.explanation(best)))
+    return DONE
+
+
+def vocabulary_rows(config: Config) -> int:
+    """Rows of the embedding and the head, padding included. Raises BadInput where only a tokenizer that is not at hand
+    would tell."""
+    if config.corpus.vocabulary_rows is not None:
+        return config.corpus.vocabulary_rows
+    from data_pipeline.text_tokenizer import load_tokenizer_json
+
+    try:
+        _, ids = load_tokenizer_json(config.backbone.tokenizer)
+    except BadInput as error:
+        raise BadInput(f"{error}; without it, corpus.vocabulary_rows says how many rows there are") from error
+    ids += len(config.corpus.specials) + sum(book.size * book.rows for book in config.codec.codebooks.values())
+    return -(-ids // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
+def _config(words: Sequence[str]) -> Config:
+    """The stage that is meant, or a recipe's first; without a recipe, what a plan does not depend on is filled in."""
+    given = {word.partition("=")[0] for word in words}
+    if "recipe" not in given:
+        words = [*words, *(f"{key}={value}" for key, value in _UNASKED.items() if key not in given)]
+    return read_words(words).first()
+
+
+def _on_gpus(config: Config) -> Config:
+    """As one would train on GPUs: bf16, and kernels that need not be deterministic."""
+    return replace(config, train=replace(config.train, precision=Precision.bf16, deterministic=False))
+
+
+def _nothing(config: Config, ranks: int, gpu: Gpu, rows: int, headroom: float, found: Ranking) -> str:
+    """Why nothing can be proposed, and the nearest thing that can."""
+    if found.smallest is None:
+        near = next(
+            (fewer for fewer in range(ranks - 1, max(0, ranks - 65), -1) if rank(config, fewer, gpu, rows, 0.0).tried),
+            None,
+        )
+        hint = f"; {near} GPUs can" if near else ""
+        return f"no topology of {ranks} GPUs can be trained{hint}: {found.refusals.most()}"
+    needed, room = found.smallest.fullest.total / GIB, gpu.memory * (1 - headroom) / GIB
+    said = (
+        f"no topology of {ranks} {gpu.name} holds it: {table.topology(found.smallest.config)} comes nearest and needs "
+        f"{needed:.0f} of {room:.0f} GiB a GPU"
+    )
+    more = ranks * 2
+    while more <= min(_MOST_GPUS, ranks * 1024):
+        larger = rank(config, more, gpu, rows, headroom)
+        if larger.proposals:
+            return f"{said}; {more} would do, as {table.topology(larger.proposals[0].config)}"
+        more *= 2
+    return said
+
+
+def _print_json(found: Ranking) -> None:
+    print(json.dumps([_described(one) for one in found.proposals], indent=2))
+
+
+def _described(one: Proposal) -> dict[str, object]:
+    return {
+        "topology": table.topology(one.config),
+        "settings": table.settings(one.config),
+        "seconds": one.seconds,
+        "mfu": one.mfu,
+        "bubble": one.bubble,
+        "exposed": one.exposed,
+        "tokens_a_day": one.tokens_a_day,
+        "gpu_hours": one.gpu_hours,
+        "parts": asdict(one.costs.parts),
+        "memory": asdict(one.fullest) | {"total": one.fullest.total},
+    }

@@ -62,6 +62,11 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--gpu", required=True, metavar="KIND", help="such as h100, h800 or a100")
     plan.add_argument("--top", type=_count, default=10, metavar="N", help="show so many (10)")
     plan.add_argument("--headroom", type=float, default=0.1, metavar="X", help="share of memory to keep free (0.1)")
+    for option, help_text in (
+        ("--encoder", "of sound, on the first stage: layers, hidden, ffn, positions, clips, trained"),
+        ("--heads", "of codebooks, on the last stage: layers, hidden, ffn, codebooks, rows, share"),
+    ):
+        plan.add_argument(option, metavar="key=value,...", help=help_text)
     plan.add_argument("--explain", action="store_true", help="where the first one's step and memory go")
     plan.add_argument("--json", action="store_true", help="all of them as JSON")
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 
 from configs.checks.topology import VOCABULARY_MULTIPLE
 from configs.schema import Config, Precision
 from launch.planner import table
+from launch.planner.attached import Attached, Encoder, Heads, parse
 from launch.planner.hardware import GIB, Gpu, gpu_kind
 from launch.planner.rank import Proposal, Ranking, rank
 from launch.selection import read_words
@@ -27,16 +29,21 @@ def plan(options: Namespace) -> int:
         raise BadInput(f"--headroom {options.headroom}: has to be from 0 to below 1")
     config = _on_gpus(_config(options.settings))
     rows = vocabulary_rows(config)
-    found = rank(config, options.gpus, gpu, rows, options.headroom)
+    attached = Attached(parse(Encoder, options.encoder, "--encoder"), parse(Heads, options.heads, "--heads"))
+
+    def ranked(gpus: int) -> Ranking:
+        return rank(config, gpus, gpu, rows, options.headroom, attached)
+
+    found = ranked(options.gpus)
     if not found.proposals:
-        raise BadInput(_nothing(config, options.gpus, gpu, rows, options.headroom, found))
+        raise BadInput(_nothing(options.gpus, gpu, options.headroom, found, ranked))
     if options.json:
         _print_json(found)
         return DONE
     print(table.header(config, options.gpus, gpu.name))
     print(
-        f"{found.tried:,} topologies can be trained, {len(found.proposals)} kinds of them leave {options.headroom:.0%} "
-        f"of a GPU's {gpu.memory / GIB:.0f} GiB free; predicted, not measured:\n"
+        f"{found.tried:,} topologies can be trained; {len(found.proposals)} leave {options.headroom:.0%} of a GPU's "
+        f"{gpu.memory / GIB:.0f} GiB free, layouts of a pipeline counted once; predicted, not measured:\n"
     )
     print("\n".join(table.rows(found.proposals[: options.top])))
     best = found.proposals[0]
@@ -52,12 +59,15 @@ def vocabulary_rows(config: Config) -> int:
     would tell."""
     if config.corpus.vocabulary_rows is not None:
         return config.corpus.vocabulary_rows
-    from data_pipeline.text_tokenizer import load_tokenizer_json
+    from data_pipeline.text_tokenizer import PACKAGE, load_tokenizer_json
 
-    try:
-        _, ids = load_tokenizer_json(config.backbone.tokenizer)
-    except BadInput as error:
-        raise BadInput(f"{error}; without it, corpus.vocabulary_rows says how many rows there are") from error
+    spec = config.backbone.tokenizer
+    if not spec.startswith(PACKAGE) and not Path(spec).is_dir():
+        raise BadInput(
+            f"backbone.tokenizer={spec} is no folder here to count the vocabulary by; corpus.vocabulary_rows=<rows of "
+            "the embedding, audio codes included> says it"
+        )
+    _, ids = load_tokenizer_json(spec)
     ids += len(config.corpus.specials) + sum(book.size * book.rows for book in config.codec.codebooks.values())
     return -(-ids // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
@@ -75,15 +85,12 @@ def _on_gpus(config: Config) -> Config:
     return replace(config, train=replace(config.train, precision=Precision.bf16, deterministic=False))
 
 
-def _nothing(config: Config, ranks: int, gpu: Gpu, rows: int, headroom: float, found: Ranking) -> str:
+def _nothing(ranks: int, gpu: Gpu, headroom: float, found: Ranking, ranked: Callable[[int], Ranking]) -> str:
     """Why nothing can be proposed, and the nearest thing that can."""
     if found.smallest is None:
-        near = next(
-            (fewer for fewer in range(ranks - 1, max(0, ranks - 65), -1) if rank(config, fewer, gpu, rows, 0.0).tried),
-            None,
-        )
-        hint = f"; {near} GPUs can" if near else ""
-        return f"no topology of {ranks} GPUs can be trained{hint}: {found.refusals.most()}"
+        near = next((fewer for fewer in range(ranks - 1, max(0, ranks - 65), -1) if ranked(fewer).tried), None)
+        hint = f"; {near} can" if near else ""
+        return f"no topology of {ranks} GPUs can be trained{hint}. One reason: {found.refusals.most()}"
     needed, room = found.smallest.fullest.total / GIB, gpu.memory * (1 - headroom) / GIB
     said = (
         f"no topology of {ranks} {gpu.name} holds it: {table.topology(found.smallest.config)} comes nearest and needs "
@@ -91,7 +98,7 @@ def _nothing(config: Config, ranks: int, gpu: Gpu, rows: int, headroom: float, f
     )
     more = ranks * 2
     while more <= min(_MOST_GPUS, ranks * 1024):
-        larger = rank(config, more, gpu, rows, headroom)
+        larger = ranked(more)
         if larger.proposals:
             return f"{said}; {more} would do, as {table.topology(larger.proposals[0].config)}"
         more *= 2

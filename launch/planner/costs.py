@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from configs.pipeline import stage_count, stages_of
 from configs.schema import Config
+from launch.planner.attached import Attached
 from launch.planner.hardware import MEGAPHONE, Gpu, Software
 from launch.planner.schedule import PipelineCosts
 from launch.planner.times import (
@@ -26,6 +27,7 @@ from launch.planner.work import Held, ModelWork, model_work
 # Bytes that Adam moves for each parameter of a rank's share: gradient, main weight and two moments read, the last three
 # written, all fp32, and the weight written in bf16 (Kingma & Ba 2014, 1412.6980, algorithm 1).
 ADAM_BYTES = 7 * FP32 + BF16
+NOTHING = Attached()
 HOST = 0.010  # seconds of a step that its GPUs wait for the host: loading, norms, logging; ours, rounded
 
 
@@ -70,7 +72,12 @@ class ChunkCosts:
 
 
 def chunk_costs(
-    config: Config, vocabulary_rows: int, ranks: int, gpu: Gpu, software: Software = MEGAPHONE
+    config: Config,
+    vocabulary_rows: int,
+    ranks: int,
+    gpu: Gpu,
+    software: Software = MEGAPHONE,
+    attached: Attached = NOTHING,
 ) -> ChunkCosts:
     """`config` has to fit `ranks` GPUs (`configs.checks.check`); vocabulary_rows: of the embedding and the head,
     padding included."""
@@ -91,11 +98,18 @@ def chunk_costs(
             there, back = there + of_head[0], back + of_head[1]
         forward.append(there)
         backward.append(back)
+    of_encoder = attached.first_seconds(setting, config.train.micro_batch)
+    of_heads = attached.last_seconds(setting, config.train.micro_batch, config.train.sequence_length)
+    forward[0], backward[0] = forward[0] + of_encoder[0], backward[0] + of_encoder[1]
+    forward[-1], backward[-1] = forward[-1] + of_heads[0], backward[-1] + of_heads[1]
     busy = [
         sum((forward[stage] + backward[stage] for stage in range(rank, len(stages), parallel.pipeline)), Seconds())
         for rank in range(parallel.pipeline)
     ]
     of_ranks = _held_by_rank(config, work, vocabulary_rows)
+    for place in (0, -1):
+        there_is, trained = attached.held(first=place == 0)
+        of_ranks[place] += Held(dense=there_is * parallel.tensor, trained_dense=trained * parallel.tensor)  # not cut up
     ends = [
         _end(
             config,

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from configs.schema import Config
-from launch.planner.costs import ChunkCosts, chunk_costs
+from launch.planner.attached import Attached
+from launch.planner.costs import NOTHING, ChunkCosts, chunk_costs
 from launch.planner.hardware import Gpu
 from launch.planner.memory import StageMemory, memory
+from launch.planner.order import in_flight
 from launch.planner.step import bubble_seconds, step_seconds, transfer_seconds
 from launch.planner.topologies import RECOMPUTES, Refusals, topologies, with_recompute
 from launch.planner.work import flops_per_token, model_work
@@ -77,34 +79,50 @@ class Ranking:
     refusals: Refusals
 
 
-def rank(config: Config, ranks: int, gpu: Gpu, rows: int, headroom: float) -> Ranking:
+def rank(config: Config, ranks: int, gpu: Gpu, rows: int, headroom: float, attached: Attached = NOTHING) -> Ranking:
     """headroom: share of a GPU's memory that is kept free. Of topologies that differ in chunks and layout of the
     pipeline alone, the fastest one is proposed."""
     refusals, room, tried = Refusals(), gpu.memory * (1 - headroom), 0
     best: dict[tuple[int, ...], Proposal] = {}
     smallest: tuple[float, Config] | None = None
-    for candidate in topologies(config, ranks, gpu, rows, refusals):
+    for candidate in topologies(config, ranks, gpu, rows, refusals, attached):
         tried += 1
         for recompute in RECOMPUTES:
             chosen = with_recompute(candidate, *recompute)
-            held = memory(chosen, rows)
+            held = held_by(chosen, rows, attached)
             needed = max(stage.total for stage in held)
             if smallest is None or needed < smallest[0]:
                 smallest = needed, chosen
             if needed <= room:
-                proposal = propose(chosen, ranks, gpu, rows)
+                proposal = propose(chosen, ranks, gpu, rows, attached)
                 key = _sizes(chosen)
                 if key not in best or proposal.seconds < best[key].seconds:
                     best[key] = proposal
                 break
     ordered = sorted(best.values(), key=lambda proposal: proposal.seconds)
-    return Ranking(ordered, tried, propose(smallest[1], ranks, gpu, rows) if smallest else None, refusals)
+    return Ranking(ordered, tried, propose(smallest[1], ranks, gpu, rows, attached) if smallest else None, refusals)
 
 
-def propose(config: Config, ranks: int, gpu: Gpu, rows: int) -> Proposal:
+def propose(config: Config, ranks: int, gpu: Gpu, rows: int, attached: Attached = NOTHING) -> Proposal:
     """What one config comes to; it need not fit."""
     flops = flops_per_token(model_work(config, rows)) * config.train.global_batch * config.train.sequence_length
-    return Proposal(config, ranks, gpu, chunk_costs(config, rows, ranks, gpu), memory(config, rows), flops)
+    return Proposal(
+        config,
+        ranks,
+        gpu,
+        chunk_costs(config, rows, ranks, gpu, attached=attached),
+        held_by(config, rows, attached),
+        flops + attached.flops(config),
+    )
+
+
+def held_by(config: Config, rows: int, attached: Attached) -> list[StageMemory]:
+    """Memory of each pipeline stage, with what stands beside the trunk."""
+    parallel, train = config.parallel, config.train
+    microbatches = max(1, train.global_batch // (parallel.data or 1) // train.micro_batch)
+    chunks = parallel.virtual_pipeline or 1
+    flights = in_flight(0, parallel.pipeline, chunks, microbatches) / chunks
+    return attached.add_memory(config, memory(config, rows), flights)
 
 
 def _sizes(config: Config) -> tuple[int, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 from configs.schema import Config, Recompute
 from launch.planner.hardware import GIB
 from launch.planner.memory import StageMemory
@@ -23,7 +25,7 @@ def header(config: Config, ranks: int, gpu: str) -> str:
 def rows(proposals: list[Proposal]) -> list[str]:
     cells = [list(_COLUMNS)] + [
         [
-            f"{one.seconds:.2f}",
+            f"{one.seconds:.2f}" if one.seconds >= 1 else f"{one.seconds:.4f}",
             f"{one.mfu:.1%}",
             f"{one.bubble:.1%}",
             f"{one.exposed:.1%}",
@@ -62,7 +64,7 @@ def settings(config: Config) -> str:
         "sequence": parallel.sequence,
         "pipeline": parallel.pipeline,
         "virtual_pipeline": parallel.virtual_pipeline,
-        "pipeline_layout": "auto" if parallel.pipeline_layout else None,
+        "pipeline_layout": _layout(parallel.pipeline_layout),
         "context": parallel.context,
         "expert": parallel.expert,
         "distributed_optimizer": parallel.distributed_optimizer,
@@ -103,6 +105,16 @@ def explanation(one: Proposal) -> list[str]:
 def parts_of(stage: StageMemory) -> list[tuple[str, float]]:
     names = ("weights", "gradients", "optimizer", "activations", "logits", "encoder", "heads", "buffers")
     return [(name, getattr(stage, name)) for name in names]
+
+
+def _layout(text: str | None) -> str | None:
+    """A layout with stages that repeat written once, quoted for a shell and for Hydra."""
+    if text is None:
+        return None
+    stages = [(stage, len(list(equal))) for stage, equal in groupby(text.split("|"))]
+    last = stages.pop()[0]
+    short = "".join(f"{stage}|" if count == 1 else f"({stage}|)*{count}" for stage, count in stages)
+    return f"'\"{short}{last}\"'"
 
 
 def _word(value: object) -> str:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from configs.checks import check
-from configs.pipeline import AUTO, settled
+from configs.pipeline import balanced, format_layout, head_cost
 from configs.schema import BackboneConfig, Config, ParallelConfig, Recompute
+from launch.planner.attached import Attached
 from launch.planner.hardware import Gpu
 from runtime.exits import BadInput
 
@@ -35,13 +36,15 @@ class Refusals:
         return self.reasons.most_common(1)[0][0] if self.reasons else "no topology divides it"
 
 
-def topologies(config: Config, ranks: int, gpu: Gpu, rows: int, refusals: Refusals) -> Iterator[Config]:
+def topologies(
+    config: Config, ranks: int, gpu: Gpu, rows: int, refusals: Refusals, attached: Attached
+) -> Iterator[Config]:
     """Configs that train on `ranks` GPUs, without recomputation; it and whether they fit in memory is the caller's.
 
     Tensor parallelism stays within a node. rows: of the vocabulary, padding included. Sequence parallelism, the
     distributed optimiser and overlap are on wherever they can be: each costs nothing.
     """
-    for parallel in _parallels(config, ranks, gpu, rows):
+    for parallel in _parallels(config, ranks, gpu, rows, attached):
         for micro in MICRO_BATCHES:
             train = replace(config.train, micro_batch=micro)
             candidate = replace(config, parallel=parallel, train=train)
@@ -60,7 +63,7 @@ def with_recompute(config: Config, recompute: Recompute, modules: tuple[str, ...
     return replace(config, parallel=parallel)
 
 
-def _parallels(config: Config, ranks: int, gpu: Gpu, rows: int) -> Iterator[ParallelConfig]:
+def _parallels(config: Config, ranks: int, gpu: Gpu, rows: int, attached: Attached) -> Iterator[ParallelConfig]:
     backbone, length = config.backbone, config.train.sequence_length
     megatron = config.engine.name == "megatron"
     plain = replace(ParallelConfig(), bucket_size=config.parallel.bucket_size if megatron else None)
@@ -83,12 +86,26 @@ def _parallels(config: Config, ranks: int, gpu: Gpu, rows: int) -> Iterator[Para
                     overlap_gradients=shared,
                     overlap_parameters=shared,
                 )
-                for chunks, layout in _layouts(backbone, pipeline, rows, megatron):
+                ends = _end_costs(config, rows, tensor, attached)
+                for chunks, layout in _layouts(backbone, pipeline, ends, megatron):
                     for expert in _experts(backbone, tensor * context * data):
                         yield replace(base, virtual_pipeline=chunks, pipeline_layout=layout, expert=expert)
 
 
-def _layouts(backbone: BackboneConfig, pipeline: int, rows: int, megatron: bool) -> list[tuple[int | None, str | None]]:
+def _end_costs(config: Config, rows: int, tensor: int, attached: Attached) -> tuple[float, float]:
+    """What comes before the first layer and after the last one, in layers; what is attached is not cut over
+    tensor-parallel ranks."""
+    backbone, length = config.backbone, config.train.sequence_length
+    layer = 3 * 2.0 * length * backbone.hidden * rows / head_cost(backbone, rows)  # FLOPs, forward and backward
+    encoder, heads = attached.encoder, attached.heads
+    first = encoder.passes * encoder.forward_flops() * tensor / layer if encoder else 0.0
+    last = 3 * heads.forward_flops(length) * tensor / layer if heads else 0.0
+    return first, head_cost(backbone, rows) + last
+
+
+def _layouts(
+    backbone: BackboneConfig, pipeline: int, ends: tuple[float, float], megatron: bool
+) -> list[tuple[int | None, str | None]]:
     """Numbers of chunks and layouts of a pipeline: even ones, and those balanced by cost."""
     if pipeline == 1:
         return [(None, None)]
@@ -96,32 +113,16 @@ def _layouts(backbone: BackboneConfig, pipeline: int, rows: int, megatron: bool)
     for chunks in range(1, MOST_CHUNKS + 1 if megatron else 2):
         written = None if chunks == 1 else chunks
         stages = pipeline * chunks
-        even = backbone.layers % stages == 0
-        if even:
+        if backbone.layers % stages == 0:
             found.append((written, None))
         if stages <= backbone.layers + 1:
-            layout = _balanced(backbone.name, backbone.layers, pipeline, written, rows, _Box(backbone))
-            found.append((written, layout))
+            found.append((written, _balanced(backbone.layers, stages, *ends)))
     return found
 
 
-class _Box:
-    """A backbone that counts for nothing in a cache's key."""
-
-    def __init__(self, backbone: BackboneConfig) -> None:
-        self.backbone = backbone
-
-    def __hash__(self) -> int:
-        return 0
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Box) and self.backbone == other.backbone
-
-
-@lru_cache(maxsize=1024)
-def _balanced(name: str, layers: int, pipeline: int, chunks: int | None, rows: int, box: _Box) -> str | None:
-    parallel = ParallelConfig(pipeline=pipeline, virtual_pipeline=chunks, pipeline_layout=AUTO)
-    return settled(box.backbone, parallel, rows).pipeline_layout
+@lru_cache(maxsize=4096)
+def _balanced(layers: int, stages: int, first: float, last: float) -> str:
+    return format_layout(balanced(layers, stages, head_cost=last, first_cost=first))
 
 
 def _experts(backbone: BackboneConfig, stage: int) -> list[int]:

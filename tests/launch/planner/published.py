@@ -69,7 +69,7 @@ def _row(row: dict[str, Any], written: dict[str, Any]) -> Row:
     if "seconds" in value:
         tokens = row["batch"] * row["sequence"] / value["seconds"] / count
     elif "tflops" in value:
-        tokens = value["tflops"] * 1e12 / _full_flops(config, model["rows"])
+        tokens = value["tflops"] * 1e12 / full_flops(config, model["rows"])
     else:
         tokens = value["tokens"]
     sizes = " ".join(f"{key.upper()}{row[key]}" for key in ("tp", "pp", "vpp", "cp", "ep", "zero") if key in row)
@@ -132,7 +132,7 @@ def _gpu(name: str, own: dict[str, Any]) -> Gpu:
     return replace(kind, name=name, peak=kind.peak * own[name].get("clock", 1.0), **numbers)
 
 
-def _full_flops(config: Config, rows: int) -> float:
+def full_flops(config: Config, rows: int) -> float:
     """FLOPs a token with the whole score matrix."""
     work = model_work(config, rows)
     products = [product for layer in (*work.layers, work.head) for product in layer.products]

@@ -1,0 +1,92 @@
+"""Rankings: what is proposed can be trained and fits, the fastest first."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from configs.checks import check
+from configs.pipeline import parse_layout
+from configs.schema import LoraConfig
+from launch.planner.attached import Attached, Encoder, Heads
+from launch.planner.hardware import GPUS
+from launch.planner.rank import Ranking, propose, rank
+from tests.launch.planner.configs import ROWS, step_audio, tiny
+
+H100 = GPUS["h100"]
+
+
+@pytest.fixture(scope="module")
+def found() -> Ranking:
+    return rank(step_audio(), 1024, H100, ROWS, headroom=0.1)
+
+
+def test_what_is_proposed_can_be_trained(found: Ranking) -> None:
+    assert len(found.proposals) > 50
+    for proposal in found.proposals:
+        check(proposal.config, 1024)
+
+
+def test_the_fastest_comes_first_and_all_fit(found: Ranking) -> None:
+    seconds = [proposal.seconds for proposal in found.proposals]
+    assert seconds == sorted(seconds)
+    assert max(proposal.fullest.total for proposal in found.proposals) <= 0.9 * H100.memory
+
+
+def test_the_recipes_own_topology_is_not_faster(found: Ranking) -> None:
+    own = propose(step_audio("parallel.data=16"), 1024, H100, ROWS)
+    assert found.proposals[0].seconds <= own.seconds
+    assert 0.25 < own.mfu < found.proposals[0].mfu
+
+
+def test_figures_agree_with_each_other(found: Ranking) -> None:
+    best = found.proposals[0]
+    steps_a_day = 86400 / best.seconds
+    assert best.tokens_a_day == pytest.approx(steps_a_day * 1024 * 8192)
+    assert best.gpu_hours == pytest.approx(best.config.train.steps / steps_a_day * 24 * 1024)
+    assert best.mfu == pytest.approx(best.flops / best.seconds / 1024 / H100.peak)
+    assert 0 < best.bubble + best.exposed < 0.5
+
+
+def test_more_headroom_leaves_fewer(found: Ranking) -> None:
+    tight = rank(step_audio(), 1024, H100, ROWS, headroom=0.3)
+    assert len(tight.proposals) < len(found.proposals)
+    assert tight.proposals[0].seconds >= found.proposals[0].seconds
+
+
+def test_nothing_fits_where_there_is_too_little_memory() -> None:
+    small = rank(step_audio(), 16, H100, ROWS, headroom=0.1)
+    assert not small.proposals
+    assert small.smallest is not None
+    assert small.smallest.fullest.total > H100.memory
+
+
+def test_an_encoder_takes_layers_from_the_first_stage() -> None:
+    attached = Attached(
+        Encoder(layers=32, hidden=1280, ffn=5120, clips=8, trained=True),
+        Heads(layers=4, hidden=1024, ffn=2816, codebooks=7, rows=2048, share=0.2),
+    )
+    ranked = rank(step_audio(), 512, H100, ROWS, headroom=0.1, attached=attached)
+    plain = [one for one in ranked.proposals if one.config.parallel.pipeline_layout and one.costs.chunks == 1]
+    stages = parse_layout(str(plain[0].config.parallel.pipeline_layout))
+    most = max(stage.layers for stage in stages)
+    assert stages[0].layers < most
+    assert stages[-1].layers < most
+    assert plain[0].memory[0].encoder > 0
+    assert plain[0].memory[-1].heads > 0
+    assert [stage.encoder for stage in plain[0].memory[1:]] == [0.0] * (len(stages) - 1)
+
+
+def test_low_rank_updates_need_fewer_gpus() -> None:
+    config = step_audio("parallel=single")
+    config.stage.lora = LoraConfig(rank=16)
+    assert rank(config, 16, H100, ROWS, headroom=0.1).proposals
+    assert not rank(step_audio("parallel=single"), 16, H100, ROWS, headroom=0.1).proposals
+
+
+def test_experts_are_dealt_out() -> None:
+    config = tiny("tiny_experts")
+    config.train = replace(config.train, global_batch=32)
+    sizes = {one.config.parallel.expert for one in rank(config, 4, H100, 49536, headroom=0.1).proposals}
+    assert sizes == {1, 2, 4}

@@ -86,13 +86,13 @@ def chunk_costs(
     stages = stages_of(config.backbone, parallel, vocabulary_rows)
     setting = Setting.of(config, gpu, software)
     data = ranks // (parallel.tensor * parallel.pipeline * parallel.context)
-    known = {layer: layer_seconds(layer, setting) for layer in dict.fromkeys(work.layers)}
+    known = [layer_seconds(layer, setting) for layer in work.kinds]
     forward, backward = [], []
     for number, stage in enumerate(stages):
         there, back = Seconds(), Seconds()
-        for layer, count in work.of_stage(stages, number):
-            there += known[layer][0] * count
-            back += known[layer][1] * count
+        for kind, count in work.of_stage(stages, number):
+            there += known[kind][0] * count
+            back += known[kind][1] * count
         if stage.head:
             of_head = head_seconds(work.head, setting)
             there, back = there + of_head[0], back + of_head[1]

@@ -18,7 +18,7 @@ Every term is work over a rate, and every rate a data sheet's peak times a fitte
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 from configs.schema import BackboneConfig, Config
 from launch.planner.hardware import Gpu, Software
@@ -41,14 +41,28 @@ class Seconds:
     experts: float = 0.0
 
     def __add__(self, other: Seconds) -> Seconds:
-        return Seconds(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
+        return Seconds(
+            self.products + other.products,
+            self.attention + other.attention,
+            self.between + other.between,
+            self.tensor + other.tensor,
+            self.context + other.context,
+            self.experts + other.experts,
+        )
 
     def __mul__(self, times: float) -> Seconds:
-        return Seconds(*(mine * times for mine in astuple(self)))
+        return Seconds(
+            self.products * times,
+            self.attention * times,
+            self.between * times,
+            self.tensor * times,
+            self.context * times,
+            self.experts * times,
+        )
 
     @property
     def total(self) -> float:
-        return sum(astuple(self))
+        return self.products + self.attention + self.between + self.tensor + self.context + self.experts
 
 
 @dataclass(frozen=True)

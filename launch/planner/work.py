@@ -6,7 +6,7 @@ shorter samples attend to less, and are faster.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -34,9 +34,13 @@ class Held:
             self.trained_experts + other.trained_experts,
         )
 
-    @property
-    def trained(self) -> int:
-        return self.trained_dense + self.trained_experts
+    def __mul__(self, times: int) -> Held:
+        return Held(
+            self.dense * times,
+            self.experts * times,
+            self.trained_dense * times,
+            self.trained_experts * times,
+        )
 
 
 @dataclass(frozen=True)
@@ -56,27 +60,25 @@ class LayerWork:
 
 @dataclass(frozen=True)
 class ModelWork:
-    """layers: in order, equal ones the same object; head: its products and the last norm; embedding: its parameters,
-    a tied head's too."""
+    """kinds: of the trunk's layers; kind_of: number of every layer's kind, in order; head: its products and the last
+    norm; embedding: its parameters, a tied head's too."""
 
-    layers: tuple[LayerWork, ...]
+    kinds: tuple[LayerWork, ...]
+    kind_of: tuple[int, ...]
     head: LayerWork
     embedding: Held
 
-    def of_stage(self, stages: list[PipelineStage], number: int) -> list[tuple[LayerWork, int]]:
-        """The kinds of layers that a stage holds, each with their number; `stages` in the order of the layers."""
+    def of_stage(self, stages: list[PipelineStage], number: int) -> list[tuple[int, int]]:
+        """Kinds of the layers that a stage holds, and how many of each; `stages` in the order of the layers."""
         first = sum(stage.layers for stage in stages[:number])
-        counts: dict[LayerWork, int] = {}
-        for layer in self.layers[first : first + stages[number].layers]:
-            counts[layer] = counts.get(layer, 0) + 1
-        return list(counts.items())
+        held = self.kind_of[first : first + stages[number].layers]
+        return [(kind, held.count(kind)) for kind in set(held)]
 
     def held_by(self, stages: list[PipelineStage], number: int) -> Held:
         """Parameters of a stage before tensor and expert parallelism cut them up."""
         total = Held()
-        for layer, count in self.of_stage(stages, number):
-            for _ in range(count):
-                total += layer.held
+        for kind, count in self.of_stage(stages, number):
+            total += self.kinds[kind].held * count
         stage = stages[number]
         return total + (self.embedding if stage.embedding else Held()) + (self.head.held if stage.head else Held())
 
@@ -126,13 +128,13 @@ def _model_work(hashed: _Hashed) -> ModelWork:
         where = place if place is not None else ("embedding" if name.startswith("embedding.") else None)
         held[where] = held.get(where, Held()) + _held(name, size, plan.trains(name))
     parts = frozenset(parallel.recompute_modules if parallel.recompute is Recompute.selective else ())
-    known: dict[LayerWork, LayerWork] = {}
-    layers = (
-        LayerWork(tuple(passes[layer]), held[layer], frozenset({"all"}) if layer in wholly else parts)
-        for layer in range(backbone.layers)
-    )
+    known: dict[LayerWork, int] = {}
+    kind_of = []
+    for layer in range(backbone.layers):
+        again = frozenset({"all"}) if layer in wholly else parts
+        kind_of.append(known.setdefault(LayerWork(tuple(passes[layer]), held[layer], again), len(known)))
     head = LayerWork(tuple(passes[-1]), held[None], again=frozenset())
-    return ModelWork(tuple(known.setdefault(layer, layer) for layer in layers), head, held["embedding"])
+    return ModelWork(tuple(known), tuple(kind_of), head, held["embedding"])
 
 
 def _wholly_again(config: Config, rows: int) -> set[int]:
@@ -154,11 +156,13 @@ def _held(name: str, size: int, trains: bool) -> Held:
     return Held(experts=size, trained_experts=learnt) if is_expert(name) else Held(dense=size, trained_dense=learnt)
 
 
+def products_of(work: ModelWork) -> Iterator[ProductFlops]:
+    """Every product of the model, layer by layer."""
+    for kind in work.kind_of:
+        yield from work.kinds[kind].products
+    yield from work.head.products
+
+
 def flops_per_token(work: ModelWork) -> float:
     """Model FLOPs a token, without what recomputation adds."""
-    return sum(product.forward + product.backward for product in _products(work))
-
-
-def _products(work: ModelWork) -> Iterable[ProductFlops]:
-    for layer in (*work.layers, work.head):
-        yield from layer.products
+    return sum(product.forward + product.backward for product in products_of(work))

@@ -22,7 +22,7 @@ from configs.schema import (
 from launch.planner.costs import chunk_costs
 from launch.planner.hardware import GPUS, Gpu, Software
 from launch.planner.step import step_seconds
-from launch.planner.work import model_work
+from launch.planner.work import model_work, products_of
 
 FILE = Path(__file__).with_name("published.yaml")
 
@@ -134,8 +134,7 @@ def _gpu(name: str, own: dict[str, Any]) -> Gpu:
 
 def full_flops(config: Config, rows: int) -> float:
     """FLOPs a token with the whole score matrix."""
-    work = model_work(config, rows)
-    products = [product for layer in (*work.layers, work.head) for product in layer.products]
+    products = products_of(model_work(config, rows))
     matrices = sum(one.forward + one.backward for one in products if not one.name.endswith(".core"))
     backbone = config.backbone
     return matrices + 12 * backbone.layers * backbone.hidden * config.train.sequence_length

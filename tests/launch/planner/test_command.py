@@ -53,9 +53,8 @@ def test_its_settings_make_the_topology_that_was_planned(capsys: pytest.CaptureF
     ("words", "said"),
     [
         ([*LLAMA, "--gpus", "8", "--gpu", "h101"], "--gpu h101: not known; did you mean h100?"),
-        ([*STEP_AUDIO, "--gpus", "16", "--gpu", "h100"], "no topology of 16 h100 holds it"),
-        ([*STEP_AUDIO, "--gpus", "16", "--gpu", "h100"], "64 would do, as TP"),
-        ([*LLAMA, "--gpus", "7", "--gpu", "h100"], "no topology of 7 GPUs can be trained; 4 can"),
+        ([*STEP_AUDIO, "--gpus", "32", "--gpu", "h100"], "GiB a GPU; 64 would do, as TP"),
+        ([*LLAMA, "--gpus", "37", "--gpu", "h100"], "no topology of 37 GPUs can be trained; 36 can"),
         (["plan", "backbone=llama3_1_8b", "--gpus", "8", "--gpu", "h100"], "corpus.vocabulary_rows="),
         ([*LLAMA, "--gpus", "8", "--gpu", "h100", "--encoder", "layers=2,wide=3"], "--encoder: wide is not one of"),
         ([*LLAMA, "--gpus", "8", "--gpu", "h100", "--heads", "layers=2"], "--heads needs hidden, ffn, codebooks, rows"),

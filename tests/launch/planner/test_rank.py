@@ -68,14 +68,14 @@ def test_an_encoder_takes_layers_from_the_first_stage() -> None:
         Heads(layers=4, hidden=1024, ffn=2816, codebooks=7, rows=2048, share=0.2),
     )
     ranked = rank(step_audio(), 512, H100, ROWS, headroom=0.1, attached=attached)
-    plain = [one for one in ranked.proposals if one.config.parallel.pipeline_layout and one.costs.chunks == 1]
-    stages = parse_layout(str(plain[0].config.parallel.pipeline_layout))
-    most = max(stage.layers for stage in stages)
-    assert stages[0].layers < most
-    assert stages[-1].layers < most
-    assert plain[0].memory[0].encoder > 0
-    assert plain[0].memory[-1].heads > 0
-    assert [stage.encoder for stage in plain[0].memory[1:]] == [0.0] * (len(stages) - 1)
+    best = next(one for one in ranked.proposals if one.config.parallel.pipeline_layout)
+    stages, ranks = parse_layout(str(best.config.parallel.pipeline_layout)), best.config.parallel.pipeline
+    layers = [sum(stage.layers for stage in stages[number::ranks]) for number in range(ranks)]
+    assert layers[0] < max(layers)
+    assert layers[-1] < max(layers)
+    assert best.memory[0].encoder > 0
+    assert best.memory[-1].heads > 0
+    assert [stage.encoder for stage in best.memory[1:]] == [0.0] * (ranks - 1)
 
 
 def test_low_rank_updates_need_fewer_gpus() -> None:

@@ -131,8 +131,8 @@ def _model_work(hashed: _Hashed) -> ModelWork:
     known: dict[LayerWork, int] = {}
     kind_of = []
     for layer in range(backbone.layers):
-        again = frozenset({"all"}) if layer in wholly else parts
-        kind_of.append(known.setdefault(LayerWork(tuple(passes[layer]), held[layer], again), len(known)))
+        kind = LayerWork(tuple(passes[layer]), held[layer], frozenset({"all"}) if layer in wholly else parts)
+        kind_of.append(known.setdefault(kind, len(known)))
     head = LayerWork(tuple(passes[-1]), held[None], again=frozenset())
     return ModelWork(tuple(known), tuple(kind_of), head, held["embedding"])
 

@@ -64,7 +64,7 @@ def test_nothing_fits_where_there_is_too_little_memory() -> None:
 
 def test_an_encoder_takes_layers_from_the_first_stage() -> None:
     attached = Attached(
-        Encoder(layers=32, hidden=1280, ffn=5120, clips=8, trained=True),
+        Encoder(layers=32, hidden=1280, ffn=5120, clips=8),
         Heads(layers=4, hidden=1024, ffn=2816, codebooks=7, rows=2048, share=0.2),
     )
     ranked = rank(step_audio(), 512, H100, ROWS, headroom=0.1, attached=attached)

@@ -1,4 +1,4 @@
-"""`python -m train.dryrun <request.json>`: builds ranks, and writes what it found as JSON on the last line it prints."""
+"""`python -m train.dryrun <request.json>`: builds ranks, and writes what it found as JSON."""
 
 from __future__ import annotations
 

@@ -17,17 +17,17 @@ from runtime.exits import BAD_INPUT, DONE, FAILED, BadInput
 
 
 def main(arguments: list[str]) -> int:
-    """Do what the JSON file in `arguments` asks for; a line of JSON a stage on standard output. Returns the exit code.
+    """Do what the JSON file in `arguments` asks for. Returns the exit code.
 
-    It has `configs`, resolved YAML files; `gpus`, the size of the world; `ranks`, null for all that differ; `gpu`,
+    It has `configs`, resolved YAML files; `answer`, the file that gets a list of what `dry_run` returns for each; `gpus`, the size of the world; `ranks`, null for all that differ; `gpu`,
     whether to go a GPU's way through the code; and `step`, whether a training step is run.
     """
     try:
         request = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
         prepare()
-        for file in request["configs"]:
-            asked = {key: request[key] for key in ("gpus", "ranks", "gpu", "step")}
-            print(json.dumps(dry_run(load_config(Path(file)), **asked, say=_say)), flush=True)
+        asked = {key: request[key] for key in ("gpus", "ranks", "gpu", "step")}
+        found = [dry_run(load_config(Path(file)), **asked, say=_say) for file in request["configs"]]
+        Path(request["answer"]).write_text(json.dumps(found), encoding="utf-8")
     except BadInput as error:
         print(f"megaphone: error: {error}", file=sys.stderr, flush=True)
         return BAD_INPUT
@@ -72,8 +72,8 @@ def dry_run(
     """
     from configs.checks import check
     from data_pipeline.layouts import layouts_of
-    from train.dryrun.ranks import Exchange, Waiting, world_of
     from train.dryrun.rank import build_rank
+    from train.dryrun.ranks import Exchange, Waiting, world_of
     from train.models.speech_lm import check_layouts
 
     check(config, gpus)
@@ -82,31 +82,30 @@ def dry_run(
     world = world_of(config, gpus)
     distinct = world.distinct()
     wanted = distinct if ranks is None else ranks
-    exchange, whole = Exchange(world), {}
+    exchange, whole = Exchange(world), dict[str, int]()
     for rank in wanted:
         if not 0 <= rank < gpus:
             raise BadInput(f"--ranks: {rank} is none of the ranks 0 to {gpus - 1}")
-    heard = False
-    while not heard:  # what ranks tell each other depends on nothing but their own settings, and soon everyone knows
-        heard = True
-        for rank in distinct:
+    found: dict[int, Any] = {}
+    while not set(distinct) | set(wanted) <= found.keys():  # ranks tell each other what they hold, some rounds of it
+        for rank in sorted({*distinct, *wanted} - found.keys()):
             try:
-                _, names = _guarded(rank, lambda r=rank: build_rank(config, rows, exchange, r, gpu=gpu, step=False))
-                whole.update(names)
+                stepped = step and rank in wanted
+                report, names = _guarded(
+                    rank, lambda r=rank, s=stepped: build_rank(config, rows, exchange, r, gpu=gpu, step=s)
+                )
             except Waiting:
-                heard = False
-    reports = []
-    for rank in wanted:
-        report, _ = _guarded(rank, lambda r=rank: build_rank(config, rows, exchange, r, gpu=gpu, step=step))
-        say(f"rank {rank}, pipeline stage {report.stage}: built{' and stepped' if step else ''} in {report.seconds:.1f} s")
-        reports.append(asdict(report))
+                continue
+            whole.update(names)
+            found[rank] = report
+            say(f"rank {rank} of {gpus}, pipeline stage {report.stage}: {report.seconds:.1f} s")
     return {
         "stage": config.stage.name,
         "gpus": gpus,
         "vocabulary_rows": rows,
         "parameters": sum(whole.values()),
         "alike": gpus // len(distinct),
-        "ranks": reports,
+        "ranks": [asdict(found[rank]) for rank in wanted],
     }
 
 

@@ -24,8 +24,9 @@ class Waiting(Exception):
 class World:
     """All ranks of a topology, and which of them differ in what they hold.
 
-    Megatron-Core numbers pipeline stages outermost. Within a stage tensor-parallel ranks hold parts of one shape, context-
-    and data-parallel ones the same (but for which part of the optimiser's state), and experts are dealt out in turns.
+    Megatron-Core numbers pipeline stages outermost. Within a stage tensor-parallel ranks hold parts of one shape,
+    context- and data-parallel ones the same (but for which part of the optimiser's state), and experts are dealt out
+    in turns.
     """
 
     size: int

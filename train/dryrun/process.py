@@ -19,8 +19,9 @@ from runtime.exits import BAD_INPUT, DONE, FAILED, BadInput
 def main(arguments: list[str]) -> int:
     """Do what the JSON file in `arguments` asks for. Returns the exit code.
 
-    It has `configs`, resolved YAML files; `answer`, the file that gets a list of what `dry_run` returns for each; `gpus`, the size of the world; `ranks`, null for all that differ; `gpu`,
-    whether to go a GPU's way through the code; and `step`, whether a training step is run.
+    It has `configs`, resolved YAML files; `answer`, the file that gets a list of what `dry_run` returns for each;
+    `gpus`, the size of the world; `ranks`, null for all that differ; `gpu`, whether to go a GPU's way through the code;
+    and `step`, whether a training step is run.
     """
     try:
         request = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))

@@ -123,7 +123,8 @@ def _micro_batches(config: Config, gpus: int) -> int:
 
 def _step(config: Config, engine: MegatronEngine, ledger: Ledger, micro_batches: int) -> int:
     """Peak bytes of a training step."""
-    batch = _full_row(config)
+    with _disable_current_modes():
+        batch = _full_row(config)
     ledger.mark()
     with mock.patch.object(megatron, "share_of", _with_data):
         engine.train_step([batch] * micro_batches, config.optimizer.lr, [], lambda outcome: True)

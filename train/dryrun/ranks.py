@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -81,7 +82,7 @@ class Exchange:
 @contextmanager
 def joined(config: Config, exchange: Exchange, rank: int) -> Iterator[None]:
     """Inside, this process is `rank` of a world whose collectives succeed at once and move nothing."""
-    new_group = dist.new_group
+    new_group, hook = dist.new_group, sys.excepthook
 
     def fake_group(ranks: list[int] | None = None, *_: Any, **__: Any) -> Any:
         return new_group(ranks)  # Megatron-Core asks for gloo by name
@@ -97,3 +98,4 @@ def joined(config: Config, exchange: Exchange, rank: int) -> Iterator[None]:
             yield
         finally:
             process_groups.leave()
+            sys.excepthook = hook  # PyTorch's, of a rank that has gone

@@ -1,0 +1,1 @@
+"""How a topology would do, from formulas: memory, time, pipelines."""

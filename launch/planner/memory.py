@@ -2,8 +2,8 @@
 
 What is held follows from counting (Rajbhandari et al., 1910.02054, section 3.1, with fp32 sums of gradients: 2 + 4 + 12
 bytes a parameter in bf16, the last shared out by the distributed optimiser). Activations follow the method of
-Korthikanti et al. (2205.05198, section 4), applied to what our own modules keep: flash attention keeps no scores (2307.08691),
-SwiGLU keeps gate and up and makes nothing else, norms keep their input and one number a row, and there is no dropout.
+Korthikanti et al. (2205.05198, section 4), applied to what our own modules keep: flash attention keeps no scores
+(2307.08691), SwiGLU keeps gate and up, norms keep their input and one number a row, and there is no dropout.
 Micro-batches under way are those of 1F1B and of the interleaved schedule (2104.04473, section 2.2), counted by walking
 through it. Bytes are of a GPU's kernels and without the allocator's rounding; what CUDA and NCCL take is not in it.
 

@@ -17,6 +17,7 @@ from torch._C._distributed_c10d import FakeWork
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+_SIZE = "_megaphone_bytes"  # of a storage: a list of one number
 _SCALAR = torch.ops.aten._local_scalar_dense.default
 
 
@@ -48,23 +49,29 @@ class Ledger(TorchDispatchMode):
 
     def _count(self, tensor: torch.Tensor) -> None:
         storage: Any = tensor.untyped_storage()
-        if hasattr(storage, "_megaphone_counted"):
+        if hasattr(storage, _SIZE):
             return
-        storage._megaphone_counted = True
-        size = storage.nbytes()
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._drop, size)
+        size = [0]
+        setattr(storage, _SIZE, size)
+        weakref.finalize(storage, self._set, size, 0)
+        self._set(size, storage.nbytes())
 
-    def _drop(self, size: int) -> None:
-        self.live -= size
+    def _set(self, size: list[int], new: int) -> None:
+        """Let a storage count `new` bytes; `size` is its own note of how many it does."""
+        self.live += new - size[0]
+        size[0] = new
+        self.peak = max(self.peak, self.live)
+
+    def resized(self, storage: Any) -> None:
+        if hasattr(storage, _SIZE):
+            self._set(getattr(storage, _SIZE), storage.nbytes())
 
 
 @contextmanager
 def without_data() -> Iterator[Ledger]:
     """Inside, new tensors have no data; those from outside may be used beside them."""
     ledger = Ledger()
-    with _mended(), FakeTensorMode(allow_non_fake_inputs=True), ledger:
+    with _mended(ledger), FakeTensorMode(allow_non_fake_inputs=True), ledger:
         yield ledger
 
 
@@ -75,10 +82,17 @@ def size_of(tensors: Iterable[torch.Tensor]) -> int:
 
 
 @contextmanager
-def _mended() -> Iterator[None]:
-    """What asks for data that is not there, or cannot take such tensors."""
+def _mended(ledger: Ledger) -> Iterator[None]:
+    """What asks for data that is not there, cannot take such tensors, or resizes storages past every dispatch."""
     import megatron.core.optimizer.clip_grads as clipping
     import megatron.core.tensor_parallel.random as random_state
+
+    resize = torch.UntypedStorage.resize_
+
+    def resized(storage: torch.UntypedStorage, size: int) -> torch.UntypedStorage:
+        result = resize(storage, size)
+        ledger.resized(storage)
+        return result
 
     nothing = {"get_rng_state": _nothing, "set_rng_state": _nothing, "manual_seed": _nothing}
     state = {"_get_cuda_rng_state": _nothing, "_set_cuda_rng_state": _nothing}
@@ -87,6 +101,7 @@ def _mended() -> Iterator[None]:
         mock.patch.multiple(random_state, **state),
         mock.patch.object(clipping, "l2_norm_impl", _norm),
         mock.patch.object(torch.nn.Module, "_apply", _apply),
+        mock.patch.object(torch.UntypedStorage, "resize_", resized),
     ):
         yield
 

@@ -118,13 +118,13 @@ class Attached:
             places = encoder.clips * encoder.positions * train.micro_batch
             of_layer = places * encoder.hidden * _KEPT * BF16
             activations = of_layer * (encoder.layers * flights if encoder.trained else 1)
-            added[0] = replace(added[0], encoder=_state(encoder.elements, encoder.learnt, shares) + activations)
+            added[0] = replace(added[0], encoder=int(_state(encoder.elements, encoder.learnt, shares) + activations))
         if self.heads is not None:
             heads = self.heads
             frames = heads.share * train.sequence_length * train.micro_batch / config.parallel.context
             kept = frames * heads.codebooks * heads.hidden * _KEPT * heads.layers * BF16
             logits = frames * heads.codebooks * heads.rows * (BF16 + 2 * FP32)
-            added[-1] = replace(added[-1], heads=_state(heads.elements, heads.elements, shares) + kept + logits)
+            added[-1] = replace(added[-1], heads=int(_state(heads.elements, heads.elements, shares) + kept + logits))
         return added
 
 

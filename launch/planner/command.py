@@ -32,7 +32,7 @@ def plan(options: Namespace) -> int:
     attached = Attached(parse(Encoder, options.encoder, "--encoder"), parse(Heads, options.heads, "--heads"))
 
     def ranked(gpus: int) -> Ranking:
-        return rank(config, gpus, gpu, rows, options.headroom, attached)
+        return rank(config, gpus, gpu, rows, options.headroom, attached, options.top)
 
     found = ranked(options.gpus)
     if not found.proposals:
@@ -42,10 +42,10 @@ def plan(options: Namespace) -> int:
         return DONE
     print(table.header(config, options.gpus, gpu.name))
     print(
-        f"{found.tried:,} topologies can be trained; {len(found.proposals)} leave {options.headroom:.0%} of a GPU's "
-        f"{gpu.memory / GIB:.0f} GiB free, layouts of a pipeline counted once; predicted, not measured:\n"
+        f"{found.tried:,} topologies can be trained; the fastest that leave {options.headroom:.0%} of a GPU's "
+        f"{gpu.memory / GIB:.0f} GiB free, predicted, not measured:\n"
     )
-    print("\n".join(table.rows(found.proposals[: options.top])))
+    print("\n".join(table.rows(found.proposals)))
     best = found.proposals[0]
     print(f"\nthe first one:\n  {table.settings(best.config)}")
     if options.explain:

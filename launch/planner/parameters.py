@@ -1,86 +1,71 @@
-"""The parameters of a model by name and size, from its numbers alone: no tensor is made and no file read.
-
-Names are those of `configs.parameter_names`; a test holds them against the model itself.
-"""
+"""Parameters of a model by name, and how many elements of each a rank holds; from the config alone."""
 
 from __future__ import annotations
 
-from configs.parameter_names import LORA_A, LORA_B, matching
-from configs.schema import BackboneConfig, Config
-from train.flops import Learning
-from train.trainable import Trained, plan, without_layer
+from configs.parameter_names import matching
+from configs.pipeline import PipelineStage
+from configs.schema import Config
+from train.trainable import trained_names
+
+EXPERTS = ".mlp.experts."
 
 
-def elements(config: Config, vocabulary_rows: int) -> dict[str, int]:
-    """Elements of every parameter of the whole model, low-rank factors included, by name; a tied head once.
+def of_stage(config: Config, stage: PipelineStage, first: int, vocabulary_rows: int) -> dict[str, int]:
+    """Elements that a rank of `stage`, whose first layer is number `first`, holds of each parameter it has.
 
-    vocabulary_rows: of the embedding and the head, padding included.
+    Of experts, which are dealt out over ranks, it is the first rank's.
     """
-    backbone = config.backbone
-    sizes = {"embedding.word_embeddings.weight": vocabulary_rows * backbone.hidden}
-    for layer in range(backbone.layers):
-        of_layer = _layer(backbone, layer)
-        sizes |= {f"decoder.layers.{layer}.{name}": rows * columns for name, (rows, columns) in of_layer.items()}
-        if config.stage.lora is not None:
-            rank = config.stage.lora.rank
-            matrices = {
-                name.removesuffix(".weight"): shape
-                for name, shape in of_layer.items()
-                if name.endswith(".weight") and ".experts." not in name and ".linear_" in f".{name}" and shape[1] > 1
-            }
-            targets = config.stage.lora.targets
-            for name, (rows, columns) in matrices.items():
-                if matching(targets, [f"decoder.layers.{name}"]):
-                    sizes[f"decoder.layers.{layer}.{name}.{LORA_A}"] = rank * columns
-                    sizes[f"decoder.layers.{layer}.{name}.{LORA_B}"] = rank * rows
-    sizes["decoder.final_layernorm.weight"] = backbone.hidden
-    if not backbone.tied_embeddings:
-        sizes["output_layer.weight"] = vocabulary_rows * backbone.hidden
-    return sizes
-
-
-def _layer(backbone: BackboneConfig, layer: int) -> dict[str, tuple[int, int]]:
-    """Rows and columns of what layer `layer` holds; a vector is one column."""
-    head_dim = backbone.head_dim or backbone.hidden // backbone.heads
-    hidden, inner = backbone.hidden, backbone.heads * head_dim
-    fused = inner + 2 * backbone.kv_heads * head_dim
-    held = {
-        "self_attention.linear_proj.weight": (hidden, inner),
-        "self_attention.linear_qkv.layer_norm_weight": (hidden, 1),
-        "self_attention.linear_qkv.weight": (fused, hidden),
-    }
-    if backbone.qkv_bias:
-        held["self_attention.linear_qkv.bias"] = (fused, 1)
-    if backbone.qk_norm:
-        held |= {f"self_attention.{which}_layernorm.weight": (head_dim, 1) for which in "qk"}
-    experts = backbone.experts
-    if experts is None or layer < experts.dense_first:
-        return held | {
-            "mlp.linear_fc1.layer_norm_weight": (hidden, 1),
-            "mlp.linear_fc1.weight": (2 * backbone.ffn, hidden),
-            "mlp.linear_fc2.weight": (hidden, backbone.ffn),
-        }
-    held |= {"pre_mlp_layernorm.weight": (hidden, 1), "mlp.router.weight": (experts.count, hidden)}
-    for expert in range(experts.count):
-        held[f"mlp.experts.experts.{expert}.linear_fc1.weight"] = (2 * experts.ffn, hidden)
-        held[f"mlp.experts.experts.{expert}.linear_fc2.weight"] = (hidden, experts.ffn)
+    backbone, tensor = config.backbone, config.parallel.tensor
+    rows = vocabulary_rows // tensor * backbone.hidden
+    held = {"embedding.word_embeddings.weight": rows} if stage.embedding else {}
+    for number in range(first, first + stage.layers):
+        held |= {f"decoder.layers.{number}.{name}": size for name, size in _layer(config, number).items()}
+    if stage.head:
+        held["decoder.final_layernorm.weight"] = backbone.hidden
+        if not backbone.tied_embeddings:
+            held["output_layer.weight"] = rows
+        elif not stage.embedding:  # a copy, kept equal
+            held["embedding.word_embeddings.weight"] = rows
     return held
 
 
-def trained(config: Config, vocabulary_rows: int) -> Trained:
-    """The plan of the stage. Raises BadInput for what `train.trainable.plan` refuses."""
-    return plan(config, elements(config, vocabulary_rows))
+def trained(config: Config, stages: list[dict[str, int]]) -> set[str]:
+    """Names of what the stage of training learns, of the parameters of all pipeline stages."""
+    return trained_names(config.stage, [name for held in stages for name in held])
 
 
-def learning(config: Config, vocabulary_rows: int) -> Learning:
-    return Learning.of(config.stage, trained(config, vocabulary_rows))
+def _layer(config: Config, number: int) -> dict[str, int]:
+    backbone, tensor, hidden = config.backbone, config.parallel.tensor, config.backbone.hidden
+    size = backbone.head_dim or hidden // backbone.heads
+    attended, both = backbone.heads * size // tensor, (backbone.heads + 2 * backbone.kv_heads) * size // tensor
+    linear = {"self_attention.linear_qkv": (hidden, both, 1), "self_attention.linear_proj": (attended, hidden, 0)}
+    held = {"self_attention.linear_qkv.layer_norm_weight": hidden}
+    if backbone.qkv_bias:
+        held["self_attention.linear_qkv.bias"] = both
+    if backbone.qk_norm:
+        held |= {"self_attention.q_layernorm.weight": size, "self_attention.k_layernorm.weight": size}
+    experts = backbone.experts
+    if experts is not None and number >= experts.dense_first:
+        held |= {"pre_mlp_layernorm.weight": hidden, "mlp.router.weight": experts.count * hidden}
+        for expert in range(experts.count // config.parallel.expert):
+            held[f"mlp.experts.experts.{expert}.linear_fc1.weight"] = 2 * experts.ffn * hidden
+            held[f"mlp.experts.experts.{expert}.linear_fc2.weight"] = experts.ffn * hidden
+    else:
+        held["mlp.linear_fc1.layer_norm_weight"] = hidden
+        linear |= {"mlp.linear_fc1": (hidden, 2 * backbone.ffn // tensor, 1)}
+        linear |= {"mlp.linear_fc2": (backbone.ffn // tensor, hidden, 0)}
+    held |= {f"{name}.weight": inner * outer for name, (inner, outer, _) in linear.items()}
+    return held | _factors(config, linear)
 
 
-def layer_of(name: str) -> int | None:
-    """The layer that a parameter is of; None for embedding, last norm and head."""
-    return int(name.split(".")[2]) if name.startswith("decoder.layers.") else None
-
-
-def is_expert(name: str) -> bool:
-    """Whether it is one of an expert's own, which expert parallelism deals out."""
-    return ".experts.experts." in without_layer(name)
+def _factors(config: Config, linear: dict[str, tuple[int, int, int]]) -> dict[str, int]:
+    """LoRA's two of every linear layer that a target matches, of a rank's own width of the layer."""
+    lora = config.stage.lora
+    if lora is None:
+        return {}
+    wanted = matching(lora.targets, [f"decoder.layers.{name}" for name in linear])
+    held = {}
+    for name, (inner, outer, _) in linear.items():
+        if f"decoder.layers.{name}" in wanted:
+            held |= {f"{name}.lora_a": lora.rank * inner, f"{name}.lora_b": lora.rank * outer}
+    return held

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from heapq import heapify, heappop, heappush
 
 from configs.schema import Config
 from launch.planner.attached import Attached
@@ -70,8 +71,8 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Proposals that fit, the fastest first; tried: topologies that could be trained, fitting or not; smallest: the one
-    that needs the least memory."""
+    """Proposals that fit, the fastest first; tried: topologies that could be trained, fitting or not; smallest: where
+    none fits, the one that needs the least memory."""
 
     proposals: list[Proposal]
     tried: int
@@ -79,28 +80,46 @@ class Ranking:
     refusals: Refusals
 
 
-def rank(config: Config, ranks: int, gpu: Gpu, rows: int, headroom: float, attached: Attached = NOTHING) -> Ranking:
-    """headroom: share of a GPU's memory that is kept free. Of topologies that differ in chunks and layout of the
-    pipeline alone, the fastest one is proposed."""
-    refusals, room, tried = Refusals(), gpu.memory * (1 - headroom), 0
-    best: dict[tuple[int, ...], Proposal] = {}
+def rank(
+    config: Config,
+    ranks: int,
+    gpu: Gpu,
+    rows: int,
+    headroom: float,
+    attached: Attached = NOTHING,
+    most: int = 10,
+) -> Ranking:
+    """The `most` fastest topologies that leave the share `headroom` of a GPU's memory free. Of those that differ in
+    chunks and layout of the pipeline alone, or in recomputation, the fastest one stands for all.
+
+    Topologies are taken in the order of their seconds. One that does not fit comes back with more recomputed, which
+    only makes it slower, so that memory is asked for as few of them as will do.
+    """
+    refusals, room = Refusals(), gpu.memory * (1 - headroom)
+    queue: list[tuple[float, int, int, Config]] = []  # seconds, tie-breaker, recomputation, config without it
+    for number, candidate in enumerate(topologies(config, ranks, gpu, rows, refusals, attached)):
+        queue.append((step_seconds(chunk_costs(candidate, rows, ranks, gpu, attached=attached)), number, 0, candidate))
+    tried = len(queue)
+    heapify(queue)
+    found: dict[tuple[int, ...], Proposal] = {}
     smallest: tuple[float, Config] | None = None
-    for candidate in topologies(config, ranks, gpu, rows, refusals, attached):
-        tried += 1
-        for recompute in RECOMPUTES:
-            chosen = with_recompute(candidate, *recompute)
-            held = held_by(chosen, rows, attached)
-            needed = max(stage.total for stage in held)
-            if smallest is None or needed < smallest[0]:
-                smallest = needed, chosen
-            if needed <= room:
-                proposal = propose(chosen, ranks, gpu, rows, attached)
-                key = _sizes(chosen)
-                if key not in best or proposal.seconds < best[key].seconds:
-                    best[key] = proposal
-                break
-    ordered = sorted(best.values(), key=lambda proposal: proposal.seconds)
-    return Ranking(ordered, tried, propose(smallest[1], ranks, gpu, rows, attached) if smallest else None, refusals)
+    while queue and len(found) < most:
+        _, number, again, candidate = heappop(queue)
+        chosen = with_recompute(candidate, *RECOMPUTES[again])
+        if _sizes(chosen) in found:
+            continue
+        needed = max(stage.total for stage in held_by(chosen, rows, attached))
+        if needed <= room:
+            found[_sizes(chosen)] = propose(chosen, ranks, gpu, rows, attached)
+            continue
+        if smallest is None or needed < smallest[0]:
+            smallest = needed, chosen
+        if again + 1 < len(RECOMPUTES):
+            slower = with_recompute(candidate, *RECOMPUTES[again + 1])
+            seconds = step_seconds(chunk_costs(slower, rows, ranks, gpu, attached=attached))
+            heappush(queue, (seconds, number, again + 1, candidate))
+    nearest = propose(smallest[1], ranks, gpu, rows, attached) if smallest and not found else None
+    return Ranking(list(found.values()), tried, nearest, refusals)
 
 
 def propose(config: Config, ranks: int, gpu: Gpu, rows: int, attached: Attached = NOTHING) -> Proposal:
@@ -117,11 +136,14 @@ def propose(config: Config, ranks: int, gpu: Gpu, rows: int, attached: Attached 
 
 
 def held_by(config: Config, rows: int, attached: Attached) -> list[StageMemory]:
-    """Memory of each pipeline stage, with what stands beside the trunk."""
+    """Memory of each pipeline stage, with what stands beside the trunk. DeepSpeed's ZeRO is taken as the distributed
+    optimiser, whatever its stage shares out more."""
     parallel, train = config.parallel, config.train
     microbatches = max(1, train.global_batch // (parallel.data or 1) // train.micro_batch)
     chunks = parallel.virtual_pipeline or 1
     flights = in_flight(0, parallel.pipeline, chunks, microbatches) / chunks
+    if config.engine.name == "deepspeed" and config.engine.zero_stage:
+        config = replace(config, parallel=replace(parallel, distributed_optimizer=True))
     return attached.add_memory(config, memory(config, rows), flights)
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from configs.pipeline import PipelineStage, stages_of
-from configs.schema import Config, Recompute, RecomputeMethod
-from launch.planner.parameters import elements, is_expert, layer_of, trained
+from configs.schema import Config, ParallelConfig, Recompute, RecomputeMethod
+from launch.planner.parameters import EXPERTS, of_stage
 from train.flops import Learning, ProductFlops, Recomputed, product_passes
-from train.trainable import without_layer
+from train.trainable import plan, without_layer
 
 
 @dataclass(frozen=True)
@@ -112,21 +112,22 @@ class _Hashed:
 @lru_cache(maxsize=64)
 def _model_work(hashed: _Hashed) -> ModelWork:
     config, rows = hashed.config, hashed.rows
-    plan = trained(config, rows)
     parallel, backbone = config.parallel, config.backbone
+    sizes = elements(config, rows)
+    trained = plan(config, sizes)
     wholly = _wholly_again(config, rows)
     recomputed = Recomputed(layers=backbone.layers) if wholly else Recomputed.of(config, rows)
     attended = (config.train.sequence_length + 1) / 2
     passes: dict[int, list[ProductFlops]] = {}
-    for product in product_passes(backbone, rows, 1.0, attended, Learning.of(config.stage, plan), recomputed):
+    for product in product_passes(backbone, rows, 1.0, attended, Learning.of(config.stage, trained), recomputed):
         again = product.again if not wholly or product.layer in wholly else 0.0
         one = replace(product, name=without_layer(product.name), layer=0, again=again)
         passes.setdefault(product.layer, []).append(one)
     held: dict[int | str | None, Held] = {}
-    for name, size in elements(config, rows).items():
-        place = layer_of(name)
+    for name, size in sizes.items():
+        place = int(name.split(".")[2]) if name.startswith("decoder.layers.") else None
         where = place if place is not None else ("embedding" if name.startswith("embedding.") else None)
-        held[where] = held.get(where, Held()) + _held(name, size, plan.trains(name))
+        held[where] = held.get(where, Held()) + _held(name, size, trained.trains(name))
     parts = frozenset(parallel.recompute_modules if parallel.recompute is Recompute.selective else ())
     known: dict[LayerWork, int] = {}
     kind_of = []
@@ -135,6 +136,12 @@ def _model_work(hashed: _Hashed) -> ModelWork:
         kind_of.append(known.setdefault(kind, len(known)))
     head = LayerWork(tuple(passes[-1]), held[None], again=frozenset())
     return ModelWork(tuple(known), tuple(kind_of), head, held["embedding"])
+
+
+def elements(config: Config, vocabulary_rows: int) -> dict[str, int]:
+    """Elements of every parameter of the whole model, low-rank factors included, by name; a tied head once."""
+    whole = replace(config, parallel=ParallelConfig())
+    return of_stage(whole, PipelineStage(config.backbone.layers, embedding=True, head=True), 0, vocabulary_rows)
 
 
 def _wholly_again(config: Config, rows: int) -> set[int]:
@@ -153,7 +160,9 @@ def _wholly_again(config: Config, rows: int) -> set[int]:
 
 def _held(name: str, size: int, trains: bool) -> Held:
     learnt = size if trains else 0
-    return Held(experts=size, trained_experts=learnt) if is_expert(name) else Held(dense=size, trained_dense=learnt)
+    if EXPERTS in name:
+        return Held(experts=size, trained_experts=learnt)
+    return Held(dense=size, trained_dense=learnt)
 
 
 def products_of(work: ModelWork) -> Iterator[ProductFlops]:

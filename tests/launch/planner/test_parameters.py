@@ -9,7 +9,7 @@ import pytest
 from checkpoints.maps import named
 from checkpoints.shapes import native_shape
 from configs.schema import LoraConfig
-from launch.planner.parameters import elements
+from launch.planner.work import elements
 from tests.launch.planner.configs import ROWS, step_audio, tiny
 from train.trainable import without_layer
 

@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         ("--heads", "of codebooks, on the last stage: layers, hidden, ffn, codebooks, rows, share"),
     ):
         plan.add_argument(option, metavar="key=value,...", help=help_text)
-    plan.add_argument("--explain", action="store_true", help="where the first one's step and memory go")
+    plan.add_argument("--explain", action="store_true", help="where the first one's step goes")
     plan.add_argument("--json", action="store_true", help="all of them as JSON")
 
     data = _group(commands, "data", "build a corpus, look into it, measure and check it")

@@ -46,6 +46,8 @@ def plan(options: Namespace) -> int:
         f"{gpu.memory / GIB:.0f} GiB free, predicted, not measured:\n"
     )
     print("\n".join(table.rows(found.proposals)))
+    print("\nGiB a GPU, of the fullest stage:\n")
+    print("\n".join(table.memory_rows(found.proposals)))
     best = found.proposals[0]
     print(f"\nthe first one:\n  {table.settings(best.config)}")
     if options.explain:

@@ -10,7 +10,7 @@ from launch.planner.memory import StageMemory
 from launch.planner.rank import Proposal
 from launch.planner.step import bubble_seconds, transfer_seconds
 
-_COLUMNS = ("step s", "MFU", "bubble", "exposed", "tokens/day", "GPU-hours", "GiB a GPU", "topology")
+_COLUMNS = ("#", "step s", "MFU", "bubble", "exposed", "tokens/day", "GPU-hours", "GiB a GPU", "topology")
 
 
 def header(config: Config, ranks: int, gpu: str) -> str:
@@ -23,8 +23,9 @@ def header(config: Config, ranks: int, gpu: str) -> str:
 
 
 def rows(proposals: list[Proposal]) -> list[str]:
-    cells = [list(_COLUMNS)] + [
+    cells = [
         [
+            str(number),
             f"{one.seconds:.2f}" if one.seconds >= 1 else f"{one.seconds:.4f}",
             f"{one.mfu:.1%}",
             f"{one.bubble:.1%}",
@@ -34,12 +35,26 @@ def rows(proposals: list[Proposal]) -> list[str]:
             f"{one.fullest.total / GIB:.1f}",
             topology(one.config),
         ]
-        for one in proposals
+        for number, one in enumerate(proposals, 1)
     ]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(_COLUMNS) - 1)]
-    return [
-        "  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in cells
+    return _aligned([list(_COLUMNS), *cells])
+
+
+def memory_rows(proposals: list[Proposal]) -> list[str]:
+    """GiB a GPU of each proposal's fullest stage, part by part; parts that none of them has are left out."""
+    parts = [parts_of(one.fullest) for one in proposals]
+    there = [name for name, _ in parts[0] if any(dict(of_one)[name] for of_one in parts)]
+    cells = [
+        [str(number), *(f"{dict(of_one)[name] / GIB:.2f}" for name in there), str(one.memory.index(one.fullest))]
+        for number, (one, of_one) in enumerate(zip(proposals, parts, strict=True), 1)
     ]
+    return _aligned([["#", *there, "of pipeline stage"], *cells])
+
+
+def _aligned(cells: list[list[str]]) -> list[str]:
+    """Columns to the right, the last one to the left."""
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]) - 1)]
+    return ["  ".join([*map(str.rjust, row[:-1], widths), row[-1]]) for row in cells]
 
 
 def topology(config: Config) -> str:
@@ -79,7 +94,7 @@ def settings(config: Config) -> str:
 
 
 def explanation(one: Proposal) -> list[str]:
-    """Where a step's seconds and the fullest stage's bytes go."""
+    """Where a step's seconds go."""
     costs, parts = one.costs, one.costs.parts
     seconds = [
         ("matrix products", costs.microbatches * parts.products),
@@ -96,9 +111,6 @@ def explanation(one: Proposal) -> list[str]:
     ]
     lines = [f"a step of {one.seconds:.3f} s, {costs.microbatches} micro-batches, on its busiest pipeline rank:"]
     lines += [f"  {share / one.seconds:6.1%}  {share:9.4f} s  {name}" for name, share in seconds if share]
-    number = one.memory.index(one.fullest)
-    lines.append(f"memory of pipeline stage {number}, the fullest of {len(one.memory)}:")
-    lines += [f"  {part / GIB:8.2f} GiB  {name}" for name, part in parts_of(one.fullest) if part]
     return lines
 
 

@@ -4,7 +4,7 @@ Every term is work over a rate, and every rate a data sheet's peak times a fitte
 
 - a product of m x k by k x n: its FLOPs, times 1 + edge (1/m + 1/k + 1/n);
 - attention: its FLOPs; backward 5/4 of what `train.flops` counts, as the fused kernels compute scores again
-  (Dao 2023, 2307.08691, section 3.1);
+  (Dao 2023, 2307.08691, section 3.1); FlexAttention, which sqrt-ALiBi needs, is taken to be as fast;
 - norms, residual sums, rotations, SwiGLU: bytes moved where each is one kernel in bf16, twice that backward;
 - tensor parallelism: per layer 4 collectives of tokens x hidden forward, all-gather or reduce-scatter, and 4 backward
   and 2 more that gather activations again for weight gradients (Korthikanti et al. 2022, 2205.05198, section 4.2.2);

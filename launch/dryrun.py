@@ -12,10 +12,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from configs.checks import check
-from configs.checks.cluster import processes
-from configs.checks.topology import data_parallel_size, model_parallel_size
+from configs.checks.cluster import world_size
+from configs.checks.topology import model_parallel_size
 from configs.compose import to_yaml
 from configs.schema import Config
+from launch.planner.memory import memory
 from launch.selection import read_words
 from runtime.exits import BAD_INPUT, DONE, BadInput
 
@@ -28,7 +29,7 @@ def dryrun(options: Namespace) -> int:
     """Every stage that is meant, rank by rank: built, stepped, and its memory in a table."""
     selection = read_words(options.settings)
     stages = selection.stages() if selection.recipe and not selection.stage else [selection.one()]
-    gpus = [world_size(config, options.gpus) for config in stages]
+    gpus = [options.gpus or world_size(config) for config in stages]
     for config, size in zip(stages, gpus, strict=True):
         _check(config, size)
     found = [
@@ -36,21 +37,13 @@ def dryrun(options: Namespace) -> int:
         for size in sorted(set(gpus))
         for stage in _build([config for config, n in zip(stages, gpus, strict=True) if n == size], size, options)
     ]
+    for stage in found:
+        _predict(stage, next(config for config in stages if config.stage.name == stage["stage"]))
     print(json.dumps(found) if options.json else "\n\n".join(table(stage) for stage in found), flush=True)
     if options.memory is not None:
         for stage in found:
             refuse_overrun(stage, options.memory)
     return DONE
-
-
-def world_size(config: Config, asked: int | None = None) -> int:
-    """Ranks of the world: `asked`; else what `parallel.data` makes, else those of the cluster where it has several
-    nodes, else one copy of the model."""
-    if asked is not None:
-        return asked
-    if config.parallel.data is None and config.cluster.nodes > 1:
-        return processes(config.cluster)
-    return model_parallel_size(config) * data_parallel_size(config)
 
 
 def _check(config: Config, gpus: int) -> None:
@@ -87,6 +80,13 @@ def _build(stages: Sequence[Config], gpus: int, options: Namespace) -> list[dict
         return found
 
 
+def _predict(stage: dict[str, Any], config: Config) -> None:
+    """Add to each rank what formulas say that it needs, `predicted`."""
+    predicted = memory(config, stage["vocabulary_rows"], stage["gpus"] // model_parallel_size(config))
+    for rank in stage["ranks"]:
+        rank["predicted"] = predicted[rank["stage"]].total
+
+
 def ranks_of(words: str | None) -> list[int] | None:
     """The numbers of `0,8,56`; None, or "distinct": all ranks that differ in what they hold."""
     if words is None or words == "distinct":
@@ -106,12 +106,14 @@ def table(stage: dict[str, Any]) -> str:
         f"{stage['vocabulary_rows']:,} rows of vocabulary, on {stage['gpus']:,} ranks; of each kind below there are "
         f"{stage['alike']:,}",
         f"{'rank':>6} {'stage':>5} {'parameters':>14}"
-        + "".join(f" {part:>9}" for part in (*PARTS, "total"))
+        + "".join(f" {part:>9}" for part in (*PARTS, "total", "formula"))
         + "  GB, holds",
     ]
     for rank in ranks:
         parts = [rank[part] for part in PARTS]
-        figures = "".join(f" {'-' if part is None else f'{part / GB:.2f}':>9}" for part in (*parts, total(rank)))
+        figures = "".join(
+            f" {'-' if part is None else f'{part / GB:.2f}':>9}" for part in (*parts, total(rank), rank["predicted"])
+        )
         mark = " <- most" if rank is worst and len(ranks) > 1 else ""
         lines.append(
             f"{rank['rank']:>6} {rank['stage']:>5} {rank['parameters']:>14,}{figures}  {'|'.join(rank['chunks'])}{mark}"

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from configs.checks.cluster import world_size
 from configs.checks.topology import model_parallel_size
 from configs.pipeline import PipelineStage, stages_of
 from configs.schema import Config, Positions, Precision, Recompute, RecomputeMethod
-from launch.dryrun import world_size
 from launch.planner import parameters
 
 SUM = 4  # bytes of a gradient's sum, and of each of the optimiser's three figures for a parameter
@@ -83,19 +83,19 @@ def _of_rank(
         pass_.head(trained, tied=stages[-1].embedding and config.backbone.tied_embeddings) if rank == ranks - 1 else 0
     )
     update = max((SUM * size // _shares(config, name, data) for name, size in trained.items()), default=0)
-    busy = max(head, working)
-    if update > most + busy:  # a gradient being clipped, when no activations are there
-        most, head, busy = 0, 0, update
+    ahead = pass_.states if rank or len(kept) > 1 else 0  # received before its pass begins
+    if update > most + max(head, working) + ahead:  # a gradient being clipped, when no activations are there
+        most, head, working, ahead = 0, 0, update, 0
     return StageMemory(
         stage=rank,
         weights=bytes_each * sum(own.values()),
         gradients=SUM * sum(trained.values()),
         optimizer=sum(figures * SUM * size // _shares(config, name, data) for name, size in trained.items()),
         activations=most,
-        logits=busy if busy == head else 0,
+        logits=head if head > working else 0,
         encoder=0,
         heads=0,
-        buffers=0 if busy == head else busy,
+        buffers=ahead + (0 if head > working else working),
     )
 
 

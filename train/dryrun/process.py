@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
+import logging
 import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def main(arguments: list[str]) -> int:
     try:
         request = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
         prepare()
+        logging.disable(logging.WARNING)  # of ranks that are nobody's
         asked = {key: request[key] for key in ("gpus", "ranks", "gpu", "step")}
         found = [dry_run(load_config(Path(file)), **asked, say=_say) for file in request["configs"]]
         Path(request["answer"]).write_text(json.dumps(found), encoding="utf-8")
@@ -40,7 +42,6 @@ def main(arguments: list[str]) -> int:
 
 def prepare() -> None:
     """As `train.stage` does before it trains. Once a process."""
-    import logging
     import warnings
 
     import torch
@@ -48,11 +49,9 @@ def prepare() -> None:
     from train.engines import absent_names, optional_kernels
     from train.engines.cuda_on_cpu import emulate_cuda
 
-    os.environ.setdefault("LOCAL_RANK", "0")
     torch.set_num_threads(1)
     optional_kernels.hush_megatron()
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
-    logging.disable(logging.WARNING)  # of a rank that is nobody's
     emulate_cuda()
     absent_names.fill_in()
 
@@ -91,10 +90,8 @@ def dry_run(
     while not set(distinct) | set(wanted) <= found.keys():  # ranks tell each other what they hold, some rounds of it
         for rank in sorted({*distinct, *wanted} - found.keys()):
             try:
-                stepped = step and rank in wanted
-                report, names = _guarded(
-                    rank, lambda r=rank, s=stepped: build_rank(config, rows, exchange, r, gpu=gpu, step=s)
-                )
+                build = partial(build_rank, config, rows, exchange, rank, gpu=gpu, step=step and rank in wanted)
+                report, names = _guarded(rank, build)
             except Waiting:
                 continue
             whole.update(names)

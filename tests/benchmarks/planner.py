@@ -33,7 +33,7 @@ def main() -> None:
 def show(rows: list[Row]) -> None:
     print(f"{'configuration':<46} {'source':<12} {'published':>10} {'predicted':>10} {'error':>8}   tokens/s/GPU")
     for row in rows:
-        mark = "fitted" if row.fitted else ", ".join(f"{name} assumed" for name in row.assumed)
+        mark = ", ".join([*["fitted"] * row.fitted, *(f"{name} assumed" for name in row.assumed)])
         print(f"{row.name:<46} {row.source:<12} {row.tokens:10.1f} {row.predicted:10.1f} {row.error:8.1%}   {mark}")
     fitted_models = {row.model for row in rows if row.fitted}
     for name, chosen in (

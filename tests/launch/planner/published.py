@@ -74,7 +74,7 @@ def _row(row: dict[str, Any], written: dict[str, Any]) -> Row:
         tokens = value["tokens"]
     sizes = " ".join(f"{key.upper()}{row[key]}" for key in ("tp", "pp", "vpp", "cp", "ep", "zero") if key in row)
     return Row(
-        f"{row['model']} x{count} {sizes}".strip(),
+        f"{row['model']} x{count} {sizes} T{row['sequence']}".replace("  ", " "),
         row["model"],
         source,
         row.get("fitted", False),

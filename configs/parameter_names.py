@@ -50,7 +50,7 @@ def matcher(pattern: str) -> re.Pattern[str]:
 def matching(patterns: Iterable[str], names: Iterable[str]) -> set[str]:
     """The names that any of the patterns matches."""
     known = list(names)
-    return {name for pattern in patterns for name in known if matcher(pattern).fullmatch(name)}
+    return {name for wanted in map(matcher, patterns) for name in known if wanted.fullmatch(name)}
 
 
 def _part(text: str) -> str:

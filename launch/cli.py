@@ -56,6 +56,20 @@ def _parser() -> argparse.ArgumentParser:
         command = _command(commands, name, help_text, name)
         command.add_argument("run_folder", help="a run folder, such as runs/quickstart")
 
+    plan = _configured(commands, "plan", "topologies of a stage on so many GPUs, ranked by predicted step time")
+    plan.set_defaults(module="planner.command")
+    plan.add_argument("--gpus", type=_count, required=True, metavar="N", help="in all")
+    plan.add_argument("--gpu", required=True, metavar="KIND", help="such as h100, h800 or a100")
+    plan.add_argument("--top", type=_count, default=10, metavar="N", help="show so many (10)")
+    plan.add_argument("--headroom", type=float, default=0.1, metavar="X", help="share of memory to keep free (0.1)")
+    for option, help_text in (
+        ("--encoder", "of sound, on the first stage: layers, hidden, ffn, positions, clips, trained"),
+        ("--heads", "of codebooks, on the last stage: layers, hidden, ffn, codebooks, rows, share"),
+    ):
+        plan.add_argument(option, metavar="key=value,...", help=help_text)
+    plan.add_argument("--explain", action="store_true", help="where the first one's step goes")
+    plan.add_argument("--json", action="store_true", help="all of them as JSON")
+
     data = _group(commands, "data", "build a corpus, look into it, measure and check it")
     _configured(data, "build", "text, speech and codes into shards, or a task's share of them; resumes", "data_build")
     _configured(data, "merge", "finish a corpus whose shards many tasks have written", "data_merge")
@@ -105,6 +119,15 @@ def _parser() -> argparse.ArgumentParser:
     _checkpoint_tools(checkpoint)
     _checkpoint_conversion(checkpoint)
     _checkpoint_deepspeed(checkpoint)
+
+    dry = _configured(commands, "dryrun", "ranks of any topology built here without data, and the memory of each")
+    dry.set_defaults(module="dryrun")
+    dry.add_argument("--ranks", metavar="N,...", help="these ranks; all that differ in what they hold unless set")
+    dry.add_argument("--gpus", type=_count, metavar="N", help="of the whole job; as the settings have it unless set")
+    dry.add_argument("--memory", type=float, metavar="GB", help="of one GPU: refuse what needs more")
+    dry.add_argument("--no-step", action="store_true", help="build ranks alone, without a training step")
+    dry.add_argument("--cpu", action="store_true", help="with the kernels of a CPU instead of a GPU's")
+    dry.add_argument("--json", action="store_true", help="all of it as JSON")
 
     _configured(commands, "evaluate", "validation losses of a stage's newest checkpoint")
     transcribe = _command(

@@ -132,31 +132,67 @@ def step_flops(
     A frozen matrix takes no gradient of its own, and nothing below the lowest trained parameter any gradient at all. A
     low-rank update of rank r is two more matrices, of r (inputs + outputs) elements.
     """
+    passes = list(product_passes(backbone, vocabulary_size, tokens, attended, learning, recomputed, predicted))
+    return StepFlops(
+        forward=sum(one.forward for one in passes),
+        backward=sum(one.backward for one in passes),
+        again=sum(one.again for one in passes),
+    )
+
+
+@dataclass(frozen=True)
+class ProductFlops:
+    """FLOPs of one matrix product over a batch. name: as a checkpoint names its layer; layer: of the trunk, -1: the
+    head. inputs, outputs: of its weight matrix; 0 where it has none (attention's own two products) or several
+    (experts). below: whether a gradient flows through it to what comes before."""
+
+    name: str
+    layer: int
+    inputs: int
+    outputs: int
+    forward: float
+    backward: float
+    again: float
+    below: bool
+
+
+def product_passes(
+    backbone: BackboneConfig,
+    vocabulary_size: int,
+    tokens: float,
+    attended: float,
+    learning: Learning | None = None,
+    recomputed: Recomputed | None = None,
+    predicted: float | None = None,
+) -> Iterator[ProductFlops]:
+    """What `step_flops` adds up, product by product in the order of the forward pass."""
     learning, recomputed = learning or Learning(), recomputed or Recomputed()
     heads = backbone.heads * (backbone.head_dim or backbone.hidden // backbone.heads)
-    forward = backward = again = 0.0
     below = learning.trains("embedding.word_embeddings.weight")  # whether anything so far takes a gradient
     into = below
     for product in _products(backbone, vocabulary_size):
         below = below or any(learning.trains(name) for name in _norms(product))
         into = into if product.beside else below
+        backward = 0.0
+        through = below
         if not product.size:
-            own = 4.0 * heads * attended
-            backward += 2 * own if below else 0.0
+            forward = 4.0 * heads * attended
+            backward = 2 * forward if below else 0.0
         else:
             rank = learning.lora.get(product.name, 0)
             places = tokens if predicted is None or product.layer >= 0 else predicted
             factors = 2.0 * rank * (product.inputs + product.outputs) * places
             base = 2.0 * product.size * places
-            own = base + factors
+            forward = base + factors
             trained = learning.trains(_weight(product, backbone))
-            backward += (into + trained) * base + factors  # and through B, whose input A's output is, into A
+            backward = (into + trained) * base + factors  # and through B, whose input A's output is, into A
             backward += 2.0 * rank * (product.outputs + below * product.inputs) * places
             below = below or trained or rank > 0
-        forward += own
-        again += own if below and _comes_again(product, recomputed) else 0.0
+        again = forward if below and _comes_again(product, recomputed) else 0.0
         below = below or learning.trains(f"{product.name}.bias")
-    return StepFlops(forward, backward, again)
+        yield ProductFlops(
+            product.name, product.layer, product.inputs, product.outputs, forward, backward, again, through
+        )
 
 
 def _products(backbone: BackboneConfig, vocabulary_size: int) -> Iterator[_Product]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from configs.checks.topology import data_parallel_size, model_parallel_size
 from configs.schema import ClusterConfig, Config, Launcher
 from runtime.exits import BadInput
 
@@ -43,6 +44,14 @@ def processes(cluster: ClusterConfig) -> int:
     if not each:
         raise BadInput("cluster.gpus_per_node=0: set cluster.ranks_per_node")
     return cluster.nodes * each
+
+
+def world_size(config: Config) -> int:
+    """Ranks that a job of these settings has: what `parallel.data` makes of the topology; else those of the cluster
+    where it has several nodes; else one copy of the model."""
+    if config.parallel.data is None and config.cluster.nodes > 1:
+        return processes(config.cluster)
+    return model_parallel_size(config) * data_parallel_size(config)
 
 
 def _words(cluster: ClusterConfig) -> list[tuple[str, str]]:

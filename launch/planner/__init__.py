@@ -1,0 +1,1 @@
+"""What a topology will cost before a cluster is asked for it."""

@@ -1,0 +1,171 @@
+"""What a speech model has beside its trunk: an audio encoder on the first pipeline stage, audio heads on the last.
+
+Both are small beside the trunk and stand whole on every tensor- and context-parallel rank, which all compute the same.
+FLOPs are those of `train.flops`: 2 a weight and position forward, twice that backward where it is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields, replace
+from typing import Any
+
+from configs.schema import Config
+from launch.planner.memory import StageMemory
+from launch.planner.times import BF16, FP32, Seconds, Setting
+from runtime.exits import BadInput
+
+_KEPT = 16  # widths of hidden that a trained layer with an MLP of four times its width keeps for its backward pass
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A transformer over sound, such as Whisper's: MLPs of two matrices, attention over a whole clip.
+
+    positions: of a clip, such as 1500 for 30 s; clips: of one packed row; trained: whether it learns.
+    """
+
+    layers: int
+    hidden: int
+    ffn: int
+    positions: int = 1500
+    clips: int = 1
+    trained: bool = False
+
+    @property
+    def elements(self) -> int:
+        return self.layers * (4 * self.hidden**2 + 2 * self.hidden * self.ffn)
+
+    @property
+    def learnt(self) -> int:
+        return self.elements if self.trained else 0
+
+    def forward_flops(self) -> float:
+        """Of one packed row."""
+        attention = 4.0 * self.layers * self.hidden * self.positions
+        return self.clips * self.positions * (2.0 * self.elements + attention)
+
+    @property
+    def passes(self) -> int:
+        """Forward passes that forward and backward together are worth."""
+        return 3 if self.trained else 1
+
+
+@dataclass(frozen=True)
+class Heads:
+    """A depth transformer over the codebooks of a frame (gated MLPs), and a table and a head for each codebook; always
+    trained. share: of a row's places that are frames of several codes."""
+
+    layers: int
+    hidden: int
+    ffn: int
+    codebooks: int
+    rows: int
+    share: float = 1.0
+
+    @property
+    def trunk(self) -> int:
+        return self.layers * (4 * self.hidden**2 + 3 * self.hidden * self.ffn)
+
+    @property
+    def elements(self) -> int:
+        return self.trunk + 2 * self.codebooks * self.rows * self.hidden
+
+    def forward_flops(self, length: int) -> float:
+        """Of one packed row of `length` places: every codebook of every frame goes through the trunk and its head."""
+        return self.share * length * self.codebooks * 2.0 * (self.trunk + self.rows * self.hidden)
+
+
+@dataclass(frozen=True)
+class Attached:
+    encoder: Encoder | None = None
+    heads: Heads | None = None
+
+    def first_seconds(self, setting: Setting, micro_batch: int) -> tuple[Seconds, Seconds]:
+        """Forward and backward of the encoder over a micro-batch."""
+        if self.encoder is None:
+            return Seconds(), Seconds()
+        encoder = self.encoder
+        seconds = _seconds(encoder.forward_flops() * micro_batch, encoder.hidden, setting)
+        return seconds, seconds * (encoder.passes - 1)
+
+    def last_seconds(self, setting: Setting, micro_batch: int, length: int) -> tuple[Seconds, Seconds]:
+        if self.heads is None:
+            return Seconds(), Seconds()
+        flops = self.heads.forward_flops(length) * micro_batch / setting.context
+        seconds = _seconds(flops, self.heads.hidden, setting)
+        return seconds, seconds * 2
+
+    def flops(self, config: Config) -> float:
+        """Model FLOPs of a step."""
+        train = config.train
+        encoder = self.encoder.forward_flops() * self.encoder.passes if self.encoder else 0.0
+        heads = 3 * self.heads.forward_flops(train.sequence_length) if self.heads else 0.0
+        return train.global_batch * (encoder + heads)
+
+    def held(self, first: bool) -> tuple[int, int]:
+        """Parameters on the first or the last stage, and those of them that are trained."""
+        if first:
+            return (self.encoder.elements, self.encoder.learnt) if self.encoder else (0, 0)
+        return (self.heads.elements, self.heads.elements) if self.heads else (0, 0)
+
+    def add_memory(self, config: Config, stages: list[StageMemory], flights: float) -> list[StageMemory]:
+        """The stages with what stands beside the trunk; flights: micro-batches that the first stage holds at once."""
+        shares = (config.parallel.data or 1) * config.parallel.context if config.parallel.distributed_optimizer else 1
+        train, added = config.train, list(stages)
+        if self.encoder is not None:
+            encoder = self.encoder
+            places = encoder.clips * encoder.positions * train.micro_batch
+            of_layer = places * encoder.hidden * _KEPT * BF16
+            activations = of_layer * (encoder.layers * flights if encoder.trained else 1)
+            added[0] = replace(added[0], encoder=int(_state(encoder.elements, encoder.learnt, shares) + activations))
+        if self.heads is not None:
+            heads = self.heads
+            frames = heads.share * train.sequence_length * train.micro_batch / config.parallel.context
+            kept = frames * heads.codebooks * heads.hidden * _KEPT * heads.layers * BF16
+            logits = frames * heads.codebooks * heads.rows * (BF16 + 2 * FP32)
+            added[-1] = replace(added[-1], heads=int(_state(heads.elements, heads.elements, shares) + kept + logits))
+        return added
+
+
+def _seconds(flops: float, hidden: int, setting: Setting) -> Seconds:
+    reached = setting.gpu.reached
+    edges = 1 + 3 * reached.edge / hidden
+    return Seconds(products=flops * edges / (setting.gpu.peak * reached.matmul))
+
+
+def _state(elements: int, trained: int, shares: int) -> float:
+    """Bytes of weights in bf16, and of trained ones' gradients and Adam's share in fp32."""
+    return BF16 * elements + trained * (FP32 + 3 * FP32 / shares)
+
+
+def parse(kind: type[Any], text: str | None, option: str) -> Any:
+    """An Encoder or Heads from "layers=32,hidden=1280,...". Raises BadInput with one line."""
+    if text is None:
+        return None
+    known = {field.name: field.type for field in fields(kind)}
+    numbers: dict[str, Any] = {}
+    for word in text.split(","):
+        key, _, value = word.partition("=")
+        if key not in known:
+            raise BadInput(f"{option}: {key or 'an empty word'} is not one of {', '.join(known)}")
+        try:
+            numbers[key] = _READERS[str(known[key])](value)
+        except ValueError as error:
+            raise BadInput(f"{option}: {key}={value} is no {known[key]}") from error
+        if numbers[key] < 0 or (known[key] != "bool" and not numbers[key]):
+            raise BadInput(f"{option}: {key}={value} has to be above 0")
+    try:
+        return kind(**numbers)
+    except TypeError as error:
+        missing = [field.name for field in fields(kind) if field.name not in numbers and field.default is MISSING]
+        raise BadInput(f"{option} needs {', '.join(missing)} too") from error
+
+
+def _boolean(word: str) -> bool:
+    if word not in ("true", "false"):
+        raise ValueError(word)
+    return word == "true"
+
+
+_READERS: dict[str, Callable[[str], Any]] = {"bool": _boolean, "int": int, "float": float}

@@ -45,11 +45,11 @@ def test_a_topology_that_cannot_be_is_one_line(words: tuple[str, ...], said: str
 
 
 def test_ranks_that_need_too_much_are_refused_after_the_table(tmp_path: Path) -> None:
-    told = megaphone(*TINY, "--memory", "0.1", folder=tmp_path)
+    told = megaphone(*TINY, "--memory", "0.01", folder=tmp_path)
     assert told.returncode == BAD_INPUT
     last = told.stderr.splitlines()[-1]
     assert last.startswith("megaphone: error: stage pretrain: rank 0 (pipeline stage 0) needs 0.")
-    assert "of 0.1 GB: weights" in last
+    assert "of 0.01 GB: weights" in last
     assert "8,192 rows of vocabulary, on 2 ranks; of each kind below there are 2" in told.stdout
     assert not list(tmp_path.iterdir())
 

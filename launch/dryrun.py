@@ -70,7 +70,7 @@ def _build(stages: Sequence[Config], gpus: int, options: Namespace) -> list[dict
             said = []
             for line in process.stderr:
                 said.append(line)
-                if line.startswith("megaphone: rank"):
+                if line.startswith("megaphone: ") and "error:" not in line:
                     print(line, end="", file=sys.stderr, flush=True)
         if process.returncode == BAD_INPUT:
             raise BadInput(said[-1].removeprefix("megaphone: error: ").strip())

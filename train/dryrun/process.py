@@ -79,6 +79,9 @@ def dry_run(
     check(config, gpus)
     check_layouts(layouts_of(config.mixture.sources))
     rows = vocabulary_rows(config)
+    if step and config.backbone.experts is not None:
+        step = False
+        say("where tokens go among experts depends on data, which is not here: ranks are built, and no step is run")
     world = world_of(config, gpus)
     distinct = world.distinct()
     wanted = distinct if ranks is None else ranks

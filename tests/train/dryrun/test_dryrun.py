@@ -10,11 +10,12 @@ from megatron.core import parallel_state
 
 from configs.compose import compose_stage
 from configs.schema import Config
+from data_pipeline.building.parts import vocabulary_of
 from launch.planner.memory import memory
 from runtime.exits import BadInput
 from train.dryrun import gpu_kernels
 from train.dryrun.ledger import without_data
-from train.dryrun.process import dry_run, prepare
+from train.dryrun.process import dry_run, prepare, vocabulary_rows
 from train.dryrun.ranks import Exchange, Waiting, World, joined
 
 
@@ -67,6 +68,16 @@ def test_low_rank_updates_and_a_chosen_rank() -> None:
     assert 0 < rank["gradients"] < rank["weights"] / 4
 
 
+def test_rows_come_from_the_settings_alone() -> None:
+    """SmolLM2's 49,152 ids, four special tokens and the codec's 5,120 codes, up to a multiple of 128."""
+    assert vocabulary_rows(tiny("corpus.vocabulary_rows=null")) == 54400
+    with pytest.raises(BadInput, match=r"corpus\.vocabulary_rows=4096: the vocabulary has 54276 ids"):
+        vocabulary_of(tiny("corpus.vocabulary_rows=4096"))
+    assert vocabulary_of(tiny("corpus.vocabulary_rows=65536")).padded_size == 65536
+    with pytest.raises(BadInput, match=r"corpus\.vocabulary_rows=100: has to be a multiple of 128"):
+        dry_run(tiny("corpus.vocabulary_rows=100"), 1)
+
+
 def test_a_rank_that_there_is_not() -> None:
     with pytest.raises(BadInput, match="--ranks: 2 is none of the ranks 0 to 1"):
         dry_run(tiny("parallel.pipeline=2"), 2, [2])
@@ -94,9 +105,12 @@ def test_kernels_of_a_cpu_keep_more() -> None:
 
 
 def test_experts_are_dealt_out_in_turns() -> None:
+    """And no step is run: where tokens go depends on what they are."""
     settings = ("backbone=tiny_experts", "parallel.expert=2", "parallel.data=4", "corpus.vocabulary_rows=8192")
-    found = dry_run(tiny(*settings), 4, step=False)
+    said: list[str] = []
+    found = dry_run(tiny(*settings), 4, say=said.append)
     assert [rank["rank"] for rank in found["ranks"]] == [0, 1]
+    assert found["ranks"][0]["step"] is None and "no step is run" in said[0]
     whole = dry_run(tiny("backbone=tiny_experts"), 1, step=False)
     assert found["parameters"] == whole["parameters"] == whole["ranks"][0]["parameters"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import logging
 import sys
 import traceback
 from collections.abc import Callable
@@ -26,6 +26,7 @@ def main(arguments: list[str]) -> int:
     try:
         request = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
         prepare()
+        logging.disable(logging.WARNING)  # of ranks that are nobody's
         asked = {key: request[key] for key in ("gpus", "ranks", "gpu", "step")}
         found = [dry_run(load_config(Path(file)), **asked, say=_say) for file in request["configs"]]
         Path(request["answer"]).write_text(json.dumps(found), encoding="utf-8")
@@ -40,7 +41,6 @@ def main(arguments: list[str]) -> int:
 
 def prepare() -> None:
     """As `train.stage` does before it trains. Once a process."""
-    import logging
     import warnings
 
     import torch
@@ -48,11 +48,9 @@ def prepare() -> None:
     from train.engines import absent_names, optional_kernels
     from train.engines.cuda_on_cpu import emulate_cuda
 
-    os.environ.setdefault("LOCAL_RANK", "0")
     torch.set_num_threads(1)
     optional_kernels.hush_megatron()
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
-    logging.disable(logging.WARNING)  # of a rank that is nobody's
     emulate_cuda()
     absent_names.fill_in()
 

@@ -106,7 +106,7 @@ def chunk_costs(
         sum((forward[stage] + backward[stage] for stage in range(rank, len(stages), parallel.pipeline)), Seconds())
         for rank in range(parallel.pipeline)
     ]
-    of_ranks = _held_by_rank(config, work, vocabulary_rows)
+    of_ranks = held_by_rank(config, work, vocabulary_rows)
     for place in (0, -1):
         there_is, trained = attached.held(first=place == 0)
         of_ranks[place] += Held(dense=there_is * parallel.tensor, trained_dense=trained * parallel.tensor)  # not cut up
@@ -135,7 +135,7 @@ def chunk_costs(
     )
 
 
-def _held_by_rank(config: Config, work: ModelWork, vocabulary_rows: int) -> list[Held]:
+def held_by_rank(config: Config, work: ModelWork, vocabulary_rows: int) -> list[Held]:
     """Parameters of each pipeline rank, before tensor and expert parallelism cut them up; a tied head, that a last
     stage of its own holds too, included."""
     parallel = config.parallel

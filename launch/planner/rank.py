@@ -8,13 +8,13 @@ from heapq import heapify, heappop, heappush
 
 from configs.schema import Config
 from launch.planner.attached import Attached
-from launch.planner.costs import NOTHING, ChunkCosts, chunk_costs
+from launch.planner.costs import NOTHING, ChunkCosts, chunk_costs, held_by_rank
 from launch.planner.hardware import Gpu
 from launch.planner.memory import StageMemory, memory
 from launch.planner.order import in_flight
 from launch.planner.step import bubble_seconds, step_seconds, transfer_seconds
 from launch.planner.topologies import RECOMPUTES, Refusals, topologies, with_recompute
-from launch.planner.work import flops_per_token, model_work
+from launch.planner.work import Held, flops_per_token, model_work
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Proposal:
 @dataclass(frozen=True)
 class Ranking:
     """Proposals that fit, the fastest first; tried: topologies that could be trained, fitting or not; smallest: where
-    none fits, the one that needs the least memory."""
+    none fits, the one whose parameters and their state need the least memory, with everything recomputed."""
 
     proposals: list[Proposal]
     tried: int
@@ -97,28 +97,31 @@ def rank(
     """
     refusals, room = Refusals(), gpu.memory * (1 - headroom)
     queue: list[tuple[float, int, int, Config]] = []  # seconds, tie-breaker, recomputation, config without it
-    for number, candidate in enumerate(topologies(config, ranks, gpu, rows, refusals, attached)):
-        queue.append((step_seconds(chunk_costs(candidate, rows, ranks, gpu, attached=attached)), number, 0, candidate))
-    tried = len(queue)
+    tried, smallest = 0, None
+    for candidate in topologies(config, ranks, gpu, rows, refusals, attached):
+        tried += 1
+        needed = state_bytes(candidate, rows)
+        if smallest is None or needed < smallest[0]:
+            smallest = needed, candidate
+        if needed <= room:
+            seconds = step_seconds(chunk_costs(candidate, rows, ranks, gpu, attached=attached))
+            queue.append((seconds, tried, 0, candidate))
     heapify(queue)
     found: dict[tuple[int, ...], Proposal] = {}
-    smallest: tuple[float, Config] | None = None
     while queue and len(found) < most:
         _, number, again, candidate = heappop(queue)
         chosen = with_recompute(candidate, *RECOMPUTES[again])
         if _sizes(chosen) in found:
             continue
-        needed = max(stage.total for stage in held_by(chosen, rows, attached))
-        if needed <= room:
+        if max(stage.total for stage in held_by(chosen, rows, attached)) <= room:
             found[_sizes(chosen)] = propose(chosen, ranks, gpu, rows, attached)
-            continue
-        if smallest is None or needed < smallest[0]:
-            smallest = needed, chosen
-        if again + 1 < len(RECOMPUTES):
+        elif again + 1 < len(RECOMPUTES):
             slower = with_recompute(candidate, *RECOMPUTES[again + 1])
             seconds = step_seconds(chunk_costs(slower, rows, ranks, gpu, attached=attached))
             heappush(queue, (seconds, number, again + 1, candidate))
-    nearest = propose(smallest[1], ranks, gpu, rows, attached) if smallest and not found else None
+    nearest = None
+    if smallest and not found:
+        nearest = propose(with_recompute(smallest[1], *RECOMPUTES[-1]), ranks, gpu, rows, attached)
     return Ranking(list(found.values()), tried, nearest, refusals)
 
 
@@ -133,6 +136,23 @@ def propose(config: Config, ranks: int, gpu: Gpu, rows: int, attached: Attached 
         held_by(config, rows, attached),
         flops + attached.flops(config),
     )
+
+
+def state_bytes(config: Config, rows: int) -> float:
+    """Bytes that weights, gradients and optimiser state take on a GPU of the fullest stage in bf16, activations left
+    out: 2 + 4 + 12 a trained parameter, the last shared out (Rajbhandari et al. 2019, 1910.02054, section 3.1)."""
+    parallel = config.parallel
+    copies = (parallel.data or 1) * parallel.context
+    shared = parallel.distributed_optimizer or (config.engine.name == "deepspeed" and config.engine.zero_stage > 0)
+
+    def bytes_of(held: Held) -> float:
+        dense = 2 * held.dense + (4 + 12 / (copies if shared else 1)) * held.trained_dense
+        ranks = copies * parallel.tensor // parallel.expert if shared else 1
+        return dense / parallel.tensor + (
+            (2 * held.experts + (4 + 12 / max(1, ranks)) * held.trained_experts) / parallel.expert
+        )
+
+    return max(map(bytes_of, held_by_rank(config, model_work(config, rows), rows)))
 
 
 def held_by(config: Config, rows: int, attached: Attached) -> list[StageMemory]:

@@ -127,9 +127,16 @@ def _config(row: dict[str, Any], model: dict[str, Any]) -> Config:
 def _gpu(name: str, own: dict[str, Any]) -> Gpu:
     if name in GPUS:
         return GPUS[name]
-    numbers = {key: float(value) for key, value in own[name].items() if key not in ("like", "clock")}
-    kind = GPUS[own[name]["like"]]
-    return replace(kind, name=name, peak=kind.peak * own[name].get("clock", 1.0), **numbers)
+    said = own[name]
+    kind = GPUS[said["like"]]
+    return replace(
+        kind,
+        name=name,
+        peak=kind.peak * said.get("clock", 1.0),
+        memory=float(said.get("memory", kind.memory)),
+        bandwidth=float(said.get("bandwidth", kind.bandwidth)),
+        network=float(said.get("network", kind.network)),
+    )
 
 
 def full_flops(config: Config, rows: int) -> float:

@@ -64,7 +64,7 @@ def _factors(config: Config, linear: dict[str, tuple[int, int, int]]) -> dict[st
     if lora is None:
         return {}
     wanted = matching(lora.targets, [f"decoder.layers.{name}" for name in linear])
-    held = {}
+    held: dict[str, int] = {}
     for name, (inner, outer, _) in linear.items():
         if f"decoder.layers.{name}" in wanted:
             held |= {f"{name}.lora_a": lora.rank * inner, f"{name}.lora_b": lora.rank * outer}

@@ -94,8 +94,8 @@ def _mended(ledger: Ledger) -> Iterator[None]:
         ledger.resized(storage)
         return result
 
-    nothing = {"get_rng_state": _nothing, "set_rng_state": _nothing, "manual_seed": _nothing}
-    state = {"_get_cuda_rng_state": _nothing, "_set_cuda_rng_state": _nothing}
+    nothing: dict[str, Any] = {"get_rng_state": _nothing, "set_rng_state": _nothing, "manual_seed": _nothing}
+    state: dict[str, Any] = {"_get_cuda_rng_state": _nothing, "_set_cuda_rng_state": _nothing}
     with (
         mock.patch.multiple(torch.cuda, **nothing),
         mock.patch.multiple(random_state, **state),

@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +90,8 @@ def dry_run(
     while not set(distinct) | set(wanted) <= found.keys():  # ranks tell each other what they hold, some rounds of it
         for rank in sorted({*distinct, *wanted} - found.keys()):
             try:
-                stepped = step and rank in wanted
-                report, names = _guarded(
-                    rank, lambda r=rank, s=stepped: build_rank(config, rows, exchange, r, gpu=gpu, step=s)
-                )
+                build = partial(build_rank, config, rows, exchange, rank, gpu=gpu, step=step and rank in wanted)
+                report, names = _guarded(rank, build)
             except Waiting:
                 continue
             whole.update(names)

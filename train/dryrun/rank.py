@@ -99,7 +99,7 @@ def _held(engine: MegatronEngine) -> tuple[int, int, int]:
 
 def _optimizer_tensors(engine: MegatronEngine) -> Iterator[torch.Tensor]:
     for part in getattr(engine.optimizer, "chained_optimizers", [engine.optimizer]):
-        inner = getattr(part, "optimizer", None)
+        inner: Any = getattr(part, "optimizer", None)
         for group in inner.param_groups if inner is not None else ():
             for parameter in group["params"]:
                 yield parameter

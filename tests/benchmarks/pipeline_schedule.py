@@ -2,7 +2,7 @@
 
 Four processes over gloo run the schedules with the engine's settings. What a stage computes is a sleep of known length,
 so that cores do not matter, and stages are unlike: an encoder before the first, a head after the last. Transfers are of
-a few bytes, simulated as instant. Of several steps the fastest counts, as what is late in one is no property of the order.
+a few bytes, simulated as instant. Of several steps the fastest counts: what is late in one is no property of the order.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def main() -> None:
         for chunks, microbatches in ((1, 4), (1, 12), (2, 4), (2, 12), (4, 8))
         for even in (True, False)
     ]
-    print("| chunks | micro-batches | stages | real s | simulated s | off | simulated bubble |\n|---|---|---|---|---|---|---|")
+    print(
+        "| chunks | micro-batches | stages | real s | simulated s | off | bubble |\n|---|---|---|---|---|---|---|"
+    )
     for costs, real in zip(cases, _measured(cases, options.steps), strict=True):
         played = simulate(costs)
         even = "alike" if played.imbalance < 1e-9 else "unlike"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -29,7 +30,7 @@ def test_the_bubble_of_even_stages_is_the_published_one(forward: int, backward: 
         costs = PipelineCosts([[forward] * chunks] * ranks, [[backward] * chunks] * ranks, microbatches)
         timeline = simulate(costs)
         ideal = microbatches * chunks * (forward + backward)
-        assert Fraction(timeline.pipeline, ideal) - 1 == Fraction(ranks - 1, microbatches * chunks)  # type: ignore[arg-type]
+        assert Fraction(timeline.pipeline) / ideal - 1 == Fraction(ranks - 1, microbatches * chunks)
         assert timeline.ideal == ideal and timeline.imbalance == 0
         assert timeline.bubble == pytest.approx((ranks - 1) / (microbatches * chunks), abs=1e-12)
 
@@ -62,7 +63,8 @@ def test_a_step_worked_out_by_hand() -> None:
         ("F", 1, 13, 17),
         ("B", 1, 17, 22),
     ]
-    assert timeline.busy == (10, 18) and timeline.pipeline == 26 and timeline.seconds == 36
+    assert list(timeline.busy) == [10, 18]
+    assert timeline.pipeline == 26 and timeline.seconds == 36
     assert (timeline.ideal, timeline.imbalance, timeline.waiting) == (14, 4, 8)
     assert timeline.idle == pytest.approx(1 - 28 / 52) and timeline.bubble == pytest.approx(26 / 14 - 1)
 
@@ -71,7 +73,9 @@ def test_interleaving_hides_transfers_that_the_plain_pipeline_waits_for() -> Non
     """Of so short a chunk two transfers as well, so that what is not hidden would cost more, not less."""
     plain = PipelineCosts([[8]] * 4, [[16]] * 4, 32, p2p=1)
     chunked = PipelineCosts([[4] * 2] * 4, [[8] * 2] * 4, 32, p2p=1)
-    shown = {costs.chunks: simulate(costs).pipeline - simulate(replace(costs, p2p=0)).pipeline for costs in (plain, chunked)}
+    shown = {
+        costs.chunks: simulate(costs).pipeline - simulate(replace(costs, p2p=0)).pipeline for costs in (plain, chunked)
+    }
     assert shown[1] >= 2 * 31  # at least two a micro-batch
     assert shown[2] < shown[1] / 2
 
@@ -101,7 +105,7 @@ def test_no_pass_comes_before_what_it_needs(costs: PipelineCosts) -> None:
             if stage < last:
                 assert start >= ends[kind, stage + 1, microbatch] + costs.p2p
     for rank, passes in enumerate(timeline.passes):
-        for before, after in zip(passes, passes[1:], strict=False):
+        for before, after in pairwise(passes):
             assert after.start >= before.end
         assert sum(kept.end - kept.start for kept in passes) == timeline.busy[rank]
     assert timeline.seconds == pytest.approx(timeline.ideal + timeline.imbalance + timeline.waiting + costs.tail)
@@ -116,7 +120,11 @@ def test_no_step_gets_shorter_by_more_work(costs: PipelineCosts, data: st.DataOb
     chunk = data.draw(st.integers(0, costs.chunks - 1))
     more = [list(row) for row in costs.forward]
     more[rank][chunk] += 3
-    assert before <= simulate(replace(costs, forward=more)).pipeline <= before + 3 * costs.microbatches * costs.ranks * costs.chunks
+    assert (
+        before
+        <= simulate(replace(costs, forward=more)).pipeline
+        <= before + 3 * costs.microbatches * costs.ranks * costs.chunks
+    )
     assert before <= simulate(replace(costs, p2p=costs.p2p + 1)).pipeline
 
 

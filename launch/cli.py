@@ -70,6 +70,22 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--explain", action="store_true", help="where the first one's step goes")
     plan.add_argument("--json", action="store_true", help="all of them as JSON")
 
+    simulation = _configured(commands, "simulate", "a stage's pipeline, played and drawn, on several numbers of GPUs")
+    simulation.set_defaults(module="planner.simulation", function="simulate_stage")
+    simulation.add_argument(
+        "--gpus", type=_count, nargs="+", required=True, metavar="N", help="in all; the global batch stays the same"
+    )
+    simulation.add_argument("--gpu", required=True, metavar="KIND", help="such as h100, h800 or a100")
+    for option, value, help_text in (
+        ("--failures", 1.0, "of the job, in 1,000 days of one GPU (1; Llama 3 saw 0.5: 2407.21783, section 3.3.4)"),
+        ("--restart", 600.0, "seconds from a failure until the job trains again (600)"),
+        ("--storage", 1.0, "GB/s that a node writes a checkpoint with (1)"),
+        ("--stall", 0.05, "share of a save that a background one keeps training from (0.05)"),
+    ):
+        simulation.add_argument(option, type=float, default=value, metavar="X", help=help_text)
+    simulation.add_argument("--svg", metavar="FILE", help="draw the steps, a row a pipeline rank")
+    simulation.add_argument("--json", action="store_true", help="print all of it as JSON")
+
     data = _group(commands, "data", "build a corpus, look into it, measure and check it")
     _configured(data, "build", "text, speech and codes into shards, or a task's share of them; resumes", "data_build")
     _configured(data, "merge", "finish a corpus whose shards many tasks have written", "data_merge")

@@ -27,7 +27,7 @@ def plan(options: Namespace) -> int:
     gpu = gpu_kind(options.gpu)
     if not 0 <= options.headroom < 1:
         raise BadInput(f"--headroom {options.headroom}: has to be from 0 to below 1")
-    config = _on_gpus(_config(options.settings))
+    config = stage_on_gpus(options.settings)
     rows = vocabulary_rows(config)
     attached = Attached(parse(Encoder, options.encoder, "--encoder"), parse(Heads, options.heads, "--heads"))
 
@@ -74,16 +74,13 @@ def vocabulary_rows(config: Config) -> int:
     return -(-ids // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
-def _config(words: Sequence[str]) -> Config:
-    """The stage that is meant, or a recipe's first; without a recipe, what a plan does not depend on is filled in."""
+def stage_on_gpus(words: Sequence[str]) -> Config:
+    """The stage that is meant, or a recipe's first, as one would train it on GPUs: bf16, and kernels that need not be
+    deterministic. Without a recipe, what a plan does not depend on is filled in."""
     given = {word.partition("=")[0] for word in words}
     if "recipe" not in given:
         words = [*words, *(f"{key}={value}" for key, value in _UNASKED.items() if key not in given)]
-    return read_words(words).first()
-
-
-def _on_gpus(config: Config) -> Config:
-    """As one would train on GPUs: bf16, and kernels that need not be deterministic."""
+    config = read_words(words).first()
     return replace(config, train=replace(config.train, precision=Precision.bf16, deterministic=False))
 
 

@@ -37,7 +37,7 @@ class Transfer(NamedTuple):
 
 
 class Post(NamedTuple):
-    """Begin transfers in one go. Their handles are `first`, `first + 1` and so on: all of this rank's in their order."""
+    """Begin transfers in one go. Their handles count all of this rank's, from `first` on, in their order."""
 
     transfers: tuple[Transfer, ...]
     first: int
@@ -66,7 +66,9 @@ def program(rank: int, ranks: int, chunks: int, microbatches: int) -> list[Instr
     if chunks == 1:
         return _plain(rank, ranks, microbatches)
     if microbatches % ranks:
-        raise ValueError(f"{microbatches} micro-batches are no multiple of the {ranks} ranks of an interleaved pipeline")
+        raise ValueError(
+            f"{microbatches} micro-batches are no multiple of the {ranks} ranks of an interleaved pipeline"
+        )
     return _interleaved(rank, ranks, chunks, microbatches)
 
 

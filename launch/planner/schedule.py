@@ -41,7 +41,10 @@ class PipelineCosts:
         shapes = {tuple(map(len, grid)) for grid in (self.forward, self.backward)}
         if len(shapes) != 1 or len(set(*shapes)) != 1 or self.chunks < 1:
             raise ValueError("forward and backward hold one cost for each chunk of each rank, as many on every rank")
-        if min(self.p2p, self.tail, *(cost for grid in (self.forward, self.backward) for row in grid for cost in row)) < 0:
+        if (
+            min(self.p2p, self.tail, *(cost for grid in (self.forward, self.backward) for row in grid for cost in row))
+            < 0
+        ):
             raise ValueError("a cost is below 0")
         if self.microbatches < 1:
             raise ValueError(f"{self.microbatches} micro-batches are nothing to do")
@@ -170,7 +173,8 @@ class _Wires:
 
     def post(self, rank: int, transfers: Sequence[Transfer], now: float, made: dict[Pass, _Made]) -> list[_Wire]:
         """One side's part of transfers that begin together: none of them waits for another."""
-        posted, streams = [], {}
+        posted: list[_Wire] = []
+        streams: dict[tuple[int, int, int], list[_Wire]] = {}
         for transfer in transfers:
             number = self._counts.get((rank, transfer), 0)
             self._counts[rank, transfer] = number + 1

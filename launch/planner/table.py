@@ -57,10 +57,13 @@ def _aligned(cells: list[list[str]]) -> list[str]:
     return ["  ".join([*map(str.rjust, row[:-1], widths), row[-1]]) for row in cells]
 
 
-def topology(config: Config) -> str:
+def topology(config: Config, *, copies: bool = True) -> str:
+    """copies: say how many data-parallel ones there are."""
     parallel = config.parallel
     sizes = [("TP", parallel.tensor), ("PP", parallel.pipeline), ("VPP", parallel.virtual_pipeline or 1)]
-    sizes += [("CP", parallel.context), ("DP", parallel.data or 1)]
+    sizes.append(("CP", parallel.context))
+    if copies:
+        sizes.append(("DP", parallel.data or 1))
     if config.backbone.experts is not None:
         sizes.append(("EP", parallel.expert))
     said = [f"{name} {size}" for name, size in sizes if size > 1 or name == "DP"]

@@ -144,8 +144,7 @@ class _Recorder:
                 self._names.append(names[key])
             if isinstance(requests, list):  # in the order of `sides`, as Megatron-Core asks for them
                 return [_Request(self._notes, *pair) for pair in zip(names.values(), requests, strict=True)]
-            by_side = {key: _Request(self._notes, names[f"tensor_{key}"], made) for key, made in requests.items()}
-            return by_side
+            return {key: _Request(self._notes, names[f"tensor_{key}"], made) for key, made in requests.items()}
 
         return noted
 

@@ -106,6 +106,15 @@ def _parser() -> argparse.ArgumentParser:
     _checkpoint_conversion(checkpoint)
     _checkpoint_deepspeed(checkpoint)
 
+    dry = _configured(commands, "dryrun", "ranks of any topology built here without data, and the memory of each")
+    dry.set_defaults(module="dryrun")
+    dry.add_argument("--ranks", metavar="N,...", help="these ranks; all that differ in what they hold unless set")
+    dry.add_argument("--gpus", type=_count, metavar="N", help="of the whole job; as the settings have it unless set")
+    dry.add_argument("--memory", type=float, metavar="GB", help="of one GPU: refuse what needs more")
+    dry.add_argument("--no-step", action="store_true", help="build ranks alone, without a training step")
+    dry.add_argument("--cpu", action="store_true", help="with the kernels of a CPU instead of a GPU's")
+    dry.add_argument("--json", action="store_true", help="all of it as JSON")
+
     _configured(commands, "evaluate", "validation losses of a stage's newest checkpoint")
     transcribe = _command(
         commands, "transcribe", "what a trained model hears in sound files or in a corpus", "generate_text"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from configs.checks.topology import VOCABULARY_MULTIPLE
 from configs.schema import Config, CorpusConfig, CutConfig, SourceConfig
 from runtime.exits import BadInput
 
@@ -49,6 +50,12 @@ def check_making(corpus: CorpusConfig) -> None:
     check_cut(corpus.cut, "corpus.cut")
     if len(set(corpus.specials)) < len(corpus.specials) or not all(corpus.specials):
         raise BadInput(f"corpus.specials={corpus.specials}: has a token twice, or an empty one")
+    if corpus.vocabulary_rows is not None and (
+        corpus.vocabulary_rows <= 0 or corpus.vocabulary_rows % VOCABULARY_MULTIPLE
+    ):
+        raise BadInput(
+            f"corpus.vocabulary_rows={corpus.vocabulary_rows}: has to be a multiple of {VOCABULARY_MULTIPLE}, or null"
+        )
     synthesis = corpus.synthesis
     for key in ("temperature", "seconds_per_character", "batch"):
         if not getattr(synthesis, key) > 0:

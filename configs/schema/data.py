@@ -117,6 +117,8 @@ class CorpusConfig:
     specials: list[str] = field(
         default_factory=lambda: ["<|audio_start|>", "<|audio_end|>", "<|transcribe|>", "<|speak|>"]
     )  # special tokens of its vocabulary, in the order of their ids; layouts ask for theirs by name
+    # Rows of embedding and head, spare ids included; a multiple of 128. None: as many as are used, rounded up to one.
+    vocabulary_rows: int | None = None
     damaged_share: float = 0.01  # of recorded utterances that cannot be read; above it the build stops
     task: int | None = None  # this process's part of the build, from 0; None: `data build` asks Slurm's array, or all
     tasks: int | None = None  # parts of the build; None: likewise

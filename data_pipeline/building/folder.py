@@ -60,6 +60,7 @@ def corpus_identity(config: Config) -> dict[str, Any]:
         pooling(config.codec)
     unused = _NOT_CONTENT | (_OF_SPEECH if corpus.speech is None else _OF_TEXT)
     unused = unused | {"quality" if synthesises(config) else "synthesis"}
+    unused = unused | ({"vocabulary_rows"} if corpus.vocabulary_rows is None else set())
     if corpus.speech is None:
         material: dict[str, Any] = {"text": find_source(corpus.text).identity(), "voice": voice_identity(corpus.voice)}
     else:

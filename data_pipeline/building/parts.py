@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from data_pipeline.sources.speech import KINDS, open_speech_source
 from data_pipeline.speech import Voice, open_text_to_code, open_voice
 from data_pipeline.text_tokenizer import load_tokenizer_json
 from data_pipeline.vocabulary import Vocabulary
+from runtime.exits import BadInput
 
 if TYPE_CHECKING:
     from data_pipeline.alignment.aligner import Aligner
@@ -93,14 +95,20 @@ class Parts:
 
 
 def vocabulary_of(config: Config) -> Vocabulary:
-    """The vocabulary of the corpus that `config` describes."""
+    """The vocabulary of the corpus that `config` describes. Raises BadInput where it needs more rows than are asked."""
     tokenizer_json, text_size = load_tokenizer_json(config.backbone.tokenizer)
-    return Vocabulary(
+    vocabulary = Vocabulary(
         text_size=text_size,
         specials=tuple(config.corpus.specials),
         codebooks=codebooks_of(config.codec),
         tokenizer_json=tokenizer_json,
     )
+    rows = config.corpus.vocabulary_rows
+    if rows is None:
+        return vocabulary
+    if vocabulary.size > rows:
+        raise BadInput(f"corpus.vocabulary_rows={rows}: the vocabulary has {vocabulary.size} ids")
+    return replace(vocabulary, multiple=rows)  # of which the first one is enough
 
 
 _opened: dict[str, Parts] = {}

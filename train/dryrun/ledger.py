@@ -1,0 +1,113 @@
+"""Tensors without data, and a ledger of the memory that they would take.
+
+Shapes, dtypes and the lifetime of storages are real; a storage counts from the operation that makes it until nothing
+refers to it, as in an allocator without rounding.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch._C._distributed_c10d import FakeWork
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_SCALAR = torch.ops.aten._local_scalar_dense.default
+
+
+class Ledger(TorchDispatchMode):
+    """Bytes of all storages made under it: `live` now, `peak` at most since `mark`.
+
+    Whoever reads a number out of a tensor gets one, or true: nothing of a step's shapes depends on more.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+
+    def mark(self) -> None:
+        self.peak = self.live
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _SCALAR:
+            kind = args[0].dtype
+            return True if kind is torch.bool else 1.0 if kind.is_floating_point else 1
+        if func.namespace == "c10d" and "coalesced" in func.__name__:  # these alone have no form without data
+            work = FakeWork().boxed()
+            return work if len(func._schema.returns) == 1 else (args[0], work)
+        result = func(*args, **(kwargs or {}))
+        for output in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(output, torch.Tensor):
+                self._count(output)
+        return result
+
+    def _count(self, tensor: torch.Tensor) -> None:
+        storage: Any = tensor.untyped_storage()
+        if hasattr(storage, "_megaphone_counted"):
+            return
+        storage._megaphone_counted = True
+        size = storage.nbytes()
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._drop, size)
+
+    def _drop(self, size: int) -> None:
+        self.live -= size
+
+
+@contextmanager
+def without_data() -> Iterator[Ledger]:
+    """Inside, new tensors have no data; those from outside may be used beside them."""
+    ledger = Ledger()
+    with _mended(), FakeTensorMode(allow_non_fake_inputs=True), ledger:
+        yield ledger
+
+
+def size_of(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of the storages of `tensors`, each once."""
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+@contextmanager
+def _mended() -> Iterator[None]:
+    """What asks for data that is not there, or cannot take such tensors."""
+    import megatron.core.optimizer.clip_grads as clipping
+    import megatron.core.tensor_parallel.random as random_state
+
+    nothing = {"get_rng_state": _nothing, "set_rng_state": _nothing, "manual_seed": _nothing}
+    state = {"_get_cuda_rng_state": _nothing, "_set_cuda_rng_state": _nothing}
+    with (
+        mock.patch.multiple(torch.cuda, **nothing),
+        mock.patch.multiple(random_state, **state),
+        mock.patch.object(clipping, "l2_norm_impl", _norm),
+        mock.patch.object(torch.nn.Module, "_apply", _apply),
+    ):
+        yield
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    return None
+
+
+def _norm(chunk: int, flag: Any, tensors: Any, each: bool) -> tuple[torch.Tensor, None]:
+    return torch.ones(1), None
+
+
+def _apply(self: torch.nn.Module, function: Any, recurse: bool = True) -> torch.nn.Module:
+    """`Module.to` and its like. PyTorch's own would exchange fake parameters, which gradient hooks then lose."""
+    for child in self.children():
+        child._apply(function)
+    with torch.no_grad():
+        for parameter in self._parameters.values():
+            if parameter is not None and (moved := function(parameter)) is not parameter:
+                parameter.data = moved
+        for name, buffer in self._buffers.items():
+            if buffer is not None:
+                self._buffers[name] = function(buffer)
+    return self

@@ -1,9 +1,10 @@
 """From a recipe, a scale, a stage and a command line to one typed, resolved Config.
 
 Levels, weakest first: configs/config.yaml, the recipe's `common`, its `scales.<scale>`, its `stages.<stage>`, the
-command line. Group choices (`backbone: tiny`, or a YAML file of one's own, `cluster: site.yaml`) of all levels are
-settled first, later levels winning; values (`train.steps: 300`) go on top of the chosen groups in the same order. So
-the order of keys within a level, and of words on a command line, changes nothing.
+scale's own `scales.<scale>.stages.<stage>`, the command line. Group choices (`backbone: tiny`, or a YAML file of one's
+own, `cluster: site.yaml`) of all levels are settled first, later levels winning; values (`train.steps: 300`) go on top
+of the chosen groups in the same order. So the order of keys within a level, and of words on a command line, changes
+nothing.
 """
 
 from __future__ import annotations
@@ -102,6 +103,8 @@ def _recipe_levels(recipe: Recipe | None, scale: str | None, stage: str | None) 
     if name is not None:
         levels.append(_level(f"{recipe.file} scales.{name}", recipe.scales[name]))
     levels.append(_level(f"{recipe.file} stages.{stage}", recipe.stages[stage]))
+    if name is not None and stage in recipe.at_scale[name]:
+        levels.append(_level(f"{recipe.file} scales.{name}.stages.{stage}", recipe.at_scale[name][stage]))
     return levels, stage
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -27,6 +28,7 @@ class Recipe:
     common: dict[str, Any]
     scales: dict[str, dict[str, Any]]
     stages: dict[str, dict[str, Any]]  # in order
+    at_scale: dict[str, dict[str, dict[str, Any]]]  # what a scale changes in single stages: its own `stages`
 
     def pick_scale(self, scale: str | None) -> str | None:
         """The scale to use. None where the recipe has no scales; BadInput where one is needed or unknown."""
@@ -66,7 +68,7 @@ def load_recipe(name: str) -> Recipe:
 def _recipe(written: Any, default_name: str, shown: str) -> Recipe:
     if not isinstance(written, dict):
         raise BadInput(f"{shown}: a recipe is a mapping with name, summary, common, scales and stages")
-    known = [item.name for item in fields(Recipe) if item.name != "file"]
+    known = [item.name for item in fields(Recipe) if item.name not in ("file", "at_scale")]
     for key in written:
         if key not in known:
             close = get_close_matches(str(key), known, n=1)
@@ -76,14 +78,28 @@ def _recipe(written: Any, default_name: str, shown: str) -> Recipe:
     stages = _mapping(written.get("stages"), "stages", shown)
     if not stages:
         raise BadInput(f"{shown}: a recipe needs at least one stage under stages")
+    settings = {key: _mapping(value, f"scales.{key}", shown) for key, value in scales.items()}
+    at_scale = {
+        key: _of_stages(value.pop("stages", None), stages, f"scales.{key}.stages", shown)
+        for key, value in settings.items()
+    }
     return Recipe(
         name=str(written.get("name", default_name)),
         file=shown,
         summary=str(written.get("summary", "")).strip(),
         common=_mapping(written.get("common"), "common", shown),
-        scales={key: _mapping(value, f"scales.{key}", shown) for key, value in scales.items()},
+        scales=settings,
         stages={key: _mapping(value, f"stages.{key}", shown) for key, value in stages.items()},
+        at_scale=at_scale,
     )
+
+
+def _of_stages(written: Any, stages: Iterable[str], where: str, shown: str) -> dict[str, dict[str, Any]]:
+    found = _mapping(written, where, shown)
+    for stage in found:
+        if stage not in stages:
+            raise BadInput(f"{shown}: {where}.{stage}: no such stage; there are {', '.join(stages)}")
+    return {stage: _mapping(value, f"{where}.{stage}", shown) for stage, value in found.items()}
 
 
 def _mapping(value: Any, where: str, shown: str) -> dict[str, Any]:

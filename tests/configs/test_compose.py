@@ -40,6 +40,20 @@ def test_later_levels_win(recipe: str) -> None:
     assert (small.backbone.name, small.backbone.layers, small.train.precision) == ("smollm2_135m", 30, Precision.bf16)
 
 
+def test_a_scale_may_change_single_stages(tmp_path: Path) -> None:
+    written = RECIPE.replace(
+        "scales:\n  tiny: {", "scales:\n  tiny: {stages: {pretrain: {train.steps: 5, backbone: tiny_experts}}, "
+    )
+    recipe = write_recipe(tmp_path / "example", written)
+    tiny = compose_stage(recipe, "tiny", "pretrain", [])
+    assert (tiny.train.steps, tiny.optimizer.lr, tiny.backbone.name) == (5, 1e-3, "tiny_experts")
+    assert compose_stage(recipe, "tiny", "pretrain", ["train.steps=40"]).train.steps == 40
+    assert compose_stage(recipe, "tiny", "align", []).train.steps == 20
+    assert compose_stage(recipe, "small", "pretrain", []).train.steps == 30
+    unknown = write_recipe(tmp_path / "unknown", written.replace("{pretrain: {train.steps: 5", "{sft: {train.steps: 5"))
+    assert "scales.tiny.stages.sft: no such stage; there are pretrain, align" in refusal(unknown, "tiny", "align", [])
+
+
 def test_choices_and_values_of_a_group(recipe: str) -> None:
     config = compose_stage(recipe, "tiny", "align", ["backbone.layers=2", "backbone=smollm2_135m", "parallel=tp2"])
     assert (config.backbone.name, config.backbone.layers, config.parallel.tensor) == ("smollm2_135m", 2, 2)

@@ -19,6 +19,7 @@ from checkpoints.formats.native import NativeReader
 from checkpoints.layout import TENSORS
 from checkpoints.manifest import MODEL_PREFIX, TensorRecord, read_manifest
 from checkpoints.slices import Slice, slices
+from checkpoints.strips import Strips
 from configs.parameter_names import LORA_A, LORA_B, is_lora
 from configs.schema import LoraConfig
 from runtime.exits import BadInput, StoppedEarly
@@ -59,6 +60,9 @@ class MergedReader(NativeReader):
         module = name.removesuffix("weight")
         a, b = (super(MergedReader, self).read(module + leaf, layer).float() for leaf in (LORA_A, LORA_B))
         return (weight.float() + self._scale * (b @ a)).to(weight.dtype)
+
+    def strips(self, name: str, layer: int | None = None) -> Strips:
+        return Strips.of(self.read(name, layer)) if name in self._updated else super().strips(name, layer)
 
 
 def merge(native: Path, out: Path, stop: object = None) -> Path:

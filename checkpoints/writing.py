@@ -15,8 +15,10 @@ import xxhash
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.storage import WriteResult
 
+from checkpoints.archive import frame_of
 from checkpoints.manifest import FileRecord
 from checkpoints.pieces import Piece
+from checkpoints.strips import Strips
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,20 @@ def write_tensor(file: HashedFile, tensor: torch.Tensor) -> None:
         torch.save(tensor, cast(IO[bytes], file))
     except RuntimeError as error:  # Torch's archive writer hides what the disk said behind its own error
         raise file.error or error from error
+
+
+def write_strips(file: HashedFile, strips: Strips, leading: tuple[int, ...] = ()) -> None:
+    """Append a tensor, byte for byte as `torch.save` writes it, with axes of length 1 `leading` its own. Raises OSError
+    where the disk fails."""
+    shape = (*leading, *strips.shape)
+    if not strips.nbytes:
+        write_tensor(file, torch.empty(shape, dtype=strips.dtype))
+        return
+    frame = frame_of(shape, strips.dtype)
+    file.write(frame.before)
+    for block in strips.blocks():
+        file.write(block.data)
+    file.write(frame.after)
 
 
 class HashedFile:

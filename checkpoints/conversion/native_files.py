@@ -23,13 +23,15 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.storage import WriteResult
 
 from checkpoints.card import Row
+from checkpoints.card_rows import entry_of
 from checkpoints.conversion.job import Item, Slab
 from checkpoints.conversion.journal import Done, Place
 from checkpoints.conversion.opened import Conversion
 from checkpoints.conversion.shards import Box, boxes
 from checkpoints.layout import TENSORS
 from checkpoints.manifest import MODEL_PREFIX
-from checkpoints.writing import ALIGNED, HashedFile, write_tensor
+from checkpoints.strips import Strips
+from checkpoints.writing import ALIGNED, HashedFile, write_strips
 
 
 def write_item(conversion: Conversion, item: Item, tick: Callable[[int], None]) -> Done:
@@ -49,8 +51,8 @@ def write_item(conversion: Conversion, item: Item, tick: Callable[[int], None]) 
             made = conversion.make(slab)
             for rank, mine in enumerate(of_ranks):
                 name = _name(topology.rank(rank, item.stage), item.ordinal)
-                places += [_write(files[rank], name, slab, box, made.tensor) for box in mine]
-            rows.append(made.row((made.entry(slab.rule.native, made.tensor, slab.place),)))
+                places += [_write(files[rank], name, slab, box, made.held) for box in mine]
+            rows.append(made.row((entry_of(slab.rule.native, made.held, slab.place, made.known(made.held)),)))
             del made  # before the next one is made
             tick(slab.nbytes)
         records = {_name(topology.rank(rank, item.stage), item.ordinal): file.finish() for rank, file in files.items()}
@@ -61,19 +63,19 @@ def _name(rank: int, ordinal: int) -> str:
     return f"__{rank}_{ordinal}.distcp"
 
 
-def _write(file: HashedFile, name: str, slab: Slab, box: Box, tensor: torch.Tensor) -> Place:
+def _write(file: HashedFile, name: str, slab: Slab, box: Box, tensor: Strips) -> Place:
     file.write(bytes(-file.size % ALIGNED))
     begin = file.size
-    piece = tensor[tuple(slice(start, start + size) for start, size in zip(box.offsets, box.sizes, strict=True))]
-    write_tensor(file, _alone(piece, (1,) * (slab.layer is not None)))
-    offsets, sizes = (*slab.place, *box.offsets), ((1,) * (slab.layer is not None) + box.sizes)
-    return Place(MODEL_PREFIX + slab.rule.native, offsets, sizes, name, begin, file.size - begin)
-
-
-def _alone(piece: torch.Tensor, leading: tuple[int, ...]) -> torch.Tensor:
-    """The piece with a storage of its own bytes alone: the same memory where it is one run, else a copy."""
-    flat = piece.contiguous().view(-1).view(torch.uint8)
-    return torch.from_numpy(flat.numpy()).view(piece.dtype).view(*leading, *piece.shape)
+    leading = (1,) * (slab.layer is not None)
+    write_strips(file, tensor.box(box.offsets, box.sizes), leading)
+    return Place(
+        MODEL_PREFIX + slab.rule.native,
+        (*slab.place, *box.offsets),
+        leading + box.sizes,
+        name,
+        begin,
+        file.size - begin,
+    )
 
 
 def write_index(folder: Path, slabs: Iterable[Slab], layers: int, done: Iterable[Done]) -> Metadata:

@@ -53,13 +53,11 @@ def check(job: Job, number: int, tick: Callable[[int], None] = report_done) -> R
         target = HuggingFaceSlabs(job.folder, job.backbone)
     found = RoundTrip(0, 0)
     for slab, row in zip(conversion.items[number].slabs, read_done(job.folder, number).rows, strict=True):
-        whole, parts = target.read(slab.rule, slab.layer)
-        if not split:
-            apart = [whole]
-        elif target.split:
-            apart = [part.tensor for part in parts]
-        else:
-            apart = list(slab.rule.layout.split(whole, job.backbone))
+        apart = [part.held for part in target.read(slab.rule, slab.layer)]
+        if target.split and not split:
+            apart = [conversion.layouts.fuse(slab.rule.layout, apart)]
+        elif split and not target.split:
+            apart = conversion.layouts.split(slab.rule.layout, apart[0])
         found = RoundTrip.merged([found, compare(row, apart)])
         tick(slab.nbytes)
     return found

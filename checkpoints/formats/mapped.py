@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 import torch
-from torch.distributed.checkpoint.filesystem import _StorageInfo
 
 from checkpoints.archive import frame_of
+from checkpoints.index import StorageInfo
 from checkpoints.safety import size_of
 from checkpoints.torch_file import load_tensor
 from runtime.exits import BadInput
@@ -30,7 +30,7 @@ class MappedFiles:
         """Unmap the files: their pages no longer count as this process's memory."""
         self._files.clear()
 
-    def tensor(self, name: str, place: _StorageInfo, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    def tensor(self, name: str, place: StorageInfo, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
         """The tensor that `torch.save` wrote at `place`. Raises BadInput where the file ends early, or what is there is
         no such tensor."""
         path = self._folder / place.relative_path

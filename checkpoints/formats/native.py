@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
 
 from checkpoints.formats.mapped import MappedFiles
+from checkpoints.index import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
 from checkpoints.metadata import read_metadata, tensor_records
 from checkpoints.strips import Strips, side_by_side
 from runtime.exits import BadInput

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from checkpoints.derived import Part, derive, sound
 from checkpoints.formats.native import NativeReader
 from checkpoints.layout import TENSORS
 from checkpoints.manifest import MODEL_PREFIX, TensorRecord, read_manifest
@@ -72,6 +71,8 @@ def merge(native: Path, out: Path, stop: object = None) -> Path:
     files and the config come along. Needs no process group. Returns `out`. Raises BadInput where `native` is damaged or
     holds no updates or the disk fails, StoppedEarly when `stop` turns true; `out` then is as it was.
     """
+    from checkpoints.derived import Part, derive, sound
+
     with sound(native) as source:
         if not updated(source.tensors):
             raise BadInput(f"{native} holds no low-rank updates to merge")

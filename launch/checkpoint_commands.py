@@ -17,7 +17,6 @@ from launch.selection import read_words
 from runtime.exits import BAD_INPUT, DONE, FAILED, STOPPED_EARLY, BadInput
 from runtime.share import Share
 from runtime.signals import stoppable
-from runtime.workers import start_ahead
 
 if TYPE_CHECKING:
     from checkpoints.card import LogitsAgreement
@@ -195,12 +194,11 @@ def _numbers(words: str) -> list[float]:
 
 def checkpoint_convert(options: Namespace) -> int:
     """A checkpoint of any format as a native one, a Hugging Face folder, or DeepSpeed's universal folder."""
-    start_ahead(["checkpoints.conversion.tasks"])  # while this process imports what it needs itself
     from checkpoints.conversion.engine import How, run
     from checkpoints.conversion.job import Target
     from checkpoints.conversion.wanted import Wanted, plan_job
-    from checkpoints.tools.opening import DTYPES, new_place
-    from checkpoints.training_state import export_universal
+    from checkpoints.dtypes import DTYPES
+    from checkpoints.tools.opening import new_place
     from configs.schema import ParallelConfig
 
     source, destination = Path(options.source), Path(options.destination)
@@ -212,6 +210,8 @@ def checkpoint_convert(options: Namespace) -> int:
     backbone = _model(options.settings).backbone if options.settings else None
     with stoppable() as stop:
         if options.to == "universal":
+            from checkpoints.training_state import export_universal
+
             print(export_universal(source, destination, stop))
             return DONE
         dtype = _dtype(options)

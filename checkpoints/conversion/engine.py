@@ -10,17 +10,22 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from checkpoints.card import LogitsAgreement, RoundTrip
 from checkpoints.conversion import finishing, safetensors_files, tasks
 from checkpoints.conversion.finishing import Beside
 from checkpoints.conversion.job import Item, Job, Target
 from checkpoints.conversion.journal import WORK, begin, begun, fingerprint, is_done, read_done
+from checkpoints.conversion.native_files import INDEX_MODULE
 from checkpoints.conversion.opened import Conversion
 from checkpoints.conversion.reading import NativeSlabs
 from checkpoints.layout import TENSORS
@@ -162,8 +167,11 @@ class _Run:
 
     def _write(self, workers: _Processes, mine: Sequence[Item]) -> None:
         work: list[Task] = [(tasks.write, (self.job, item.number)) for item in mine]
+        ahead = None
         for _ in workers.each("writing", work, sum(item.nbytes for item in mine)):
-            pass
+            if ahead is None and self.job.target is Target.native:
+                ahead = threading.Thread(target=import_module, args=(INDEX_MODULE,), daemon=True)
+                ahead.start()
 
     def _finish(self, workers: _Processes, items: Sequence[Item]) -> Path | None:
         missing = [item.number for item in items if not is_done(self.job.folder, item.number)]
@@ -198,7 +206,8 @@ class _Run:
         if count == 0:
             yield _Processes(None, self.progress, self.how.stop)
             return
-        with Workers(count, doing=DOING, option="--workers", preload=PRELOADED) as workers:
+        forked = threading.active_count() == 1 and not torch.cuda.is_initialized()  # else not safe
+        with Workers(count, doing=DOING, option="--workers", preload=PRELOADED, forked=forked) as workers:
             yield _Processes(workers, self.progress, self.how.stop)
 
 

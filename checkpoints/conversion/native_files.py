@@ -11,16 +11,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from torch.distributed.checkpoint import FileSystemWriter
-from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    TensorProperties,
-    TensorStorageMetadata,
-)
-from torch.distributed.checkpoint.storage import WriteResult
 
 from checkpoints.card import Row
 from checkpoints.card_rows import entry_of
@@ -28,10 +18,13 @@ from checkpoints.conversion.job import Item, Slab
 from checkpoints.conversion.journal import Done, Place
 from checkpoints.conversion.opened import Conversion
 from checkpoints.conversion.shards import Box, boxes
+from checkpoints.hashed_file import ALIGNED, HashedFile, write_strips
 from checkpoints.layout import TENSORS
 from checkpoints.manifest import MODEL_PREFIX
 from checkpoints.strips import Strips
-from checkpoints.writing import ALIGNED, HashedFile, write_strips
+
+INDEX_MODULE = "torch.distributed.checkpoint"
+"""What writes the index, and takes a second to import."""
 
 
 def write_item(conversion: Conversion, item: Item, tick: Callable[[int], None]) -> Done:
@@ -78,8 +71,19 @@ def _write(file: HashedFile, name: str, slab: Slab, box: Box, tensor: Strips) ->
     )
 
 
-def write_index(folder: Path, slabs: Iterable[Slab], layers: int, done: Iterable[Done]) -> Metadata:
-    """Write torch's index of all that was written; returns it."""
+def write_index(folder: Path, slabs: Iterable[Slab], layers: int, done: Iterable[Done]) -> None:
+    """Write torch's index of all that was written."""
+    from torch.distributed.checkpoint import FileSystemWriter
+    from torch.distributed.checkpoint.filesystem import _StorageInfo
+    from torch.distributed.checkpoint.metadata import (
+        ChunkStorageMetadata,
+        Metadata,
+        MetadataIndex,
+        TensorProperties,
+        TensorStorageMetadata,
+    )
+    from torch.distributed.checkpoint.storage import WriteResult
+
     stored: dict[str, TensorStorageMetadata] = {}
     for slab in slabs:
         whole = slab.shape if slab.layer is None else (layers, *slab.shape)
@@ -94,4 +98,3 @@ def write_index(folder: Path, slabs: Iterable[Slab], layers: int, done: Iterable
             results.append(WriteResult(MetadataIndex(place.name, offsets), place.length, where))
     index = Metadata(state_dict_metadata=dict(stored))
     FileSystemWriter(folder).finish(index, [results])
-    return index

@@ -8,37 +8,51 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
 import torch
 
 from checkpoints.rules import COPY, Layout
-from checkpoints.strips import Run, Strip, Strips, rows_of
+from checkpoints.strips import Run, Strips, rows_of
 from configs.schema import BackboneConfig
-
-Moves = list[list[tuple[int, Run]]]
-"""For each tensor that is made, in order: the tensor that rows are taken from, and which of its rows."""
 
 Shapes = Sequence[tuple[int, ...]]
 Transform = Callable[[list[torch.Tensor]], Sequence[torch.Tensor]]
 
 
-def moves(transform: Transform, given: Shapes, made: Shapes) -> Moves | None:
-    """How rows of tensors of the shapes `given` make those of the shapes `made`; None where `transform` does more than
-    move whole rows, each once."""
-    axes = {min(len(shape), 2) for shape in (*given, *made)}
-    if len(axes) != 1 or 0 in axes or len({shape[-1] for shape in (*given, *made)} if 2 in axes else {0}) != 1:
+@dataclass(frozen=True)
+class Moves:
+    """made: shapes of the tensors that rows are moved into. runs: for each of these, in order, the tensor that rows are
+    taken from, and which of its rows."""
+
+    made: Shapes
+    runs: Sequence[Sequence[tuple[int, Run]]]
+
+    def of(self, given: Sequence[Strips]) -> list[Strips]:
+        """The tensors that moving rows of the `given` makes."""
+        return [
+            Strips(shape, given[0].dtype, tuple(strip for part, run in runs for strip in given[part].rows([run])))
+            for shape, runs in zip(self.made, self.runs, strict=True)
+        ]
+
+
+def moves(transform: Transform, given: Shapes) -> Moves | None:
+    """How rows of tensors of the shapes `given` are moved; None where `transform` does more than move whole rows, each
+    once, into one place."""
+    vectors = all(len(shape) == 1 for shape in given)
+    if not vectors and not all(len(shape) > 1 and shape[-1] == given[0][-1] for shape in given):
         return None
-    width = 1 if axes == {1} else 2  # numbers a row; two tell whether they stay together
+    width = 1 if vectors else 2  # numbers a row; two tell whether they stay together
     ends = list(accumulate(rows_of(shape) for shape in given))
     numbered = torch.arange(ends[-1] * width)
-    parts = []
-    for shape, end in zip(given, ends, strict=True):
-        own = numbered[(end - rows_of(shape)) * width : end * width]
-        parts.append(own.view(shape if width == 1 else (*shape[:-1], width)))
+    parts = [
+        numbered[(end - rows_of(shape)) * width : end * width].view(shape if vectors else (*shape[:-1], width))
+        for shape, end in zip(given, ends, strict=True)
+    ]
     laid = [tensor.numpy() for tensor in transform(parts)]
-    if [tensor.shape for tensor in laid] != [shape if width == 1 else (*shape[:-1], width) for shape in made]:
+    if not all(tensor.ndim == 1 if vectors else tensor.ndim > 1 and tensor.shape[-1] == width for tensor in laid):
         return None
     flat = [tensor.reshape(-1, width) for tensor in laid]
     if any((tensor != tensor[:, :1] + np.arange(width)).any() or (tensor[:, 0] % width).any() for tensor in flat):
@@ -46,16 +60,8 @@ def moves(transform: Transform, given: Shapes, made: Shapes) -> Moves | None:
     rows = [tensor[:, 0] // width for tensor in flat]
     if not np.array_equal(np.sort(np.concatenate(rows)), np.arange(ends[-1])):
         return None
-    return [_runs(numbers, ends) for numbers in rows]
-
-
-def moved(found: Moves, parts: Sequence[Strips], made: Shapes) -> list[Strips]:
-    """The tensors that moving rows of `parts` makes."""
-    return [Strips(shape, parts[0].dtype, tuple(_strips(runs, parts))) for runs, shape in zip(found, made, strict=True)]
-
-
-def _strips(runs: list[tuple[int, Run]], parts: Sequence[Strips]) -> list[Strip]:
-    return [strip for part, run in runs for strip in parts[part].rows([run])]
+    made = [tensor.shape if vectors else (*tensor.shape[:-1], given[0][-1]) for tensor in laid]
+    return Moves(made, [_runs(numbers, ends) for numbers in rows])
 
 
 def _runs(numbers: np.ndarray, ends: list[int]) -> list[tuple[int, Run]]:
@@ -77,27 +83,47 @@ class Layouts:
 
     def __init__(self, backbone: BackboneConfig) -> None:
         self._backbone = backbone
-        self._known: dict[tuple[Layout, bool, tuple[tuple[int, ...], ...]], tuple[Moves | None, Shapes]] = {}
+        self._known: dict[tuple[Layout, bool, tuple[tuple[int, ...], ...]], Moves | None] = {}
 
     def fuse(self, layout: Layout, parts: Sequence[Strips]) -> Strips:
         """The native tensor of the foreign ones."""
-        return self._apply(layout, parts, lambda tensors: [layout.fuse(tensors, self._backbone)], fuse=True)[0]
+        return self._apply(layout, parts, fuse=True)[0]
 
     def split(self, layout: Layout, whole: Strips) -> list[Strips]:
         """The foreign tensors of the native one."""
-        return self._apply(layout, [whole], lambda tensors: layout.split(tensors[0], self._backbone), fuse=False)
+        return self._apply(layout, [whole], fuse=False)
 
-    def _apply(self, layout: Layout, given: Sequence[Strips], transform: Transform, *, fuse: bool) -> list[Strips]:
+    def fused(self, layout: Layout, shapes: Shapes) -> tuple[int, ...]:
+        """Shape of the native tensor of foreign ones."""
+        return self._shapes(layout, shapes, fuse=True)[0]
+
+    def parted(self, layout: Layout, shape: tuple[int, ...]) -> Shapes:
+        """Shapes of the foreign tensors of a native one."""
+        return self._shapes(layout, [shape], fuse=False)
+
+    def _apply(self, layout: Layout, given: Sequence[Strips], *, fuse: bool) -> list[Strips]:
         if layout == COPY:
             return list(given)
-        shapes = tuple(one.shape for one in given)
-        key = (layout, fuse, shapes)
-        if key not in self._known:
-            shapes_made = [
-                tuple(one.shape) for one in transform([torch.empty(shape, device="meta") for shape in shapes])
-            ]
-            self._known[key] = moves(transform, shapes, shapes_made), shapes_made
-        found, made = self._known[key]
+        found = self._moves(layout, [one.shape for one in given], fuse)
         if found is None or len({one.dtype for one in given}) > 1:
-            return [Strips.of(tensor) for tensor in transform([one.tensor() for one in given])]
-        return moved(found, given, made)
+            return [Strips.of(tensor) for tensor in self._transform(layout, fuse)([one.tensor() for one in given])]
+        return found.of(given)
+
+    def _shapes(self, layout: Layout, given: Shapes, *, fuse: bool) -> Shapes:
+        if layout == COPY:
+            return given
+        if found := self._moves(layout, given, fuse):
+            return found.made
+        made = self._transform(layout, fuse)([torch.empty(shape, device="meta") for shape in given])
+        return [tuple(tensor.shape) for tensor in made]
+
+    def _moves(self, layout: Layout, given: Shapes, fuse: bool) -> Moves | None:
+        key = (layout, fuse, tuple(given))
+        if key not in self._known:
+            self._known[key] = moves(self._transform(layout, fuse), given)
+        return self._known[key]
+
+    def _transform(self, layout: Layout, fuse: bool) -> Transform:
+        if fuse:
+            return lambda tensors: [layout.fuse(tensors, self._backbone)]
+        return lambda tensors: layout.split(tensors[0], self._backbone)

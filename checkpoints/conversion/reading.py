@@ -11,6 +11,7 @@ import torch
 
 from checkpoints.card import LeftOut
 from checkpoints.claims import check_claims
+from checkpoints.conversion.moves import Layouts
 from checkpoints.formats.huggingface import CONFIG_FILE, HuggingFaceReader
 from checkpoints.formats.source import Format, TensorSource, detect, open_source
 from checkpoints.layout import TENSORS
@@ -98,6 +99,7 @@ class HuggingFaceSlabs:
         architecture = of_config(reader.config)
         self.rules = architecture.rules(backbone)
         self._backbone = backbone
+        self._layouts = Layouts(backbone)
         self._buffers = architecture.buffers
         self._rows = self._source.config.get(architecture.vocabulary_key)
 
@@ -111,8 +113,7 @@ class HuggingFaceSlabs:
         if rule.vocabulary and self._rows is not None and found[0][0][0] != self._rows:
             name, shape = named[0]
             raise BadInput(f"{self._source.folder}: {name} has shape {list(shape)}, config.json says {self._rows} rows")
-        whole = rule.layout.fuse([torch.empty(shape, device="meta") for shape, _ in found], self._backbone)
-        return tuple(whole.shape), dtypes.pop()
+        return self._layouts.fused(rule.layout, [shape for shape, _ in found]), dtypes.pop()
 
     def read(self, rule: Rule, layer: int | None) -> list[Part]:
         return [Part(name, (), Strips.of(self._source.read(name))) for name in rule.names(layer)]
@@ -158,6 +159,7 @@ class ForeignSlabs(HuggingFaceSlabs):
         architecture = of_backbone(backbone)
         self.rules = architecture.rules(backbone)
         self._backbone = backbone
+        self._layouts = Layouts(backbone)
         self._buffers = architecture.buffers
         self._rows = None
 

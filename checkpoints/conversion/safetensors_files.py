@@ -16,11 +16,11 @@ from checkpoints.card import Row
 from checkpoints.card_rows import entry_of
 from checkpoints.conversion.job import Item, Slab
 from checkpoints.conversion.journal import Done
+from checkpoints.conversion.moves import Layouts
 from checkpoints.conversion.opened import Conversion
 from checkpoints.formats.huggingface import INDEX_FILE, WEIGHTS_FILE, write_json
 from checkpoints.formats.safetensors_file import header_of
 from checkpoints.strips import Strips
-from configs.schema import BackboneConfig
 
 UNFINISHED = ".unfinished"  # of a file's name, until the conversion is complete
 
@@ -48,19 +48,13 @@ class FilesLayout:
         return sum(spot.end - spot.begin for spot in self.spots.values())
 
 
-def tensors_of(slab: Slab, backbone: BackboneConfig) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of the architecture's tensors that a slab is taken apart into."""
-    parts = slab.rule.layout.split(torch.empty(slab.shape, device="meta"), backbone)
-    names = slab.rule.names(slab.layer)
-    return [(name, tuple(part.shape)) for name, part in zip(names, parts, strict=True)]
-
-
-def lay_out(slabs: Sequence[Slab], backbone: BackboneConfig, most: int) -> FilesLayout:
+def lay_out(slabs: Sequence[Slab], layouts: Layouts, most: int) -> FilesLayout:
     """Tensors in the slabs' order, in files of at most `most` bytes of them; in a file in the library's own order."""
     files: list[list[tuple[str, tuple[int, ...], torch.dtype]]] = [[]]
     size = 0
     for slab in slabs:
-        for name, shape in tensors_of(slab, backbone):
+        shapes = layouts.parted(slab.rule.layout, slab.shape)
+        for name, shape in zip(slab.rule.names(slab.layer), shapes, strict=True):
             nbytes = prod(shape) * slab.dtype.itemsize
             if files[-1] and size + nbytes > most:
                 files.append([])
@@ -136,7 +130,7 @@ def finish(folder: Path, layout: FilesLayout) -> None:
 @lru_cache(maxsize=1)
 def layout_of(conversion: Conversion) -> FilesLayout:
     """Of the files that a conversion writes."""
-    return lay_out(conversion.slabs, conversion.job.backbone, conversion.job.shard_bytes)
+    return lay_out(conversion.slabs, conversion.layouts, conversion.job.shard_bytes)
 
 
 def _write_at(descriptor: int, tensor: Strips, spot: Spot, known: str | None) -> str:

@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.schema import Config, NewRows, Precision
-from launch.commands import export_run
-from launch.runfolder import load_run
-from launch.selection import read_words
 from runtime.exits import BAD_INPUT, DONE, FAILED, STOPPED_EARLY, BadInput
 from runtime.share import Share
 from runtime.signals import stoppable
@@ -45,6 +42,7 @@ def checkpoint_verify(options: Namespace) -> int:
 
 
 def checkpoint_import(options: Namespace) -> int:
+    from launch.selection import read_words
     from train.weights import prepare, source
 
     config = read_words(options.settings).first()
@@ -57,6 +55,9 @@ def checkpoint_import(options: Namespace) -> int:
 
 
 def checkpoint_export(options: Namespace) -> int:
+    from launch.commands import export_run
+    from launch.runfolder import load_run
+
     print(export_run(load_run(Path(options.run_folder))))
     return DONE
 
@@ -291,6 +292,8 @@ _NEEDLESS = {
 
 def _model(settings: list[str]) -> Config:
     """A config whose backbone and parallel settings alone are wanted, so that no recipe or codec has to be named."""
+    from launch.selection import read_words  # composes configs, for which there is no need elsewhere
+
     given = {word.partition("=")[0] for word in settings}
     needless = [] if "recipe" in given else [f"{key}={name}" for key, name in _NEEDLESS.items() if key not in given]
     return read_words([*settings, *needless]).one()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from configs.schema import Config, NewRows, Precision
+from configs.schema import Config, NewRows, ParallelConfig, Precision
 from runtime.exits import BAD_INPUT, DONE, FAILED, STOPPED_EARLY, BadInput
 from runtime.share import Share
 from runtime.signals import stoppable
@@ -124,15 +124,9 @@ def checkpoint_consolidate(options: Namespace) -> int:
 
 def checkpoint_reshard(options: Namespace) -> int:
     from checkpoints.tools.reshard import reshard
-    from configs.schema import ParallelConfig
 
-    parallel = ParallelConfig(
-        tensor=options.tensor,
-        pipeline=options.pipeline,
-        virtual_pipeline=options.virtual_pipeline,
-        pipeline_layout=options.pipeline_layout,
-    )
-    print(reshard(Path(options.folder), Path(options.out), parallel, optimizer=not options.drop_optimizer))
+    optimizer = not options.drop_optimizer
+    print(reshard(Path(options.folder), Path(options.out), _parallel(options), optimizer=optimizer))
     return DONE
 
 
@@ -178,6 +172,16 @@ def checkpoint_from_deepspeed(options: Namespace) -> int:
     return DONE
 
 
+def _parallel(options: Namespace) -> ParallelConfig:
+    """The topology that files are cut for."""
+    return ParallelConfig(
+        tensor=options.tensor,
+        pipeline=options.pipeline,
+        virtual_pipeline=options.virtual_pipeline,
+        pipeline_layout=options.pipeline_layout,
+    )
+
+
 def _dtype(options: Namespace) -> Precision | None:
     return Precision(options.dtype) if options.dtype else None
 
@@ -194,13 +198,13 @@ def _numbers(words: str) -> list[float]:
 
 
 def checkpoint_convert(options: Namespace) -> int:
-    """A checkpoint of any format as a native one, a Hugging Face folder, or DeepSpeed's universal folder."""
+    """A checkpoint of any format as a native one, a Hugging Face folder, bare safetensors, or DeepSpeed's universal
+    folder."""
     from checkpoints.conversion.engine import How, run
     from checkpoints.conversion.job import Target
     from checkpoints.conversion.wanted import Wanted, plan_job
     from checkpoints.dtypes import DTYPES
     from checkpoints.tools.opening import new_place
-    from configs.schema import ParallelConfig
 
     source, destination = Path(options.source), Path(options.destination)
     share = _share(options.share)
@@ -219,12 +223,7 @@ def checkpoint_convert(options: Namespace) -> int:
         wanted = Wanted(
             target=Target(options.to) if options.to else None,
             backbone=backbone,
-            parallel=ParallelConfig(
-                tensor=options.tensor,
-                pipeline=options.pipeline,
-                virtual_pipeline=options.virtual,
-                pipeline_layout=options.layout,
-            ),
+            parallel=_parallel(options),
             dtype=DTYPES[dtype] if dtype else None,
             rows=options.rows,
             used=options.used,
@@ -261,7 +260,7 @@ def _logits(job: Job) -> Callable[[Path], LogitsAgreement]:
     from checkpoints.conversion.job import Target
     from checkpoints.conversion.reading import is_huggingface
 
-    if (job.target is Target.native) != is_huggingface(job.source):
+    if job.target is Target.safetensors or (job.target is Target.native) != is_huggingface(job.source):
         raise BadInput("--logits compares a native checkpoint with a Hugging Face folder; this conversion has not both")
     if job.target is Target.native:
         return lambda made: _agreement(made, job.source)

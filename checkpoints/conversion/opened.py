@@ -11,10 +11,19 @@ import xxhash
 
 from checkpoints.card import Entry, LeftOut, Row, RowsChange
 from checkpoints.card_rows import source_entry
-from checkpoints.conversion.job import Item, Job, Slab, in_order, items_of
+from checkpoints.conversion.job import Item, Job, Slab, Target, in_order, items_of
 from checkpoints.conversion.moves import Layouts
-from checkpoints.conversion.reading import Part, SlabSource, open_slabs
+from checkpoints.conversion.reading import (
+    ForeignSlabs,
+    HuggingFaceSlabs,
+    NativeSlabs,
+    Part,
+    SlabSource,
+    open_slabs,
+)
 from checkpoints.finite import check_finite, count_nonfinite
+from checkpoints.formats.plain_files import SafetensorsSource
+from checkpoints.formats.source import Format
 from checkpoints.manifest import MODEL_PREFIX
 from checkpoints.rules import COPY, HALVES, QKV, QKV_BLOCKS, Rule
 from checkpoints.strips import Strips
@@ -57,6 +66,16 @@ class Conversion:
         if self._source is None:
             self._source = open_slabs(self.job.source, self.job.backbone, self.job.partly)
         return self._source
+
+    @cached_property
+    def result(self) -> SlabSource:
+        """What was written, to be read once it can be (`finishing.make_readable`)."""
+        job = self.job
+        if job.target is Target.native:
+            return NativeSlabs(job.folder, job.backbone, partly=True)
+        if job.target is Target.safetensors:
+            return ForeignSlabs(SafetensorsSource(job.folder), Format.safetensors, job.backbone)
+        return HuggingFaceSlabs(job.folder, job.backbone)
 
     def release(self) -> None:
         """Let go of what was mapped of the source; where it has to be closed for that, it opens again when asked."""

@@ -298,7 +298,8 @@ def measure(work: Path, shape: Shape, named: str, workers: str, repeat: int) -> 
         shutil.rmtree(work / "copy")
         return seconds
 
-    ratios, wrong = [], []
+    ratios: list[float] = []
+    wrong: list[str] = []
     for _ in range(repeat):
         copies = copy()
         there, peak = converted(source, native, f"--tensor={TENSOR}", f"--pipeline={PIPELINE}", f"--workers={workers}")

@@ -12,7 +12,7 @@ from checkpoints.strips import Strips
 from configs.schema import BackboneConfig
 
 BACKBONE = BackboneConfig(hidden=16, heads=4, kv_heads=2, head_dim=4)
-CASES = {
+CASES: dict[str, tuple[Layout, list[tuple[int, ...]]]] = {
     "copy": (COPY, [(6, 16)]),
     "halves": (HALVES, [(6, 16), (6, 16)]),
     "qkv": (QKV, [(16, 16), (8, 16), (8, 16)]),

@@ -19,13 +19,12 @@ import torch
 
 from checkpoints.dtypes import name_of
 from checkpoints.index import (
+    TORCHS,
     BytesStorageMetadata,
     ChunkStorageMetadata,
+    MemoryFormat,
     Metadata,
     MetadataIndex,
-    StorageInfo,
-    StorageMeta,
-    TensorProperties,
     TensorStorageMetadata,
 )
 from checkpoints.manifest import TensorRecord
@@ -37,22 +36,9 @@ from runtime.exits import BadInput
 
 METADATA_FILE = ".metadata"
 
-_CHECKPOINT = "torch.distributed.checkpoint"
 _READ_AS: dict[tuple[str, str], Any] = {
-    **{
-        (f"{_CHECKPOINT}.metadata", kind.__name__): kind
-        for kind in (
-            Metadata,
-            TensorStorageMetadata,
-            BytesStorageMetadata,
-            ChunkStorageMetadata,
-            TensorProperties,
-            MetadataIndex,
-            StorageMeta,
-        )
-    },
-    (f"{_CHECKPOINT}.metadata", "_MEM_FORMAT_ENCODING"): int,  # an enumeration by number
-    (f"{_CHECKPOINT}.filesystem", "_StorageInfo"): StorageInfo,
+    **{name: kind for kind, name in TORCHS.items()},
+    TORCHS[MemoryFormat]: int,  # whatever it was
     ("torch", "Size"): torch.Size,
     ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
     ("pathlib", "PosixPath"): PurePosixPath,

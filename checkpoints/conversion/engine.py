@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from checkpoints.conversion import finishing, safetensors_files, tasks
 from checkpoints.conversion.finishing import Beside
 from checkpoints.conversion.job import Item, Job, Target
 from checkpoints.conversion.journal import WORK, begin, begun, fingerprint, is_done, read_done
-from checkpoints.conversion.native_files import INDEX_MODULE
 from checkpoints.conversion.opened import Conversion
 from checkpoints.conversion.reading import NativeSlabs
 from checkpoints.layout import TENSORS
@@ -167,11 +165,8 @@ class _Run:
 
     def _write(self, workers: _Processes, mine: Sequence[Item]) -> None:
         work: list[Task] = [(tasks.write, (self.job, item.number)) for item in mine]
-        ahead = None
         for _ in workers.each("writing", work, sum(item.nbytes for item in mine)):
-            if ahead is None and self.job.target is Target.native:
-                ahead = threading.Thread(target=import_module, args=(INDEX_MODULE,), daemon=True)
-                ahead.start()
+            pass
 
     def _finish(self, workers: _Processes, items: Sequence[Item]) -> Path | None:
         missing = [item.number for item in items if not is_done(self.job.folder, item.number)]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from checkpoints.atomic import write_bytes
 from checkpoints.card import Row
 from checkpoints.card_rows import entry_of
 from checkpoints.conversion.job import Item, Slab
@@ -19,12 +20,19 @@ from checkpoints.conversion.journal import Done, Place
 from checkpoints.conversion.opened import Conversion
 from checkpoints.conversion.shards import Box, boxes
 from checkpoints.hashed_file import ALIGNED, HashedFile, write_strips
+from checkpoints.index import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageInfo,
+    TensorProperties,
+    TensorStorageMetadata,
+    pickled,
+)
 from checkpoints.layout import TENSORS
 from checkpoints.manifest import MODEL_PREFIX
+from checkpoints.metadata import METADATA_FILE
 from checkpoints.strips import Strips
-
-INDEX_MODULE = "torch.distributed.checkpoint"
-"""What writes the index, and takes a second to import."""
 
 
 def write_item(conversion: Conversion, item: Item, tick: Callable[[int], None]) -> Done:
@@ -73,28 +81,14 @@ def _write(file: HashedFile, name: str, slab: Slab, box: Box, tensor: Strips) ->
 
 def write_index(folder: Path, slabs: Iterable[Slab], layers: int, done: Iterable[Done]) -> None:
     """Write torch's index of all that was written."""
-    from torch.distributed.checkpoint import FileSystemWriter
-    from torch.distributed.checkpoint.filesystem import _StorageInfo
-    from torch.distributed.checkpoint.metadata import (
-        ChunkStorageMetadata,
-        Metadata,
-        MetadataIndex,
-        TensorProperties,
-        TensorStorageMetadata,
-    )
-    from torch.distributed.checkpoint.storage import WriteResult
-
     stored: dict[str, TensorStorageMetadata] = {}
     for slab in slabs:
         whole = slab.shape if slab.layer is None else (layers, *slab.shape)
-        properties = TensorProperties(dtype=slab.dtype)
+        properties = TensorProperties(slab.dtype)
         stored.setdefault(MODEL_PREFIX + slab.rule.native, TensorStorageMetadata(properties, torch.Size(whole), []))
-    results = []
-    for one in done:
-        for place in one.places:
-            offsets = torch.Size(place.offsets)
-            stored[place.name].chunks.append(ChunkStorageMetadata(offsets=offsets, sizes=torch.Size(place.sizes)))
-            where = _StorageInfo(place.file, place.offset, place.length)
-            results.append(WriteResult(MetadataIndex(place.name, offsets), place.length, where))
-    index = Metadata(state_dict_metadata=dict(stored))
-    FileSystemWriter(folder).finish(index, [results])
+    places: dict[MetadataIndex, StorageInfo] = {}
+    for place in (place for one in done for place in one.places):
+        offsets = torch.Size(place.offsets)
+        stored[place.name].chunks.append(ChunkStorageMetadata(offsets, torch.Size(place.sizes)))
+        places[MetadataIndex(place.name, offsets)] = StorageInfo(place.file, place.offset, place.length)
+    write_bytes(folder / METADATA_FILE, pickled(Metadata(dict(stored), places)))

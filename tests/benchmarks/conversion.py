@@ -266,6 +266,7 @@ def main() -> None:
     parser.add_argument("--size", choices=tuple(SHAPES), default="1b")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="a folder on the disk to use")
     parser.add_argument("--repeat", type=int, default=None, help="times; three of 1b, else once")
+    parser.add_argument("--no-check", action="store_true", help="without the round trip, which is part of it else")
     parser.add_argument("--workers", default=str(len(os.sched_getaffinity(0))))
     options = parser.parse_args()
     shape = SHAPES[options.size]
@@ -277,15 +278,16 @@ def main() -> None:
         )
         return
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="conversion-") as made:
-        measure(Path(made), shape, options.size, options.workers, options.repeat or (3 if options.size == "1b" else 1))
+        how = [f"--workers={options.workers}", *(["--no-check"] if options.no_check else [])]
+        measure(Path(made), shape, options.size, how, options.repeat or (3 if options.size == "1b" else 1))
     plan_130b()
 
 
-def measure(work: Path, shape: Shape, named: str, workers: str, repeat: int) -> None:
+def measure(work: Path, shape: Shape, named: str, how: list[str], repeat: int) -> None:
     source, native, result = work / "source", work / "native", work / "result"
     size = make(source, shape)
     load = f"{os.getloadavg()[0]:.0f} waiting for {len(os.sched_getaffinity(0))} cores"
-    print(f"{named} shape: {size / 1e9:.2f} GB of random bf16, {workers} processes, {load}", flush=True)
+    print(f"{named} shape: {size / 1e9:.2f} GB of random bf16, {' '.join(how)}, {load}", flush=True)
 
     def tell(label: str, seconds: float, cpu: float, moved: int, peak: Peak | None = None) -> None:
         memory = "" if peak is None else f"{peak.own / 1e9:6.2f} GB own, {peak.mapped / 1e9:6.2f} with mapped pages"
@@ -302,11 +304,11 @@ def measure(work: Path, shape: Shape, named: str, workers: str, repeat: int) -> 
     wrong: list[str] = []
     for _ in range(repeat):
         copies = copy()
-        there, peak = converted(source, native, f"--tensor={TENSOR}", f"--pipeline={PIPELINE}", f"--workers={workers}")
+        there, peak = converted(source, native, f"--tensor={TENSOR}", f"--pipeline={PIPELINE}", *how)
         tell(f"there, TP{TENSOR} x PP{PIPELINE}", there, peak.cpu, size, peak)
         copies += copy()
         warm(native)
-        back, peak = converted(native, result, f"--workers={workers}")
+        back, peak = converted(native, result, *how)
         tell("and back", back, peak.cpu, size, peak)
         ratios.append((there + back) / copies)
         wrong += differing(source, result)

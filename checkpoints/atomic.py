@@ -55,9 +55,14 @@ def _step_aside(folder: Path) -> Path:
 
 def write_file(path: Path, text: str) -> None:
     """Write a text file in one step: temporary name, fsync, rename."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file likewise."""
     partial = partial_of(path)
-    with partial.open("w", encoding="utf-8") as stream:
-        stream.write(text)
+    with partial.open("wb") as stream:
+        stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(partial, path)

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from checkpoints.derived import Part, derive, sound
 from checkpoints.formats.native import NativeReader
 from checkpoints.layout import TENSORS
 from checkpoints.manifest import MODEL_PREFIX, TensorRecord, read_manifest
 from checkpoints.slices import Slice, slices
+from checkpoints.strips import Strips
 from configs.parameter_names import LORA_A, LORA_B, is_lora
 from configs.schema import LoraConfig
 from runtime.exits import BadInput, StoppedEarly
@@ -60,6 +60,9 @@ class MergedReader(NativeReader):
         a, b = (super(MergedReader, self).read(module + leaf, layer).float() for leaf in (LORA_A, LORA_B))
         return (weight.float() + self._scale * (b @ a)).to(weight.dtype)
 
+    def strips(self, name: str, layer: int | None = None) -> Strips:
+        return Strips.of(self.read(name, layer)) if name in self._updated else super().strips(name, layer)
+
 
 def merge(native: Path, out: Path, stop: object = None) -> Path:
     """Write the parameters of the checkpoint `native` as the checkpoint `out`, with its low-rank updates merged.
@@ -68,6 +71,8 @@ def merge(native: Path, out: Path, stop: object = None) -> Path:
     files and the config come along. Needs no process group. Returns `out`. Raises BadInput where `native` is damaged or
     holds no updates or the disk fails, StoppedEarly when `stop` turns true; `out` then is as it was.
     """
+    from checkpoints.derived import Part, derive, sound
+
     with sound(native) as source:
         if not updated(source.tensors):
             raise BadInput(f"{native} holds no low-rank updates to merge")

@@ -22,7 +22,7 @@ FORMAT = 1
 MODEL_PREFIX = "model."
 """What the native name of a model parameter starts with; optimiser state has other names."""
 
-_BLOCK = 1 << 24
+_BLOCK = 1 << 20
 _VERSIONED = ("torch", "megatron-core", "megaphone")
 
 
@@ -91,10 +91,11 @@ def record_file(path: Path) -> FileRecord:
     """Size and hash of a regular file, read in blocks. Raises BadInput where it is none."""
     digest = xxhash.xxh3_64()
     size = 0
+    block = memoryview(bytearray(_BLOCK))
     with open_regular(path) as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-            size += len(block)
+        while count := stream.readinto(block):  # type: ignore[attr-defined]
+            digest.update(block[:count])
+            size += count
     return FileRecord(size, digest.hexdigest())
 
 

@@ -1,7 +1,8 @@
 """Torch's index of a distributed checkpoint (`.metadata`), read without trusting it.
 
-Torch keeps the index as a pickle. Here it is unpickled with a closed list of names, so that a checkpoint from
-elsewhere cannot run code; whatever passes is then safe for Torch's and Megatron's own readers of the same bytes.
+Torch keeps the index as a pickle. Here it is unpickled with a closed list of names, each read as a class of ours
+(`checkpoints.index`), so that a checkpoint from elsewhere cannot run code; whatever passes is then safe for Torch's and
+Megatron's own readers of the same bytes.
 """
 
 from __future__ import annotations
@@ -11,19 +12,21 @@ import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
 from math import prod
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
 import torch
-from torch.distributed.checkpoint.metadata import (
+
+from checkpoints.dtypes import name_of
+from checkpoints.index import (
+    TORCHS,
     BytesStorageMetadata,
     ChunkStorageMetadata,
+    MemoryFormat,
     Metadata,
     MetadataIndex,
     TensorStorageMetadata,
 )
-
-from checkpoints.dtypes import name_of
 from checkpoints.manifest import TensorRecord
 from checkpoints.pickle_scan import why_refused
 from checkpoints.safety import is_plain_name, open_regular, quoted, size_of
@@ -33,32 +36,22 @@ from runtime.exits import BadInput
 
 METADATA_FILE = ".metadata"
 
-_CHECKPOINT = "torch.distributed.checkpoint"
-_ALLOWED = {
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-    ("pathlib", "PosixPath"),
-    *(
-        (f"{_CHECKPOINT}.metadata", name)
-        for name in (
-            "Metadata",
-            "TensorStorageMetadata",
-            "BytesStorageMetadata",
-            "ChunkStorageMetadata",
-            "TensorProperties",
-            "MetadataIndex",
-            "StorageMeta",
-            "_MEM_FORMAT_ENCODING",
-        )
-    ),
-    (f"{_CHECKPOINT}.filesystem", "_StorageInfo"),
+_READ_AS: dict[tuple[str, str], Any] = {
+    **{name: kind for kind, name in TORCHS.items()},
+    TORCHS[MemoryFormat]: int,  # whatever it was
+    ("torch", "Size"): torch.Size,
+    ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
+    ("pathlib", "PosixPath"): PurePosixPath,
 }
+"""All that an index may name, and what it is read as."""
 
 
 class _ClosedUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _ALLOWED or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
-            return super().find_class(module, name)
+        if (module, name) in _READ_AS:
+            return _READ_AS[module, name]
+        if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
+            return found
         raise pickle.UnpicklingError(f"{module}.{name} is not allowed here")
 
 
@@ -160,12 +153,12 @@ def _are_whole(numbers: Any) -> bool:
     return all(type(number) is int and number >= 0 for number in numbers)
 
 
-def tensor_records(index: Metadata) -> dict[str, TensorRecord]:
-    """Name, shape and dtype of every tensor, by name."""
+def tensor_records(index: Any) -> dict[str, TensorRecord]:
+    """Name, shape and dtype of every tensor, by name, of an index that was read here or that is torch's own."""
     return {
         name: TensorRecord(tuple(stored.size), name_of(stored.properties.dtype))
         for name, stored in sorted(index.state_dict_metadata.items())
-        if isinstance(stored, TensorStorageMetadata)
+        if hasattr(stored, "chunks")
     }
 
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import io
-import os
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
 
-import torch
-import xxhash
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.storage import WriteResult
 
+from checkpoints.hashed_file import ALIGNED, HashedFile, write_tensor
 from checkpoints.manifest import FileRecord
 from checkpoints.pieces import Piece
 
@@ -25,9 +22,6 @@ class Written:
 
     places: list[WriteResult]
     files: dict[str, FileRecord]
-
-
-ALIGNED = 64  # bytes: archives begin there, so that their tensors can be used as they lie in a mapped file
 
 
 class Abandoned(Exception):
@@ -61,59 +55,3 @@ def _write_piece(file: HashedFile, name: str, piece: Piece, abandon: threading.E
         write_tensor(file, piece.data.cpu())
     length = file.size - start
     return WriteResult(piece.item.index, length, _StorageInfo(name, start, length))
-
-
-def write_tensor(file: HashedFile, tensor: torch.Tensor) -> None:
-    """Append a CPU tensor as `torch.save` writes one. Raises OSError where the disk fails."""
-    if tensor.untyped_storage().nbytes() != tensor.nbytes:
-        tensor = tensor.clone()  # torch.save writes a view's whole storage
-    try:
-        torch.save(tensor, cast(IO[bytes], file))
-    except RuntimeError as error:  # Torch's archive writer hides what the disk said behind its own error
-        raise file.error or error from error
-
-
-class HashedFile:
-    """A new file that hashes what passes through, counts it, and remembers why a write failed."""
-
-    def __init__(self, path: Path) -> None:
-        self.size = 0
-        self.error: OSError | None = None
-        self._path = path
-        self._digest = xxhash.xxh3_64()
-        self._file = path.open("wb")
-
-    def __enter__(self) -> HashedFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            self._file.close()
-        except OSError as error:  # what was still buffered finds the disk full too
-            raise self._named(error) from error
-
-    def write(self, content: bytes | memoryview) -> int:
-        try:
-            self._file.write(content)
-        except OSError as error:
-            self.error = self.error or self._named(error)
-            raise self.error from error
-        self._digest.update(content)
-        length = memoryview(content).nbytes
-        self.size += length
-        return length
-
-    def flush(self) -> None:
-        """Asked for after every tensor; `finish` does it once."""
-
-    def finish(self) -> FileRecord:
-        """Put everything on disk; returns size and hash."""
-        try:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise self._named(error) from error
-        return FileRecord(self.size, self._digest.hexdigest())
-
-    def _named(self, error: OSError) -> OSError:
-        return OSError(error.errno, error.strerror, str(self._path))

@@ -10,14 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from configs.schema import Config, NewRows, Precision
-from launch.commands import export_run
-from launch.runfolder import load_run
-from launch.selection import read_words
+from configs.schema import Config, NewRows, ParallelConfig, Precision
 from runtime.exits import BAD_INPUT, DONE, FAILED, STOPPED_EARLY, BadInput
 from runtime.share import Share
 from runtime.signals import stoppable
-from runtime.workers import start_ahead
 
 if TYPE_CHECKING:
     from checkpoints.card import LogitsAgreement
@@ -46,6 +42,7 @@ def checkpoint_verify(options: Namespace) -> int:
 
 
 def checkpoint_import(options: Namespace) -> int:
+    from launch.selection import read_words
     from train.weights import prepare, source
 
     config = read_words(options.settings).first()
@@ -58,6 +55,9 @@ def checkpoint_import(options: Namespace) -> int:
 
 
 def checkpoint_export(options: Namespace) -> int:
+    from launch.commands import export_run
+    from launch.runfolder import load_run
+
     print(export_run(load_run(Path(options.run_folder))))
     return DONE
 
@@ -124,15 +124,9 @@ def checkpoint_consolidate(options: Namespace) -> int:
 
 def checkpoint_reshard(options: Namespace) -> int:
     from checkpoints.tools.reshard import reshard
-    from configs.schema import ParallelConfig
 
-    parallel = ParallelConfig(
-        tensor=options.tensor,
-        pipeline=options.pipeline,
-        virtual_pipeline=options.virtual_pipeline,
-        pipeline_layout=options.pipeline_layout,
-    )
-    print(reshard(Path(options.folder), Path(options.out), parallel, optimizer=not options.drop_optimizer))
+    optimizer = not options.drop_optimizer
+    print(reshard(Path(options.folder), Path(options.out), _parallel(options), optimizer=optimizer))
     return DONE
 
 
@@ -178,6 +172,16 @@ def checkpoint_from_deepspeed(options: Namespace) -> int:
     return DONE
 
 
+def _parallel(options: Namespace) -> ParallelConfig:
+    """The topology that files are cut for."""
+    return ParallelConfig(
+        tensor=options.tensor,
+        pipeline=options.pipeline,
+        virtual_pipeline=options.virtual_pipeline,
+        pipeline_layout=options.pipeline_layout,
+    )
+
+
 def _dtype(options: Namespace) -> Precision | None:
     return Precision(options.dtype) if options.dtype else None
 
@@ -194,14 +198,13 @@ def _numbers(words: str) -> list[float]:
 
 
 def checkpoint_convert(options: Namespace) -> int:
-    """A checkpoint of any format as a native one, a Hugging Face folder, or DeepSpeed's universal folder."""
-    start_ahead(["checkpoints.conversion.tasks"])  # while this process imports what it needs itself
+    """A checkpoint of any format as a native one, a Hugging Face folder, bare safetensors, or DeepSpeed's universal
+    folder."""
     from checkpoints.conversion.engine import How, run
     from checkpoints.conversion.job import Target
     from checkpoints.conversion.wanted import Wanted, plan_job
-    from checkpoints.tools.opening import DTYPES, new_place
-    from checkpoints.training_state import export_universal
-    from configs.schema import ParallelConfig
+    from checkpoints.dtypes import DTYPES
+    from checkpoints.tools.opening import new_place
 
     source, destination = Path(options.source), Path(options.destination)
     share = _share(options.share)
@@ -212,18 +215,15 @@ def checkpoint_convert(options: Namespace) -> int:
     backbone = _model(options.settings).backbone if options.settings else None
     with stoppable() as stop:
         if options.to == "universal":
+            from checkpoints.training_state import export_universal
+
             print(export_universal(source, destination, stop))
             return DONE
         dtype = _dtype(options)
         wanted = Wanted(
             target=Target(options.to) if options.to else None,
             backbone=backbone,
-            parallel=ParallelConfig(
-                tensor=options.tensor,
-                pipeline=options.pipeline,
-                virtual_pipeline=options.virtual,
-                pipeline_layout=options.layout,
-            ),
+            parallel=_parallel(options),
             dtype=DTYPES[dtype] if dtype else None,
             rows=options.rows,
             used=options.used,
@@ -260,7 +260,7 @@ def _logits(job: Job) -> Callable[[Path], LogitsAgreement]:
     from checkpoints.conversion.job import Target
     from checkpoints.conversion.reading import is_huggingface
 
-    if (job.target is Target.native) != is_huggingface(job.source):
+    if job.target is Target.safetensors or (job.target is Target.native) != is_huggingface(job.source):
         raise BadInput("--logits compares a native checkpoint with a Hugging Face folder; this conversion has not both")
     if job.target is Target.native:
         return lambda made: _agreement(made, job.source)
@@ -291,6 +291,8 @@ _NEEDLESS = {
 
 def _model(settings: list[str]) -> Config:
     """A config whose backbone and parallel settings alone are wanted, so that no recipe or codec has to be named."""
+    from launch.selection import read_words  # composes configs, for which there is no need elsewhere
+
     given = {word.partition("=")[0] for word in settings}
     needless = [] if "recipe" in given else [f"{key}={name}" for key, name in _NEEDLESS.items() if key not in given]
     return read_words([*settings, *needless]).one()

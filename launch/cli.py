@@ -208,12 +208,7 @@ def _checkpoint_tools(checkpoint: argparse._SubParsersAction) -> None:
     one.add_argument("--optimizer", action="store_true", help="with the optimiser's state")
     shards = _tool(checkpoint, "reshard", "its files laid out for another topology, one a rank; bits stay", dtype=False)
     shards.add_argument("folder", help=_NATIVE)
-    shards.add_argument("--tensor", type=_count, default=1, metavar="N", help="tensor-parallel size")
-    shards.add_argument("--pipeline", type=_count, default=1, metavar="N", help="pipeline-parallel size")
-    shards.add_argument("--virtual-pipeline", type=_count, metavar="N", help="model chunks a pipeline rank")
-    shards.add_argument(
-        "--pipeline-layout", metavar="LAYOUT", help="as parallel.pipeline_layout; layers evenly unless set"
-    )
+    _topology(shards)
     shards.add_argument("--drop-optimizer", action="store_true", help="weights alone")
     vocab = _tool(checkpoint, "vocab", "another vocabulary: grow, cut or pad rows, or move them to a corpus's ids")
     vocab.add_argument("folder", help=_NATIVE)
@@ -239,14 +234,13 @@ def _checkpoint_conversion(checkpoint: argparse._SubParsersAction) -> None:
     convert.add_argument("source", metavar="SOURCE", help="a folder or file; its format is found")
     convert.add_argument("destination", metavar="DESTINATION", help="where to; nothing may be there")
     convert.add_argument("settings", nargs="*", metavar="key=value", help="backbone=NAME, of a source that has no name")
-    formats = ("native", "huggingface", "universal")
-    convert.add_argument("--to", choices=formats, help="native, or Hugging Face's of a native one, unless set")
-    for name, short in (("tensor", "tensor-parallel ranks"), ("pipeline", "pipeline ranks")):
-        convert.add_argument(f"--{name}", type=_count, default=1, metavar="N", help=f"{short} to cut native files for")
-    convert.add_argument("--virtual", type=_count, metavar="N", help="model chunks a pipeline rank")
+    formats = ("native", "huggingface", "safetensors", "universal")
     convert.add_argument(
-        "--layout", metavar="TEXT", help="of the pipeline, as parallel.pipeline_layout; even unless set"
+        "--to",
+        choices=formats,
+        help="native, or Hugging Face's of a native one, unless set; safetensors: its tensors, nothing beside them",
     )
+    _topology(convert)
     convert.add_argument("--dtype", choices=("fp32", "bf16"), help="of every tensor; as they are unless set")
     convert.add_argument("--rows", type=_count, metavar="N", help="of the vocabulary; as they are unless set")
     convert.add_argument("--used", type=_count, metavar="N", help="rows to keep; those in use unless set")
@@ -257,7 +251,13 @@ def _checkpoint_conversion(checkpoint: argparse._SubParsersAction) -> None:
     )
     convert.add_argument("--workers", type=_count, metavar="N", help="processes; one a core unless set")
     convert.add_argument("--share", metavar="K/N", help="do part K of N, K from 0 on; the last one to end finishes")
-    convert.add_argument("--check", action="store_true", help="read the result again and compare every tensor")
+    convert.add_argument(
+        "--check",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="read the result again, take it apart and compare every tensor's hash with the source's: done unless left "
+        "out, which the card then says",
+    )
     convert.add_argument("--logits", action="store_true", help="compare logits with transformers', in fp32, in memory")
     convert.add_argument("--allow-nan", action="store_true", help="convert values that are NaN or infinite too")
     plan = _configured(
@@ -267,6 +267,16 @@ def _checkpoint_conversion(checkpoint: argparse._SubParsersAction) -> None:
     plan.add_argument("--dtype", default="bf16", choices=("fp32", "bf16"), help="of every tensor (bf16)")
     plan.add_argument("--full", action="store_true", help="with the name, place and shape of every piece")
     plan.add_argument("--json", action="store_true", help="all of it as JSON")
+
+
+def _topology(command: argparse.ArgumentParser) -> None:
+    """For which ranks native files are cut."""
+    command.add_argument("--tensor", type=_count, default=1, metavar="N", help="tensor-parallel size (1)")
+    command.add_argument("--pipeline", type=_count, default=1, metavar="N", help="pipeline-parallel size (1)")
+    command.add_argument("--virtual-pipeline", type=_count, metavar="N", help="model chunks a pipeline rank")
+    command.add_argument(
+        "--pipeline-layout", metavar="LAYOUT", help="as parallel.pipeline_layout; layers evenly unless set"
+    )
 
 
 def _checkpoint_deepspeed(checkpoint: argparse._SubParsersAction) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
-from multiprocessing import forkserver
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -72,12 +71,6 @@ def leave_with_parent() -> None:
         os._exit(1)
 
 
-def start_ahead(preload: Sequence[str]) -> None:
-    """Start the process that `Workers` with the same `preload` are forked from, which imports meanwhile."""
-    multiprocessing.set_forkserver_preload(list(preload))
-    forkserver.ensure_running()
-
-
 class Workers:
     """A pool of processes: `with Workers(2) as workers: workers.run("speech", tasks, total, progress, stop)`."""
 
@@ -89,14 +82,17 @@ class Workers:
         doing: str = "corpus build",
         option: str = "corpus.workers",
         preload: Sequence[str] = (),
+        forked: bool = False,
     ) -> None:
         """With `deal_gpus` each process sees one of the GPUs that this one sees, in turn, as its `cuda`. `doing` and
         `option` name the work and its number of processes to the user. Modules to `preload` are imported once, by a
-        process that all others are forked from."""
+        process that all others are forked from. `forked`: they are copies of this very process instead, which has
+        imported all that they need: only where it has one thread, for locks of others would be held for ever in a copy.
+        """
         self._processes = processes
         self._work, self._option = doing, option
-        context: Any = multiprocessing.get_context("forkserver" if preload else "spawn")
-        if preload:
+        context: Any = multiprocessing.get_context("fork" if forked else "forkserver" if preload else "spawn")
+        if preload and not forked:
             context.set_forkserver_preload(list(preload))
         self._stopping, self._done = context.Event(), context.Value("d", 0.0)
         gpus = visible_gpus(os.environ) if deal_gpus else []

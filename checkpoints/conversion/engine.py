@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from checkpoints.card import LogitsAgreement, RoundTrip
 from checkpoints.conversion import finishing, safetensors_files, tasks
@@ -198,7 +201,8 @@ class _Run:
         if count == 0:
             yield _Processes(None, self.progress, self.how.stop)
             return
-        with Workers(count, doing=DOING, option="--workers", preload=PRELOADED) as workers:
+        forked = threading.active_count() == 1 and not torch.cuda.is_initialized()  # else not safe
+        with Workers(count, doing=DOING, option="--workers", preload=PRELOADED, forked=forked) as workers:
             yield _Processes(workers, self.progress, self.how.stop)
 
 

@@ -24,10 +24,11 @@ _ITEMS = 16  # at least, where there is enough for so many: processes share them
 
 
 class Target(StrEnum):
-    """What can be written."""
+    """What can be written. safetensors: what Hugging Face's folder has of tensors, with nothing beside them."""
 
     native = "native"
     huggingface = "huggingface"
+    safetensors = "safetensors"
 
 
 @dataclass(frozen=True)

@@ -11,25 +11,28 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from torch.distributed.checkpoint import FileSystemWriter
-from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    TensorProperties,
-    TensorStorageMetadata,
-)
-from torch.distributed.checkpoint.storage import WriteResult
 
+from checkpoints.atomic import write_bytes
 from checkpoints.card import Row
+from checkpoints.card_rows import entry_of
 from checkpoints.conversion.job import Item, Slab
 from checkpoints.conversion.journal import Done, Place
 from checkpoints.conversion.opened import Conversion
 from checkpoints.conversion.shards import Box, boxes
+from checkpoints.hashed_file import ALIGNED, HashedFile, write_strips
+from checkpoints.index import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageInfo,
+    TensorProperties,
+    TensorStorageMetadata,
+    pickled,
+)
 from checkpoints.layout import TENSORS
 from checkpoints.manifest import MODEL_PREFIX
-from checkpoints.writing import ALIGNED, HashedFile, write_tensor
+from checkpoints.metadata import METADATA_FILE
+from checkpoints.strips import Strips
 
 
 def write_item(conversion: Conversion, item: Item, tick: Callable[[int], None]) -> Done:
@@ -49,8 +52,8 @@ def write_item(conversion: Conversion, item: Item, tick: Callable[[int], None]) 
             made = conversion.make(slab)
             for rank, mine in enumerate(of_ranks):
                 name = _name(topology.rank(rank, item.stage), item.ordinal)
-                places += [_write(files[rank], name, slab, box, made.tensor) for box in mine]
-            rows.append(made.row((made.entry(slab.rule.native, made.tensor, slab.place),)))
+                places += [_write(files[rank], name, slab, box, made.held) for box in mine]
+            rows.append(made.row((entry_of(slab.rule.native, made.held, slab.place, made.known(made.held)),)))
             del made  # before the next one is made
             tick(slab.nbytes)
         records = {_name(topology.rank(rank, item.stage), item.ordinal): file.finish() for rank, file in files.items()}
@@ -61,35 +64,31 @@ def _name(rank: int, ordinal: int) -> str:
     return f"__{rank}_{ordinal}.distcp"
 
 
-def _write(file: HashedFile, name: str, slab: Slab, box: Box, tensor: torch.Tensor) -> Place:
+def _write(file: HashedFile, name: str, slab: Slab, box: Box, tensor: Strips) -> Place:
     file.write(bytes(-file.size % ALIGNED))
     begin = file.size
-    piece = tensor[tuple(slice(start, start + size) for start, size in zip(box.offsets, box.sizes, strict=True))]
-    write_tensor(file, _alone(piece, (1,) * (slab.layer is not None)))
-    offsets, sizes = (*slab.place, *box.offsets), ((1,) * (slab.layer is not None) + box.sizes)
-    return Place(MODEL_PREFIX + slab.rule.native, offsets, sizes, name, begin, file.size - begin)
+    leading = (1,) * (slab.layer is not None)
+    write_strips(file, tensor.box(box.offsets, box.sizes), leading)
+    return Place(
+        MODEL_PREFIX + slab.rule.native,
+        (*slab.place, *box.offsets),
+        leading + box.sizes,
+        name,
+        begin,
+        file.size - begin,
+    )
 
 
-def _alone(piece: torch.Tensor, leading: tuple[int, ...]) -> torch.Tensor:
-    """The piece with a storage of its own bytes alone: the same memory where it is one run, else a copy."""
-    flat = piece.contiguous().view(-1).view(torch.uint8)
-    return torch.from_numpy(flat.numpy()).view(piece.dtype).view(*leading, *piece.shape)
-
-
-def write_index(folder: Path, slabs: Iterable[Slab], layers: int, done: Iterable[Done]) -> Metadata:
-    """Write torch's index of all that was written; returns it."""
+def write_index(folder: Path, slabs: Iterable[Slab], layers: int, done: Iterable[Done]) -> None:
+    """Write torch's index of all that was written."""
     stored: dict[str, TensorStorageMetadata] = {}
     for slab in slabs:
         whole = slab.shape if slab.layer is None else (layers, *slab.shape)
-        properties = TensorProperties(dtype=slab.dtype)
+        properties = TensorProperties(slab.dtype)
         stored.setdefault(MODEL_PREFIX + slab.rule.native, TensorStorageMetadata(properties, torch.Size(whole), []))
-    results = []
-    for one in done:
-        for place in one.places:
-            offsets = torch.Size(place.offsets)
-            stored[place.name].chunks.append(ChunkStorageMetadata(offsets=offsets, sizes=torch.Size(place.sizes)))
-            where = _StorageInfo(place.file, place.offset, place.length)
-            results.append(WriteResult(MetadataIndex(place.name, offsets), place.length, where))
-    index = Metadata(state_dict_metadata=dict(stored))
-    FileSystemWriter(folder).finish(index, [results])
-    return index
+    places: dict[MetadataIndex, StorageInfo] = {}
+    for place in (place for one in done for place in one.places):
+        offsets = torch.Size(place.offsets)
+        stored[place.name].chunks.append(ChunkStorageMetadata(offsets, torch.Size(place.sizes)))
+        places[MetadataIndex(place.name, offsets)] = StorageInfo(place.file, place.offset, place.length)
+    write_bytes(folder / METADATA_FILE, pickled(Metadata(dict(stored), places)))

@@ -11,6 +11,7 @@ import torch
 
 from checkpoints.card import LeftOut
 from checkpoints.claims import check_claims
+from checkpoints.conversion.moves import Layouts
 from checkpoints.formats.huggingface import CONFIG_FILE, HuggingFaceReader
 from checkpoints.formats.source import Format, TensorSource, detect, open_source
 from checkpoints.layout import TENSORS
@@ -20,6 +21,7 @@ from checkpoints.maps import of_backbone, of_config
 from checkpoints.rules import Rule, embedding_rule
 from checkpoints.shapes import check_foreign_shapes, check_native_shape
 from checkpoints.slices import numbered
+from checkpoints.strips import Strips
 from configs.schema import BackboneConfig
 from runtime.exits import BadInput
 
@@ -33,7 +35,7 @@ class Part:
 
     name: str
     place: tuple[int, ...]
-    tensor: torch.Tensor
+    held: Strips
 
 
 class SlabSource(Protocol):
@@ -47,8 +49,12 @@ class SlabSource(Protocol):
     def shape_and_dtype(self, rule: Rule, layer: int | None) -> tuple[tuple[int, ...], torch.dtype]:
         """Of a slab, without reading data."""
 
-    def read(self, rule: Rule, layer: int | None) -> tuple[torch.Tensor, list[Part]]:
-        """A slab on the CPU, perhaps a view of a mapped file, and what it was made of."""
+    def read(self, rule: Rule, layer: int | None) -> list[Part]:
+        """What a slab is made of, as it lies in mapped files."""
+
+    def release(self) -> bool:
+        """Let go of what was mapped, so that it no longer is this process's; whether this could be done without opening
+        the source again."""
 
     def left_out(self) -> list[LeftOut]:
         """Tensors that no rule claims and none needs to. Raises BadInput for those that one would have to, and for
@@ -93,6 +99,7 @@ class HuggingFaceSlabs:
         architecture = of_config(reader.config)
         self.rules = architecture.rules(backbone)
         self._backbone = backbone
+        self._layouts = Layouts(backbone)
         self._buffers = architecture.buffers
         self._rows = self._source.config.get(architecture.vocabulary_key)
 
@@ -106,12 +113,16 @@ class HuggingFaceSlabs:
         if rule.vocabulary and self._rows is not None and found[0][0][0] != self._rows:
             name, shape = named[0]
             raise BadInput(f"{self._source.folder}: {name} has shape {list(shape)}, config.json says {self._rows} rows")
-        whole = rule.layout.fuse([torch.empty(shape, device="meta") for shape, _ in found], self._backbone)
-        return tuple(whole.shape), dtypes.pop()
+        return self._layouts.fused(rule.layout, [shape for shape, _ in found]), dtypes.pop()
 
-    def read(self, rule: Rule, layer: int | None) -> tuple[torch.Tensor, list[Part]]:
-        parts = [Part(name, (), self._source.read(name)) for name in rule.names(layer)]
-        return rule.layout.fuse([part.tensor for part in parts], self._backbone), parts
+    def read(self, rule: Rule, layer: int | None) -> list[Part]:
+        return [Part(name, (), Strips.of(self._source.read(name))) for name in rule.names(layer)]
+
+    def release(self) -> bool:
+        if isinstance(self._source, HuggingFaceReader):
+            self._source.release()
+            return True
+        return False
 
     def left_out(self) -> list[LeftOut]:
         def needless(name: str) -> str | None:
@@ -148,6 +159,7 @@ class ForeignSlabs(HuggingFaceSlabs):
         architecture = of_backbone(backbone)
         self.rules = architecture.rules(backbone)
         self._backbone = backbone
+        self._layouts = Layouts(backbone)
         self._buffers = architecture.buffers
         self._rows = None
 
@@ -179,9 +191,13 @@ class NativeSlabs:
         check_native_shape(rule.native, shape, self._backbone, self._checkpoint)
         return shape, getattr(torch, held.dtype)
 
-    def read(self, rule: Rule, layer: int | None) -> tuple[torch.Tensor, list[Part]]:
-        tensor = self._reader.read(MODEL_PREFIX + rule.native, layer)
-        return tensor, [Part(rule.native, () if layer is None else (layer,), tensor)]
+    def read(self, rule: Rule, layer: int | None) -> list[Part]:
+        place = () if layer is None else (layer,)
+        return [Part(rule.native, place, self._reader.strips(MODEL_PREFIX + rule.native, layer))]
+
+    def release(self) -> bool:
+        self._reader.release()
+        return True
 
     def left_out(self) -> list[LeftOut]:
         for rule in self.rules:
@@ -211,10 +227,12 @@ class MegatronSlabs:
         check_native_shape(rule.native, shape, self._backbone, self._source.folder)
         return shape, dtype
 
-    def read(self, rule: Rule, layer: int | None) -> tuple[torch.Tensor, list[Part]]:
+    def read(self, rule: Rule, layer: int | None) -> list[Part]:
         name = numbered(rule.native, layer)
-        tensor = self._source.read(name)
-        return tensor, [Part(name, (), tensor)]
+        return [Part(name, (), Strips.of(self._source.read(name)))]
+
+    def release(self) -> bool:
+        return False
 
     def left_out(self) -> list[LeftOut]:
         claims = ((rule.native, [numbered(rule.native, layer)]) for rule, layer in _applied(self.rules, self._backbone))

@@ -10,14 +10,17 @@ from math import prod
 from pathlib import Path
 
 import torch
+import xxhash
 
 from checkpoints.card import Row
+from checkpoints.card_rows import entry_of
 from checkpoints.conversion.job import Item, Slab
 from checkpoints.conversion.journal import Done
+from checkpoints.conversion.moves import Layouts
 from checkpoints.conversion.opened import Conversion
 from checkpoints.formats.huggingface import INDEX_FILE, WEIGHTS_FILE, write_json
 from checkpoints.formats.safetensors_file import header_of
-from configs.schema import BackboneConfig
+from checkpoints.strips import Strips
 
 UNFINISHED = ".unfinished"  # of a file's name, until the conversion is complete
 
@@ -45,19 +48,13 @@ class FilesLayout:
         return sum(spot.end - spot.begin for spot in self.spots.values())
 
 
-def tensors_of(slab: Slab, backbone: BackboneConfig) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of the architecture's tensors that a slab is taken apart into."""
-    parts = slab.rule.layout.split(torch.empty(slab.shape, device="meta"), backbone)
-    names = slab.rule.names(slab.layer)
-    return [(name, tuple(part.shape)) for name, part in zip(names, parts, strict=True)]
-
-
-def lay_out(slabs: Sequence[Slab], backbone: BackboneConfig, most: int) -> FilesLayout:
+def lay_out(slabs: Sequence[Slab], layouts: Layouts, most: int) -> FilesLayout:
     """Tensors in the slabs' order, in files of at most `most` bytes of them; in a file in the library's own order."""
     files: list[list[tuple[str, tuple[int, ...], torch.dtype]]] = [[]]
     size = 0
     for slab in slabs:
-        for name, shape in tensors_of(slab, backbone):
+        shapes = layouts.parted(slab.rule.layout, slab.shape)
+        for name, shape in zip(slab.rule.names(slab.layer), shapes, strict=True):
             nbytes = prod(shape) * slab.dtype.itemsize
             if files[-1] and size + nbytes > most:
                 files.append([])
@@ -95,23 +92,22 @@ def prepare(folder: Path, layout: FilesLayout) -> None:
 def write_item(conversion: Conversion, item: Item, tick: Callable[[int], None]) -> Done:
     """Write an item's tensors where they belong, and sync them. Raises OSError where the disk fails."""
     layout = layout_of(conversion)
-    folder, backbone = conversion.job.folder, conversion.job.backbone
+    folder = conversion.job.folder
     rows: list[Row] = []
     files: dict[str, int] = {}
     try:
         for slab in item.slabs:
             made = conversion.make(slab)
-            parts = slab.rule.layout.split(made.tensor, backbone)
+            parts = conversion.layouts.split(slab.rule.layout, made.held)
             entries = []
-            for (name, _), part in zip(tensors_of(slab, backbone), parts, strict=True):
+            for name, part in zip(slab.rule.names(slab.layer), parts, strict=True):
                 spot = layout.spots[name]
                 if spot.file not in files:
                     files[spot.file] = os.open(folder / (spot.file + UNFINISHED), os.O_WRONLY)
-                whole = part.contiguous()
-                _write_at(files[spot.file], whole, spot)
-                entries.append(made.entry(name, whole))
+                known = _write_at(files[spot.file], part, spot, made.known(part))
+                entries.append(entry_of(name, part, known=known))
             rows.append(made.row(tuple(entries)))
-            del made, parts, part, whole  # before the next one is made
+            del made, parts, part  # before the next one is made
             tick(slab.nbytes)
         for descriptor in files.values():
             os.fsync(descriptor)
@@ -134,14 +130,20 @@ def finish(folder: Path, layout: FilesLayout) -> None:
 @lru_cache(maxsize=1)
 def layout_of(conversion: Conversion) -> FilesLayout:
     """Of the files that a conversion writes."""
-    return lay_out(conversion.slabs, conversion.job.backbone, conversion.job.shard_bytes)
+    return lay_out(conversion.slabs, conversion.layouts, conversion.job.shard_bytes)
 
 
-def _write_at(descriptor: int, tensor: torch.Tensor, spot: Spot) -> None:
-    content = tensor.view(-1).view(torch.uint8).numpy().data
-    if len(content) != spot.end - spot.begin:
-        raise ValueError(f"{len(content)} bytes for {spot}")
+def _write_at(descriptor: int, tensor: Strips, spot: Spot, known: str | None) -> str:
+    """Write a tensor where it belongs; returns its hash, which may be `known`."""
+    if tensor.nbytes != spot.end - spot.begin:
+        raise ValueError(f"{tensor.nbytes} bytes for {spot}")
+    digest = xxhash.xxh3_64()
     at = spot.begin
-    while content:
-        written = os.pwrite(descriptor, content, at)
-        content, at = content[written:], at + written
+    for block in tensor.blocks():
+        if known is None:
+            digest.update(block.data)
+        content = block.data
+        while content:
+            written = os.pwrite(descriptor, content, at)
+            content, at = content[written:], at + written
+    return known or digest.hexdigest()

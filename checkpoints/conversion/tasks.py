@@ -14,7 +14,6 @@ from checkpoints.conversion import native_files, safetensors_files
 from checkpoints.conversion.job import Job, Target
 from checkpoints.conversion.journal import read_done, write_done
 from checkpoints.conversion.opened import Conversion
-from checkpoints.conversion.reading import HuggingFaceSlabs, NativeSlabs, SlabSource
 from checkpoints.manifest import FileRecord, problem_of
 from runtime.exits import BadInput
 from runtime.host_memory import keep_freed_memory
@@ -44,23 +43,16 @@ def write(job: Job, number: int, tick: Callable[[int], None] = report_done) -> N
 def check(job: Job, number: int, tick: Callable[[int], None] = report_done) -> RoundTrip:
     """Read what item `number` has written, take it apart and compare it with the source's hashes."""
     conversion = _conversion(job)
-    split = conversion.source.split
-    conversion.release()
-    target: SlabSource
-    if job.target is Target.native:
-        target = NativeSlabs(job.folder, job.backbone, partly=True)
-    else:
-        target = HuggingFaceSlabs(job.folder, job.backbone)
+    split, target = conversion.source.split, conversion.result
     found = RoundTrip(0, 0)
     for slab, row in zip(conversion.items[number].slabs, read_done(job.folder, number).rows, strict=True):
-        whole, parts = target.read(slab.rule, slab.layer)
-        if not split:
-            apart = [whole]
-        elif target.split:
-            apart = [part.tensor for part in parts]
-        else:
-            apart = list(slab.rule.layout.split(whole, job.backbone))
+        apart = [part.held for part in target.read(slab.rule, slab.layer)]
+        if target.split and not split:
+            apart = [conversion.layouts.fuse(slab.rule.layout, apart)]
+        elif split and not target.split:
+            apart = conversion.layouts.split(slab.rule.layout, apart[0])
         found = RoundTrip.merged([found, compare(row, apart)])
+        target.release()
         tick(slab.nbytes)
     return found
 

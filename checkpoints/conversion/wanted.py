@@ -113,6 +113,8 @@ def _files(job: Job, kind: Format, rows: int) -> dict[str, str | Path]:
     """Files beside the tensors: those of a Hugging Face folder as they are, kept in `huggingface/` of a native
     checkpoint; config.json is written anew where it would no longer be true."""
     files: dict[str, str | Path] = {}
+    if job.target is Target.safetensors:
+        return files
     if kind is Format.huggingface:
         files = {path.name: path for path in _beside_weights(job.source)}
     elif kind is Format.native:

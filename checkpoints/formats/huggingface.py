@@ -57,6 +57,10 @@ class HuggingFaceReader:
                 raise BadInput(f"{self.folder / file}: cannot be read ({error})") from error
         return self._open[file].get_tensor(name)
 
+    def release(self) -> None:
+        """Unmap the files that were read."""
+        self._open.clear()
+
     def _place(self, name: str) -> tuple[str, StoredTensor]:
         if name not in self._located:
             raise BadInput(f"{self.folder}: has no tensor {name}")

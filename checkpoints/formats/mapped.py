@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from math import prod
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import torch
-from torch.distributed.checkpoint.filesystem import _StorageInfo
 
+from checkpoints.archive import frame_of
+from checkpoints.index import StorageInfo
 from checkpoints.safety import size_of
 from checkpoints.torch_file import load_tensor
 from runtime.exits import BadInput
@@ -28,14 +30,18 @@ class MappedFiles:
         """Unmap the files: their pages no longer count as this process's memory."""
         self._files.clear()
 
-    def tensor(self, name: str, place: _StorageInfo, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    def tensor(self, name: str, place: StorageInfo, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
         """The tensor that `torch.save` wrote at `place`. Raises BadInput where the file ends early, or what is there is
         no such tensor."""
         path = self._folder / place.relative_path
         file = self._file(place.relative_path)
         if not 0 <= place.offset <= place.offset + place.length <= len(file):
             raise BadInput(f"{path}: ends before {name} does")
-        found = _view(file[place.offset : place.offset + place.length], f"{path}: {name}")
+        region = file[place.offset : place.offset + place.length]
+        found = _plain(region, tuple(shape), dtype)
+        if found is not None:
+            return found
+        found = _view(region, f"{path}: {name}")
         if found.shape != shape or found.dtype != dtype:
             raise BadInput(
                 f"{path}: a piece of {name} is {list(found.shape)} {found.dtype}, the index says {list(shape)} {dtype}"
@@ -51,6 +57,22 @@ class MappedFiles:
                 raise BadInput(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
             self._files[name] = torch.empty(0, dtype=torch.uint8).set_(cast(torch.UntypedStorage, storage))
         return self._files[name]
+
+
+def _plain(region: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor | None:
+    """The tensor as a view, where the archive is byte for byte what is written for one of its shape and dtype: then
+    there is nothing to find out about it."""
+    nbytes = prod(shape) * dtype.itemsize
+    if not 0 < nbytes < len(region):
+        return None
+    frame = frame_of(shape, dtype)
+    begin, end = len(frame.before), len(frame.before) + nbytes
+    content = region.numpy()
+    if content[:begin].tobytes() != frame.before or content[end:].tobytes() != frame.after:
+        return None
+    if content.ctypes.data % dtype.itemsize:
+        return None
+    return region[begin:end].view(dtype).view(shape)
 
 
 def _view(region: torch.Tensor, where: str) -> torch.Tensor:

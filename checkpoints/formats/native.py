@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
 
 from checkpoints.formats.mapped import MappedFiles
+from checkpoints.index import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
 from checkpoints.metadata import read_metadata, tensor_records
+from checkpoints.strips import Strips, side_by_side
 from runtime.exits import BadInput
 
 COMMON_FILE = "common.pt"
@@ -38,15 +39,29 @@ class NativeReader:
     def read(self, name: str, layer: int | None = None) -> torch.Tensor:
         """Tensor `name`, or its `layer` without the layer axis: a view of the mapped file where one piece holds
         all of it. Raises BadInput where it is not there in full."""
-        stored = self._index.state_dict_metadata.get(name)
-        if not isinstance(stored, TensorStorageMetadata):
-            raise BadInput(f"{self.folder}: has no tensor {name}")
+        stored = self._stored(name)
         low = [0] * len(stored.size)
         high = list(stored.size)
         if layer is not None:
             low[0], high[0] = layer, layer + 1
         whole = self._range(name, stored, low, high)
         return whole if layer is None else whole[0]
+
+    def strips(self, name: str, layer: int | None = None) -> Strips:
+        """What `read` gives, as it lies in the mapped files; likewise."""
+        stored = self._stored(name)
+        tiles = []
+        for chunk in stored.chunks:
+            offsets = list(chunk.offsets)
+            if layer is None:
+                tiles.append((offsets, Strips.of(self._chunk(name, chunk))))
+            elif offsets[0] <= layer < offsets[0] + chunk.sizes[0]:
+                tiles.append((offsets[1:], Strips.of(self._chunk(name, chunk)[layer - offsets[0]])))
+        try:
+            shape = tuple(stored.size if layer is None else stored.size[1:])
+            return side_by_side(shape, stored.properties.dtype, tiles)
+        except ValueError:  # laid by another program, in more ways than one
+            return Strips.of(self.read(name, layer))
 
     def read_box(self, name: str, offsets: Sequence[int], sizes: Sequence[int]) -> torch.Tensor:
         """A box of tensor `name`, the axis of layers counted as one; likewise."""
@@ -55,6 +70,12 @@ class NativeReader:
             raise BadInput(f"{self.folder}: has no tensor {name} of {len(offsets)} axes")
         low, high = list(offsets), [offset + size for offset, size in zip(offsets, sizes, strict=True)]
         return self._range(name, stored, low, high)
+
+    def _stored(self, name: str) -> TensorStorageMetadata:
+        stored = self._index.state_dict_metadata.get(name)
+        if not isinstance(stored, TensorStorageMetadata):
+            raise BadInput(f"{self.folder}: has no tensor {name}")
+        return stored
 
     def _range(self, name: str, stored: TensorStorageMetadata, low: list[int], high: list[int]) -> torch.Tensor:
         held = self._held_in_one(name, stored, low, high)

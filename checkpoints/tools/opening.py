@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from checkpoints.derived import sound
 from checkpoints.dtypes import DTYPES, name_of
 from checkpoints.formats.native import NativeReader
 from checkpoints.formats.source import open_source
@@ -43,6 +42,8 @@ def checkpoints_of(folder: Path) -> list[Path]:
 def opened(folder: Path) -> Iterator[Opened]:
     """The checkpoint `folder`, or the newest of the run it is, undamaged and kept from being removed inside the block.
     Raises BadInput where there is none."""
+    from checkpoints.derived import sound
+
     checkpoint = checkpoints_of(folder)[-1]
     with sound(checkpoint) as manifest:
         yield Opened(checkpoint, manifest, NativeReader(checkpoint / TENSORS))

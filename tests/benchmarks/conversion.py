@@ -1,13 +1,15 @@
-"""Hugging Face -> native TP4 x PP2 -> Hugging Face against `cp` of the same bytes, and a converter that loads all.
+"""Hugging Face -> native TP4 x PP2 -> Hugging Face against `cp` of the same bytes, and a converter that loads all; and
+the dry plan of a 130B.
 
-    python tests/benchmarks/conversion.py            1B shape, 2.5 GB
+    python tests/benchmarks/conversion.py            1B shape, 2.2 GB, three times
     python tests/benchmarks/conversion.py --size 7b  7B shape, 13.5 GB; needs 45 GB of disk
 
-The weights are random bf16. Everything runs through the command line, start of Python included. The source has just
+The weights are random bf16. Everything runs through the command line, start of Python included. What is read has just
 been read, so what the page cache holds of it is warm for all; every result is synced to disk before its time is taken,
-copies too. Memory is the peak over all processes together, sampled five times a second, of anonymous and shared
-memory (Pss_Anon + Pss_Shmem): mapped pages of files are the page cache's and are told apart. The result is compared
-with the source byte by byte.
+copies too. A copy comes before each way of each repetition, since disks and neighbours change within minutes. Memory
+is the peak over all processes together, sampled five times a second, of anonymous and shared memory (Pss_Anon +
+Pss_Shmem): mapped pages of files are the page cache's and are told apart. The result is compared with the source byte
+by byte.
 """
 
 from __future__ import annotations
@@ -135,7 +137,7 @@ def warm(folder: Path) -> None:
 @dataclass
 class Peak:
     """Bytes: own memory of all processes together at its highest, and with the mapped pages of files; CPU seconds of
-    all of them, which a machine that is shared with others does not change much."""
+    all of them, which a machine that is shared with others changes less than time by the clock."""
 
     own: int = 0
     mapped: int = 0
@@ -149,25 +151,29 @@ def watched(command: Sequence[str]) -> tuple[float, Peak]:
     begun = time.perf_counter()
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     told: list[str] = []
-    spent: dict[int, float] = {}
+    before = spent()
     reader = threading.Thread(target=lambda: told.extend(process.communicate()))
     reader.start()
     while reader.is_alive():
-        own, mapped = memory_of(process.pid, spent)
+        own, mapped = memory_of(process.pid)
         peak.own, peak.mapped = max(peak.own, own), max(peak.mapped, own + mapped)
         reader.join(0.2)
     seconds = time.perf_counter() - begun
-    peak.cpu = sum(spent.values())
+    peak.cpu = spent() - before
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n" + "\n".join(told))
     return seconds, peak
 
 
-def memory_of(root: int, spent: dict[int, float]) -> tuple[int, int]:
-    """Anonymous and shared memory, and mapped pages of files, of a process and all under it, in bytes; notes in `spent`
-    the CPU seconds of each so far."""
+def spent() -> float:
+    """CPU seconds so far of all processes that were started here and have ended, and of those they waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def memory_of(root: int) -> tuple[int, int]:
+    """Anonymous and shared memory, and mapped pages of files, of a process and all under it, in bytes."""
     parents: dict[int, int] = {}
-    times: dict[int, float] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -175,13 +181,11 @@ def memory_of(root: int, spent: dict[int, float]) -> tuple[int, int]:
             except OSError:
                 continue
             parents[int(entry.name)] = int(fields[1])
-            times[int(entry.name)] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     tree = {root}
     while more := {pid for pid, parent in parents.items() if parent in tree} - tree:
         tree |= more
     own = mapped = 0
     for pid in tree:
-        spent[pid] = times.get(pid, 0.0)
         try:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
         except OSError:
@@ -194,13 +198,12 @@ def memory_of(root: int, spent: dict[int, float]) -> tuple[int, int]:
 
 def copied(source: Path, target: Path) -> tuple[float, float]:
     """Seconds of `cp` and of syncing what it wrote, and CPU seconds of it."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = spent()
     begun = time.perf_counter()
     subprocess.run(["cp", "-r", str(source), str(target)], check=True)
     sync(target)
     seconds = time.perf_counter() - begun
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return seconds, spent() - before
 
 
 def converted(source: Path, target: Path, *options: str) -> tuple[float, Peak]:
@@ -262,6 +265,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=tuple(SHAPES), default="1b")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="a folder on the disk to use")
+    parser.add_argument("--repeat", type=int, default=None, help="times; three of 1b, else once")
+    parser.add_argument("--no-check", action="store_true", help="without the round trip, which is part of it else")
     parser.add_argument("--workers", default=str(len(os.sched_getaffinity(0))))
     options = parser.parse_args()
     shape = SHAPES[options.size]
@@ -273,37 +278,45 @@ def main() -> None:
         )
         return
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="conversion-") as made:
-        measure(Path(made), shape, options.size, options.workers)
+        how = [f"--workers={options.workers}", *(["--no-check"] if options.no_check else [])]
+        measure(Path(made), shape, options.size, how, options.repeat or (3 if options.size == "1b" else 1))
+    plan_130b()
 
 
-def measure(work: Path, shape: Shape, named: str, workers: str) -> None:
+def measure(work: Path, shape: Shape, named: str, how: list[str], repeat: int) -> None:
     source, native, result = work / "source", work / "native", work / "result"
     size = make(source, shape)
     load = f"{os.getloadavg()[0]:.0f} waiting for {len(os.sched_getaffinity(0))} cores"
-    print(f"{named} shape: {size / 1e9:.2f} GB of random bf16, {workers} processes, {load}", flush=True)
+    print(f"{named} shape: {size / 1e9:.2f} GB of random bf16, {' '.join(how)}, {load}", flush=True)
 
     def tell(label: str, seconds: float, cpu: float, moved: int, peak: Peak | None = None) -> None:
         memory = "" if peak is None else f"{peak.own / 1e9:6.2f} GB own, {peak.mapped / 1e9:6.2f} with mapped pages"
         print(f"  {label:<26} {seconds:7.1f} s {moved / 1e6 / seconds:7.0f} MB/s {cpu:7.1f} s CPU {memory}", flush=True)
 
-    cp = cp_cpu = 0.0
-    for _ in range(2):
+    def copy() -> float:
         warm(source)
         seconds, cpu = copied(source, work / "copy")
-        cp, cp_cpu = cp + seconds, cp_cpu + cpu
+        tell("cp", seconds, cpu, size)
         shutil.rmtree(work / "copy")
-    tell("cp, twice", cp, cp_cpu, 2 * size)
-    warm(source)
-    there, first = converted(source, native, f"--tensor={TENSOR}", f"--pipeline={PIPELINE}", f"--workers={workers}")
-    tell(f"there, TP{TENSOR} x PP{PIPELINE}", there, first.cpu, size, first)
-    back, second = converted(native, result, f"--workers={workers}")
-    tell("and back", back, second.cpu, size, second)
-    wrong = differing(source, result)
-    beside = (result / "config.json").read_bytes() == (source / "config.json").read_bytes()
-    shutil.rmtree(native)
-    shutil.rmtree(result)
-    print(f"  both: {(there + back) / cp:.2f} times cp", flush=True)
-    print(f"  different tensors: {len(wrong)}; config.json the same: {beside}", flush=True)
+        return seconds
+
+    ratios: list[float] = []
+    wrong: list[str] = []
+    for _ in range(repeat):
+        copies = copy()
+        there, peak = converted(source, native, f"--tensor={TENSOR}", f"--pipeline={PIPELINE}", *how)
+        tell(f"there, TP{TENSOR} x PP{PIPELINE}", there, peak.cpu, size, peak)
+        copies += copy()
+        warm(native)
+        back, peak = converted(native, result, *how)
+        tell("and back", back, peak.cpu, size, peak)
+        ratios.append((there + back) / copies)
+        wrong += differing(source, result)
+        if (result / "config.json").read_bytes() != (source / "config.json").read_bytes():
+            wrong.append("config.json")
+        shutil.rmtree(native)
+        shutil.rmtree(result)
+    print(f"  both: {', '.join(f'{ratio:.2f}' for ratio in ratios)} times cp; different: {len(wrong)}", flush=True)
     if available() > 3.5 * size:
         script = [sys.executable, "-c", NAIVE, str(source), str(native), str(result), str(TENSOR), str(PIPELINE)]
         warm(source)
@@ -313,8 +326,15 @@ def measure(work: Path, shape: Shape, named: str, workers: str) -> None:
         tell("loading everything, both", seconds + time.perf_counter() - begun, peak.cpu, 2 * size, peak)
     else:
         print("  no room in memory for the converter that loads everything")
-    if wrong or not beside:
-        raise SystemExit(1)
+    if wrong:
+        raise SystemExit(f"not the same: {', '.join(wrong[:3])}")
+
+
+def plan_130b() -> None:
+    """Time and memory of planning Step-Audio-Chat's backbone, every piece of every rank."""
+    settings = ["backbone=step_audio_chat_130b", "parallel.tensor=8", "parallel.pipeline=8", "--rows=74752"]
+    seconds, peak = watched([sys.executable, "-m", "launch.cli", "checkpoint", "plan", *settings])
+    print(f"dry plan of the 130B at TP8 x PP8: {seconds:.1f} s, {peak.cpu:.1f} s CPU, {peak.own / 1e9:.2f} GB own")
 
 
 def available() -> int:

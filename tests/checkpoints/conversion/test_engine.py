@@ -181,6 +181,23 @@ def test_a_stop_keeps_what_is_done(source: Path, tmp_path: Path, target: Target)
     assert verify(out) == [] or target is Target.huggingface
 
 
+def test_bare_safetensors_of_any_source(source: Path, tmp_path: Path) -> None:
+    """Of a Hugging Face folder and of a native one, and taken back from there."""
+    native = convert(source, tmp_path / "native", parallel=TOPOLOGY)
+    assert native is not None
+    expected = tensors(source)
+    for number, given in enumerate((source, native)):
+        bare = convert(given, tmp_path / str(number), How(check=True), target=Target.safetensors)
+        assert bare is not None and read_card(bare).verdict.startswith("equal")
+        assert {path.name for path in bare.iterdir()} == {"model.safetensors", "card.json", "card.md"}
+        found = tensors(bare)
+        assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    again = convert(bare, tmp_path / "again", backbone=backbone(tied_embeddings=False), parallel=TOPOLOGY)
+    assert again is not None
+    a, b = NativeReader(native / TENSORS), NativeReader(again / TENSORS)
+    assert all(torch.equal(a.read(name), b.read(name)) for name in a.tensors)
+
+
 @pytest.mark.usefixtures("small_items")
 def test_a_source_that_changed_meanwhile_is_refused(source: Path, tmp_path: Path) -> None:
     with pytest.raises(StoppedEarly):

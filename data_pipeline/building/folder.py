@@ -24,7 +24,7 @@ from data_pipeline.sources.speech import open_speech_source
 from data_pipeline.speech import gives_codes, voice_identity
 from data_pipeline.text_tokenizer import tokenizer_identity
 
-BUILD_FORMAT = 3  # raised when the same settings come to give other bytes
+BUILD_FORMAT = 4  # raised when the same settings come to give other bytes
 
 # Settings of a corpus that do not change what is in it.
 _NOT_CONTENT = {"folder", "workers", "task", "tasks", "damaged_share"}

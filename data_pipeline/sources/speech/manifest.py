@@ -32,6 +32,7 @@ def jsonl(
     speaker: str = "speaker",
     language: str = "lang",
     channel: str = "channel",
+    style: str = "style",
     id: str = "id",
     split_column: str = "split",
     audio_folder: str | None = None,
@@ -40,11 +41,12 @@ def jsonl(
 
     Only `audio` has to be there. Times are seconds; a `duration` without `offset` is that of the file, and `end` counts
     where `duration` is absent. `channel` counts from 0; lines without one are of all channels mixed, or of the first
-    where others of the same file say theirs. `id` is what keys are made of, else the file's name and the line's number.
+    where others of the same file say theirs. `style` is how it is said, such as RAP. `id` is what keys are made of,
+    else the file's name and the line's number.
     Paths are relative to `audio_folder`, else to the manifest. A line without a `text` key is cut by voice activity,
     if it has no times either. `split` keeps the lines whose `split_column` says so.
     """
-    columns = _Columns(audio, text, offset, duration, end, speaker, language, channel, id, split_column)
+    columns = _Columns(audio, text, offset, duration, end, speaker, language, channel, style, id, split_column)
     return _recordings(path, read_json_lines(path), columns, split, audio_folder)
 
 
@@ -60,20 +62,21 @@ def tsv(
     speaker: str = "speaker",
     language: str = "lang",
     channel: str = "channel",
+    style: str = "style",
     id: str = "id",
     split_column: str = "split",
     audio_folder: str | None = None,
     delimiter: str = "\t",
 ) -> Iterator[Recording]:
     """The rows of a table whose first line names its columns, as `jsonl` reads lines. `delimiter` may be a comma."""
-    columns = _Columns(audio, text, offset, duration, end, speaker, language, channel, id, split_column)
+    columns = _Columns(audio, text, offset, duration, end, speaker, language, channel, style, id, split_column)
     return _recordings(path, read_table(path, delimiter), columns, split, audio_folder)
 
 
 class _Columns:
     def __init__(self, *names: str) -> None:
         (self.audio, self.text, self.offset, self.duration, self.end,
-         self.speaker, self.language, self.channel, self.id, self.split) = names  # fmt: skip
+         self.speaker, self.language, self.channel, self.style, self.id, self.split) = names  # fmt: skip
 
 
 def _recordings(
@@ -116,4 +119,5 @@ def _segment(row: dict[str, Any], columns: _Columns, unnamed: int, where: str) -
         speaker=text_in(row, columns.speaker),
         language=text_in(row, columns.language),
         channel=unnamed if channel is None else int(channel),
+        style=text_in(row, columns.style),
     )

@@ -24,8 +24,8 @@ class Utterance:
     maps an encoder's name to float16 of shape [frames, width]. `duration` is in seconds, 0 for text that was not
     spoken. `recording`, `start` (seconds) and `channel` say what it was cut from, `role` who speaks in a chat (system,
     human or assistant), `style` how it is said where its source tells, such as RAP. `quality` holds what was measured,
-    by column. Utterances of one `document` stand next to each other, in order, in one shard; those of a conversation are
-    its turns, or parts of them, spoken or written.
+    by column. Utterances of one `document` stand next to each other, in order, in one shard; those of a conversation
+    are its turns, or parts of them, spoken or written.
     """
 
     key: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 
@@ -35,7 +35,7 @@ def recorded(parts: Parts, planned: PlannedShard, left_out: LeftOut) -> Iterator
     for _, document in groupby(planned.recordings, key=lambda recording: recording.document or recording.key):
         recordings = list(document)
         if any(segment.role for recording in recordings for segment in recording.segments):
-            found = _conversation(parts, recordings, left_out)
+            found: Iterable[Piece] = _conversation(parts, recordings, left_out)
         else:
             found = (piece for recording in recordings for piece in _of_recording(parts, recording, left_out))
         for piece in found:

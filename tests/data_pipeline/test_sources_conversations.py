@@ -154,7 +154,7 @@ def test_conversations_become_a_corpus_and_broken_ones_are_left_out_whole(tmp_pa
         "five": ["human", "assistant"],
     }
     counts = {kind: held["count"] for kind, held in corpus.left_out.items()}
-    assert counts == {"decode": 1, "role": 1, "incomplete": 2}
+    assert counts == {"truncated": 1, "role": 1, "incomplete": 2}
     assert "line 3: message 1 has the role 'narrator'" in corpus.left_out["role"]["examples"][0]
     assert corpus.left_out["incomplete"]["examples"] == ["two"]
 

@@ -35,7 +35,7 @@ from train.journal import Journal
 from train.models.attention.kernels import check_kernel
 from train.models.routing import added
 from train.models.speech_lm import check_layouts
-from train.objectives.pretrain import NextToken, told_apart
+from train.objectives.pretrain import NextToken, check_objective, told_apart
 from train.observe.observer import Observer
 from train.observe.phases import CHECKPOINT, INCIDENT, VALIDATION
 from train.progress import Feeding, Progress, Tally
@@ -76,6 +76,7 @@ def _joined(config: Config, stop: StopFlag) -> Iterator[Stage]:
     check_architecture(config)
     layouts = layouts_of(config.mixture.sources)
     check_layouts(layouts)
+    check_objective(config.stage.objective, layouts)
     check_kernel(config)
     corpus = Corpus.open(corpus_folder(config))
     objective = NextToken(corpus.vocabulary.modalities, config.loss, told_apart(tuple(layouts)))

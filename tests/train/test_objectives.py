@@ -11,9 +11,10 @@ import torch
 from configs.schema import LossConfig, OptimizerConfig, Schedule
 from data_pipeline.batch import Batch
 from data_pipeline.chunks import chunk_of
+from data_pipeline.layouts import find_layout
 from runtime.exits import BadInput
 from train.models.heads.terms import Losses
-from train.objectives.pretrain import NextToken, told_apart
+from train.objectives.pretrain import NextToken, check_objective, told_apart
 from train.schedule import learning_rate
 
 
@@ -77,6 +78,14 @@ def test_losses_of_text_and_audio_are_told_apart_by_source() -> None:
 def test_one_source_alone_is_not_told_apart() -> None:
     assert told_apart(("text",)) == () and told_apart(("asr", "tts")) == ("asr", "tts")
     assert told_apart(tuple(map(str, range(300)))) == ()
+
+
+def test_fine_tuning_wants_a_layout_of_chats() -> None:
+    chat, text = find_layout("chat", {}), find_layout("text", {})
+    check_objective("sft", {"a": text, "b": chat})
+    check_objective("pretrain", {"a": text})
+    with pytest.raises(BadInput, match=r"objective=sft: no source of the mixture has a layout of chats .*, only text;"):
+        check_objective("sft", {"a": text, "b": text})
 
 
 def test_modality_weights_make_a_weighted_mean_and_leave_the_reports_alone() -> None:

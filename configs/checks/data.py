@@ -7,6 +7,8 @@ import math
 from configs.schema import Config, CorpusConfig, CutConfig, SourceConfig
 from runtime.exits import BadInput
 
+ROLES = ("system", "human", "assistant")
+
 
 def check_mixture(config: Config) -> None:
     if not config.mixture.sources:
@@ -49,6 +51,11 @@ def check_making(corpus: CorpusConfig) -> None:
     check_cut(corpus.cut, "corpus.cut")
     if len(set(corpus.specials)) < len(corpus.specials) or not all(corpus.specials):
         raise BadInput(f"corpus.specials={corpus.specials}: has a token twice, or an empty one")
+    for role in corpus.spoken_roles:
+        if role not in ROLES:
+            raise BadInput(f"corpus.spoken_roles={corpus.spoken_roles}: {role} is not one of {', '.join(ROLES)}")
+    if corpus.spoken_roles and not corpus.voice.startswith("piper:"):
+        raise BadInput(f"corpus.spoken_roles wants a voice that gives sound, and corpus.voice={corpus.voice} is none")
     synthesis = corpus.synthesis
     for key in ("temperature", "seconds_per_character", "batch"):
         if not getattr(synthesis, key) > 0:

@@ -12,7 +12,7 @@ from data_pipeline.audio import SAMPLE_RATE, resample
 from data_pipeline.building.cutting import cut_long
 from data_pipeline.building.left_out import LeftOut
 from data_pipeline.building.parts import Parts
-from data_pipeline.building.pieces import Piece, sound_of, written
+from data_pipeline.building.pieces import Piece, seed_of_piece, sound_of, written
 from data_pipeline.plan import PlannedShard
 from data_pipeline.sources.recording import Recording, Segment, UnreadableAudio
 from data_pipeline.sources.speech.places import Written
@@ -57,8 +57,7 @@ def _conversation(parts: Parts, turns: Sequence[Recording], left_out: LeftOut) -
 
 def _of_recording(parts: Parts, recording: Recording, left_out: LeftOut) -> Iterator[Piece]:
     if isinstance(recording.audio, Written):
-        for segment in recording.segments:
-            yield written(replace(_described(parts, recording, segment), key=f"{recording.key}-0000"))
+        yield from _written(parts, recording, left_out)
         return
     try:
         segments = recording.segments or parts.cut(recording)
@@ -74,6 +73,26 @@ def _of_recording(parts: Parts, recording: Recording, left_out: LeftOut) -> Iter
                 key = f"{recording.key}-{number:04d}"
                 number += 1
                 yield replace(piece, utterance=replace(piece.utterance, key=key))
+
+
+def _written(parts: Parts, recording: Recording, left_out: LeftOut) -> Iterator[Piece]:
+    """A turn that was written: as it is, or said by the corpus's voice."""
+    corpus = parts.config.corpus
+    (segment,) = recording.segments
+    turn = replace(_described(parts, recording, segment), key=f"{recording.key}-0000")
+    if turn.role not in corpus.spoken_roles:
+        yield written(turn)
+        return
+    said = parts.voice.speak(turn.text, seed_of_piece(corpus.seed, turn.key))
+    if said is None:
+        left_out.add("alignment", turn.key)
+    elif len(said.wave) > corpus.longest_seconds * SAMPLE_RATE:
+        left_out.add("too_long", turn.key)
+    else:
+        flac, wave = sound_of(said.wave, SAMPLE_RATE)
+        licence = f"text {turn.licence}, voice {parts.voice.licence}"
+        spoken = replace(turn, speaker=parts.voice.speaker, duration=len(wave) / SAMPLE_RATE, words=said.words)
+        yield Piece(replace(spoken, licence=licence), flac, wave, said.wave, SAMPLE_RATE)
 
 
 def windows(segments: Sequence[Segment]) -> Iterator[list[Segment]]:

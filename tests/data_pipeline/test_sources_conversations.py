@@ -172,6 +172,25 @@ def test_conversations_become_a_corpus_and_broken_ones_are_left_out_whole(tmp_pa
     assert corpus.totals["train"]["spoken_documents"] == 2 and corpus.totals["train"]["documents"] == 3
 
 
+def test_written_turns_are_said_by_the_voice(tmp_path: Path) -> None:
+    """Those of the roles that are asked for, with word times; the rest stays written."""
+    config = small_config(new_cache(tmp_path / "cache"))
+    config.corpus.spoken_roles = ["human"]
+    texts = "In the beginning was a word.", "And it went out over many waters, slowly."
+    lines = [
+        talk(str(number), ("system", "Be kind.", ""), ("human", text, ""), ("assistant", "I see.", ""))
+        for number, text in enumerate(texts)
+    ]
+    corpus, _ = corpus_of(tmp_path, lines, config)
+    for number, turns in documents(corpus).items():
+        (system, _), (human, flac), (assistant, _) = turns
+        assert not system.spoken and not assistant.spoken and flac is not None
+        assert human.codes.keys() == {"linguistic", "semantic"} and human.text == texts[int(number)]
+        assert human.speaker and human.duration == pytest.approx(len(decode_flac(flac)) / 16_000)
+        assert [word.text for word in human.words] == human.text.split()
+        assert human.licence.startswith("text CC0-1.0, voice ")
+
+
 @pytest.mark.skipif(not PROMPTS.is_dir(), reason="Debian's asterisk-core-sounds-en-g722 is not installed")
 def test_conversations_of_human_speech(tmp_path: Path) -> None:
     """A recorded human voice asks and answers."""

@@ -5,7 +5,8 @@
         {"role": "human", "text": "What day is it?", "audio": "7/question.wav", "speaker": "anna"},
         {"role": "assistant", "text": "It is Monday.", "audio": "7/answer.wav", "style": "happy"}]}
 
-A conversation becomes one document, and each turn an utterance of it, with codes where it has sound.
+A conversation becomes one document, and each turn an utterance of it, with codes where it has sound. The corpus's voice
+says what was written by the roles in `corpus.spoken_roles`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 
-from data_pipeline.layouts import find_layout
+from configs.compose import compose_stage
+from data_pipeline.layouts import find_layout, layouts_of, wanted_specials
 from data_pipeline.utterance import Utterance
 from data_pipeline.vocabulary import Vocabulary
 from tests.data_pipeline.layout_material import GROUPED, lay, said, speak, step_audio
@@ -190,3 +191,22 @@ def test_recognition_as_a_chat() -> None:
     heard = [replace(utterance, codes={}, features=vectors)]
     (sample,) = lay("asr_dialogue", heard, GROUPED, encoder="whisper", stride=4)
     assert said(sample, GROUPED)[2] == -8 and not find_layout("asr_dialogue", {"encoder": "whisper"}).spoken
+
+
+# --- mixtures of ours -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["step_audio_sft_tts", "step_audio_sft_chat"])
+def test_the_mixtures_of_step_audio_s_fine_tuning_lay_conversations(name: str) -> None:
+    """Every source makes a sample of a spoken conversation, with loss on a part of it only: the answer."""
+    sources = compose_stage("quickstart", "tiny", None, [f"mixture={name}"]).mixture.sources
+    layouts = layouts_of(sources)
+    assert wanted_specials(layouts.values()) == ("<|BOT|>", "<|EOT|>")
+    conversation = [
+        spoken(str(number), "in the beginning was a word", role=("human", "assistant")[number % 2])
+        for number in range(4)
+    ]
+    for layout in layouts.values():
+        layout.check(GROUPED)
+        samples = layout(conversation, GROUPED, RNG)
+        assert samples and all(0 < np.count_nonzero(sample.loss_weight) < len(sample) / 2 for sample in samples)

@@ -7,8 +7,6 @@ import math
 from configs.schema import Config, CorpusConfig, CutConfig, SourceConfig
 from runtime.exits import BadInput
 
-ROLES = ("system", "human", "assistant")
-
 
 def check_mixture(config: Config) -> None:
     if not config.mixture.sources:
@@ -45,6 +43,9 @@ def check_cut(cut: CutConfig, where: str) -> None:
         raise BadInput(f"{where}.longest={cut.longest}: has to be at least 1 s and 4 x padding")
     if cut.channels not in ("mix", "each"):
         raise BadInput(f"{where}.channels={cut.channels}: not one of mix, each")
+
+
+ROLES = ("system", "human", "assistant")  # in conversations
 
 
 def check_making(corpus: CorpusConfig) -> None:

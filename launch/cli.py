@@ -107,6 +107,18 @@ def _parser() -> argparse.ArgumentParser:
     _checkpoint_deepspeed(checkpoint)
 
     _configured(commands, "evaluate", "validation losses of a stage's newest checkpoint")
+    transcribe = _command(
+        commands, "transcribe", "what a trained model hears in sound files or in a corpus", "generate_text"
+    )
+    transcribe.add_argument("run_folder", help="a run folder with an export, such as runs/quickstart")
+    transcribe.add_argument("sounds", nargs="*", metavar="FILE", help="sound files; long ones are cut at pauses")
+    transcribe.add_argument("--corpus", metavar="FOLDER", help="instead of files: a corpus of the same vocabulary")
+    transcribe.add_argument("--split", default="valid", choices=("train", "valid"))
+    transcribe.add_argument("--limit", type=_count, default=200, metavar="N", help="utterances of the corpus (200)")
+    transcribe.add_argument("--batch", type=_count, default=8, metavar="N", help="utterances together (8)")
+    transcribe.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:<n>; cuda if there unless set")
+    transcribe.add_argument("--bf16", action="store_true", help="compute in bfloat16, else in fp32")
+    transcribe.add_argument("--json", metavar="FILE", help="write texts and error rates to a file too")
     report = _command(commands, "report", "write report.html of a run", "report")
     report.add_argument("run_folder", help="a run folder, such as runs/quickstart")
     return parser
@@ -121,7 +133,7 @@ def _command(commands: argparse._SubParsersAction, name: str, help_text: str, fu
     parser = commands.add_parser(name, help=help_text, description=help_text)
     group = function.partition("_")[0]
     parser.set_defaults(
-        module=f"{group}_commands" if group in ("data", "checkpoint") else "commands", function=function
+        module=f"{group}_commands" if group in ("data", "checkpoint", "generate") else "commands", function=function
     )
     return parser
 

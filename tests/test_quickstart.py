@@ -93,3 +93,24 @@ def test_the_quickstart_survives_a_killed_rank_and_leaves_what_the_readme_says(t
     third = start(tmp_path)
     said = third.communicate(timeout=120)[0]
     assert third.returncode == DONE and "step " not in said, "what is finished is not done again"
+
+    hears(tmp_path)
+
+
+def hears(folder: Path) -> None:
+    """What was trained writes something of a sound file: too short a training for more, but through every part."""
+    import numpy as np
+    import soundfile
+
+    soundfile.write(folder / "sound.ogg", 0.1 * np.sin(np.arange(44_100) / 20), 22_050)
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.cli", "transcribe", "run", "sound.ogg", "--json", "heard.json"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "MEGAPHONE_CACHE": "cache"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == DONE and done.stdout.startswith("sound.ogg\t"), done.stderr
+    (heard,) = json.loads((folder / "heard.json").read_text())["transcripts"]
+    assert heard["seconds"] == pytest.approx(2.0, abs=0.01)

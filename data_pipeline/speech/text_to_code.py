@@ -17,6 +17,7 @@ import numpy as np
 
 from configs.schema import SynthesisConfig
 from data_pipeline.codecs.weights import weights_identity
+from data_pipeline.exported_model import load_exported, padded_prompts
 from data_pipeline.layouts.assembly import MARKS, SPEAK
 from data_pipeline.layouts.groups import group_length, group_seconds, ungroup
 from data_pipeline.vocabulary import TOKENIZER_FILE, VOCABULARY_FILE, Vocabulary
@@ -45,25 +46,12 @@ class TextToCode:
     """
 
     def __init__(self, name: str, config: SynthesisConfig, vocabulary: Vocabulary) -> None:
-        import torch
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
         self._config = config
         self._vocabulary = vocabulary
-        self._device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         folder = _folder(name)
         _check_vocabulary(folder, vocabulary)
-        dtype = torch.bfloat16 if config.bf16 else torch.float32
-        try:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise BadInput(f"corpus.voice=lm:{name} is no causal language model: {_line(error)}") from error
-        rows = model.get_output_embeddings().weight.shape[0]
-        if rows < vocabulary.size:
-            raise BadInput(f"corpus.voice=lm:{name} has {rows} rows for a vocabulary of {vocabulary.size}")
-        self._model = model.eval().to(self._device)
+        what = f"corpus.voice=lm:{name}"
+        self._model = load_exported(folder, what, vocabulary.size, device=config.device, bf16=config.bf16)
         self.speaker = f"lm-{Path(name).name}"
 
     def speak(self, texts: Sequence[str], seeds: Sequence[int]) -> list[dict[str, np.ndarray] | None]:
@@ -79,17 +67,13 @@ class TextToCode:
         vocabulary = self._vocabulary
         opening = [vocabulary.special(SPEAK), vocabulary.special(AUDIO_START)]
         prompts = [[*vocabulary.encode_text(text), *opening] for text in texts]
-        width, padding = max(map(len, prompts)), vocabulary.special(vocabulary.end_of_text)
-        ids = torch.tensor([[padding] * (width - len(prompt)) + prompt for prompt in prompts], device=self._device)
-        mask = torch.tensor(
-            [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=self._device
-        )
+        batch = padded_prompts(prompts, vocabulary.special(vocabulary.end_of_text), self._model.device)
+        width = batch["input_ids"].shape[1]
         most = [self._most_groups(text) for text in texts]
         drawing = CodesOnly(vocabulary, width, most, seeds, self._config)
         with torch.inference_mode():
             out = self._model.generate(
-                input_ids=ids,
-                attention_mask=mask,
+                **batch,
                 logits_processor=LogitsProcessorList([drawing]),
                 do_sample=False,  # the processor leaves one token to choose
                 num_beams=1,

@@ -1,0 +1,165 @@
+"""Speech in, text out: transcripts by a model trained on the layout `asr`, and how far they are from what was said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from configs.schema import Config
+from data_pipeline.audio import SAMPLE_RATE, resample
+from data_pipeline.codecs.codec import Codec
+from data_pipeline.corpus import Corpus
+from data_pipeline.decode import decode
+from data_pipeline.exported_model import load_exported, padded_prompts
+from data_pipeline.shards import ShardReader
+from data_pipeline.sources.recording import MIXED, UnreadableAudio
+from data_pipeline.utterance import Utterance
+from data_pipeline.vocabulary import TEXT, Vocabulary
+from runtime.exits import BadInput
+from train.generation.prompts import asr_prompt, layout_for
+
+if TYPE_CHECKING:
+    import torch
+
+TOKENS_A_SECOND = 12  # of text, at most: three times as fast as people speak
+FEWEST_TOKENS = 16
+
+
+class Transcriber:
+    """A run's exported model and the layout that it learnt speech recognition from.
+
+    Decoding is greedy, among text alone. Raises BadInput where the run has no export, or was not trained on `asr`.
+    """
+
+    def __init__(self, config: Config, export: Path, *, device: str | None = None, bf16: bool = False) -> None:
+        if not (export / "config.json").is_file():
+            raise BadInput(f"{export} holds no export; make it with: megaphone checkpoint export {config.run.folder}")
+        self.vocabulary = Vocabulary.load(export)
+        self._layout = layout_for(config.mixture, "asr", "audio_weight")
+        if not self._layout.plain:
+            raise BadInput("this model hears through an encoder or frames of several codes, which no export holds yet")
+        self._model = load_exported(export, str(export), self.vocabulary.size, device=device, bf16=bf16)
+
+    def transcribe(self, utterances: Sequence[Utterance]) -> list[str]:
+        """The text of each utterance's codes; "" where it has none. Those given together are continued together."""
+        prompts = [asr_prompt(self._layout, utterance, self.vocabulary) for utterance in utterances]
+        spoken = [number for number, prompt in enumerate(prompts) if prompt]
+        texts = [""] * len(utterances)
+        if spoken:
+            longest = max(utterances[number].duration for number in spoken)
+            said = self._continue([prompts[number] for number in spoken], _most_tokens(longest))
+            for number, ids in zip(spoken, said, strict=True):
+                texts[number] = self.vocabulary.decode_text(ids[: _most_tokens(utterances[number].duration)]).strip()
+        return texts
+
+    def _continue(self, prompts: list[list[int]], most: int) -> list[list[int]]:
+        import torch
+        from transformers import LogitsProcessorList
+
+        end = self.vocabulary.special(self.vocabulary.end_of_text)
+        batch = padded_prompts(prompts, end, self._model.device)
+        with torch.inference_mode():
+            out = self._model.generate(
+                **batch,
+                logits_processor=LogitsProcessorList([_TextOnly(self.vocabulary, end)]),
+                do_sample=False,
+                num_beams=1,
+                max_new_tokens=most,
+                eos_token_id=end,
+                pad_token_id=end,
+            )
+        rows = out[:, batch["input_ids"].shape[1] :].tolist()
+        return [row[: row.index(end)] if end in row else row for row in rows]
+
+
+class _TextOnly:
+    """A logits processor that leaves ids of text and the end of a document."""
+
+    def __init__(self, vocabulary: Vocabulary, end: int) -> None:
+        self._text = vocabulary.ranges[TEXT].stop
+        self._end = end
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores [rows, vocabulary]."""
+        import torch
+
+        allowed = torch.zeros(scores.shape[1], dtype=torch.bool, device=scores.device)
+        allowed[: self._text] = True
+        allowed[self._end] = True
+        return scores.masked_fill(~allowed, -torch.inf)
+
+
+def _most_tokens(seconds: float) -> int:
+    return FEWEST_TOKENS + round(TOKENS_A_SECOND * seconds)
+
+
+# --- what is transcribed --------------------------------------------------------------------------------------------
+
+
+def heard_in(file: Path, codec: Codec, config: Config) -> list[Utterance]:
+    """A sound file as utterances with codes and without text, in order: one, or where it is longer than
+    `corpus.cut.longest` its stretches of speech. Raises BadInput for a file that is no sound."""
+    from data_pipeline.cutting import segments_of, speech_probabilities
+
+    try:
+        sound = decode(file)
+    except UnreadableAudio as error:
+        raise BadInput(str(error)) from error
+    wave = sound.channel(MIXED)
+    spans = [(0.0, sound.duration)]
+    if sound.duration > config.corpus.cut.longest:
+        spans = segments_of(speech_probabilities(resample(wave, sound.rate, SAMPLE_RATE)), config.corpus.cut)
+    pieces = [wave[round(start * sound.rate) : round(end * sound.rate)] for start, end in spans]
+    codes = codec.encode([resample(piece, sound.rate, codec.sample_rate) for piece in pieces])
+    return [
+        Utterance(key=f"{number}", text="", document=str(file), start=start, duration=end - start, codes=found)
+        for number, ((start, end), found) in enumerate(zip(spans, codes, strict=True))
+    ]
+
+
+def spoken_in(corpus: Corpus, split: str, most: int) -> list[Utterance]:
+    """The first utterances of a split that have codes and a text, at most `most`. Raises DamagedSample."""
+    found: list[Utterance] = []
+    for shard in corpus.shards(split):
+        with ShardReader(shard) as reader:
+            for number in range(len(reader)):
+                if len(found) == most:
+                    return found
+                utterance = reader.read(number)
+                if utterance.spoken and utterance.text:
+                    found.append(utterance)
+    return found
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A transcript beside the text that was spoken, as both were read."""
+
+    key: str
+    language: str
+    text: str
+    heard: str
+
+
+def score(transcriber: Transcriber, utterances: Sequence[Utterance], batch: int) -> Iterator[Scored]:
+    """Each of `utterances`, `batch` of them transcribed together."""
+    for first in range(0, len(utterances), batch):
+        together = utterances[first : first + batch]
+        for utterance, heard in zip(together, transcriber.transcribe(together), strict=True):
+            yield Scored(f"{utterance.document}/{utterance.key}", utterance.language, utterance.text, heard)
+
+
+def error_totals(scored: Sequence[Scored], normalise: Callable[[str, str], str]) -> dict[str, float]:
+    """`wer` and `cer` over all together: errors over the words, or characters without spaces, of the texts that are not
+    empty once normalised by `normalise(text, language)`. Raises BadInput where none is left."""
+    import jiwer
+
+    pairs = [(normalise(one.text, one.language), normalise(one.heard, one.language)) for one in scored]
+    pairs = [pair for pair in pairs if any(map(str.isalnum, pair[0]))]
+    if not pairs:
+        raise BadInput("no text to compare with is left once normalised")
+    written, heard = map(list, zip(*pairs, strict=True))
+    characters = [[text.replace(" ", "") for text in texts] for texts in (written, heard)]
+    return {"wer": float(jiwer.wer(written, heard)), "cer": float(jiwer.cer(characters[0], characters[1]))}

@@ -52,14 +52,14 @@ def check_making(corpus: CorpusConfig) -> None:
     check_cut(corpus.cut, "corpus.cut")
     if len(set(corpus.specials)) < len(corpus.specials) or not all(corpus.specials):
         raise BadInput(f"corpus.specials={corpus.specials}: has a token twice, or an empty one")
-    for role in corpus.spoken_roles:
-        if role not in ROLES:
-            raise BadInput(f"corpus.spoken_roles={corpus.spoken_roles}: {role} is not one of {', '.join(ROLES)}")
-    if corpus.spoken_roles and not corpus.voice.startswith("piper:"):
-        raise BadInput(f"corpus.spoken_roles wants a voice that gives sound, and corpus.voice={corpus.voice} is none")
     synthesis = corpus.synthesis
     for key in ("temperature", "seconds_per_character", "batch"):
         if not getattr(synthesis, key) > 0:
             raise BadInput(f"corpus.synthesis.{key}={getattr(synthesis, key)}: has to be above 0")
     if not 0 < synthesis.top_p <= 1:
         raise BadInput(f"corpus.synthesis.top_p={synthesis.top_p}: has to be above 0 and at most 1")
+    for role in corpus.spoken_roles:
+        if role not in ROLES:
+            raise BadInput(f"corpus.spoken_roles={corpus.spoken_roles}: {role} is not one of {', '.join(ROLES)}")
+    if corpus.spoken_roles and not corpus.voice.startswith("piper:"):
+        raise BadInput(f"corpus.spoken_roles wants a voice that gives sound, and corpus.voice={corpus.voice} is none")

@@ -128,7 +128,8 @@ class Batch:
     tokens, labels, loss_weight (float32) and label_modality (uint8): [1, N], or [1, N, C]; positions: int64 [1, N];
     cu_seqlens: int32 [samples + 1], where each sample starts, and N; longest: tokens of the longest sample. chunks:
     which places attend to which; one, the whole row, unless `context.share_of` cut it. packs: int32 [1, N], the number
-    of each place's pack, -1 for padding; None: one pack without padding. splices: by encoder; targets: by name.
+    of each place's pack, -1 for padding; None: one pack without padding. sources: uint8 [1, N], the number of each
+    place's source in the mixture, 0 on padding; None: not asked for. splices: by encoder; targets: by name.
     """
 
     tokens: torch.Tensor
@@ -140,6 +141,7 @@ class Batch:
     longest: int
     chunks: tuple[Chunk, ...]
     packs: torch.Tensor | None = None
+    sources: torch.Tensor | None = None
     splices: Mapping[str, Splice] = field(default_factory=dict)
     targets: Mapping[str, TargetRow] = field(default_factory=dict)
 
@@ -147,8 +149,9 @@ class Batch:
         return _moved(self, device)
 
 
-def collate(packs: Sequence[Pack]) -> Batch:
-    """One micro-batch of `packs`, on the CPU."""
+def collate(packs: Sequence[Pack], sources: Sequence[str] = ()) -> Batch:
+    """One micro-batch of `packs`, on the CPU. sources: those of the mixture, at most 256, where places are to have the
+    number of theirs."""
 
     def row(name: str) -> torch.Tensor:
         return torch.from_numpy(np.concatenate([getattr(pack, name) for pack in packs]))[None]
@@ -164,6 +167,9 @@ def collate(packs: Sequence[Pack]) -> Batch:
         longest=max(lengths),
         chunks=(chunk_of(lengths, 0, sum(lengths)),),
         packs=torch.from_numpy(np.concatenate([_numbered(pack, number) for number, pack in enumerate(packs)]))[None],
+        sources=torch.from_numpy(np.concatenate([_of_sources(pack, sources) for pack in packs]))[None]
+        if sources
+        else None,
         splices=_splices(packs),
         targets={
             name: TargetRow(torch.from_numpy(target.values)[None], torch.from_numpy(target.weight)[None])
@@ -177,6 +183,13 @@ def _numbered(pack: Pack, number: int) -> np.ndarray:
     places = np.full(len(pack.tokens), number, np.int32)
     places[len(places) - pack.padding :] = -1
     return places
+
+
+def _of_sources(pack: Pack, sources: Sequence[str]) -> np.ndarray:
+    """The number of each place's source, which the key of its sample begins with."""
+    numbers = [sources.index(key.partition("/")[0]) for key in pack.keys]
+    numbers += [0] * (len(pack.lengths) - len(numbers))  # padding
+    return np.repeat(np.array(numbers, np.uint8), pack.lengths)
 
 
 def laid_targets(parts: Sequence[tuple[Mapping[str, Target], int]]) -> dict[str, Target]:

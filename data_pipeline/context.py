@@ -45,6 +45,7 @@ def share_of(batch: Batch, rank: int, ranks: int) -> Batch:
         loss_weight=part(batch.loss_weight),
         label_modality=part(batch.label_modality),
         packs=None if batch.packs is None else part(batch.packs),
+        sources=None if batch.sources is None else part(batch.sources),
         chunks=tuple(chunk_of(lengths, start, end) for start, end in mine),
         targets={name: TargetRow(part(row.values), part(row.weight)) for name, row in batch.targets.items()},
     )

@@ -27,11 +27,20 @@ class Documents:
 
     `counts`: documents of each shard, int64 [shards]. `spoken`: count only documents with speech. `filter`: an
     expression over columns of the index; utterances that it drops are not read, and a document may have none left.
+    `whole`: a document has all its utterances, or none: not some that are undamaged and pass the filter.
     """
 
     def __init__(
-        self, corpus: Corpus, split: str, damage: DamageTally, *, spoken: bool, filter: str | None = None
+        self,
+        corpus: Corpus,
+        split: str,
+        damage: DamageTally,
+        *,
+        spoken: bool,
+        filter: str | None = None,
+        whole: bool = False,
     ) -> None:
+        self._whole = whole
         self.filter = filter
         self._keeps = None if filter is None else _parse(filter)
         self._corpus = corpus
@@ -61,6 +70,8 @@ class Documents:
                 if self._keeps is not None:
                     kept = self._kept(shard, reader)
                     samples = [sample for sample in samples if kept[sample]]
+                    if self._whole and len(samples) < end - begin:
+                        return []
                 return self._read_all(reader, samples) if samples else []
             reader = DamagedSample("index", f"{reader.path} document {number - first}")
         self.damage.read += 1
@@ -83,19 +94,19 @@ class Documents:
         return Ahead(lambda shard: ShardReader(shard).close())
 
     def _read_all(self, reader: ShardReader, samples: Sequence[int]) -> list[Utterance]:
-        whole = []
+        read = []
         for sample in samples:
             self.damage.read += 1
             try:
                 utterance = reader.read(sample)
                 check_codes(utterance, self._corpus.vocabulary)
-                whole.append(utterance)
+                read.append(utterance)
             except DamagedSample as damaged:
                 self.damage.add(damaged)
             except BadInput:
                 self.damage.add(DamagedSample("codes", f"{reader.path} sample {sample}"))
         self.damage.judge()
-        return whole
+        return [] if self._whole and len(read) < len(samples) else read
 
     def _open(self, shard: int) -> ShardReader | DamagedSample:
         """The shard's reader, or what is wrong with it, so that a missing shard is looked for once."""

@@ -19,6 +19,8 @@ from data_pipeline.order import Cursor, Order
 from data_pipeline.packing import split_long
 from data_pipeline.permutation import seed_of
 from data_pipeline.remote.opening import corpus_at
+from data_pipeline.sample_bytes import DamagedSample
+from data_pipeline.utterance import Utterance
 from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
 
@@ -66,11 +68,30 @@ class Source:
         number = self.order.document(cursor, lane, lanes)
         rng = np.random.default_rng(seed_of(self.seed, self.name, cursor.epoch, number))
         utterances = self.documents.read(number)
-        laid = self.layout(utterances, self.vocabulary, rng) if utterances else []
+        laid = self._laid(utterances, rng, length) if utterances else []
         named = (replace(sample, key=f"{self.name}/{cursor.epoch}/{sample.key}") for sample in laid)
         samples = [piece for sample in named for piece in split_long(sample, length)]
         after = self.order.normal(Cursor(cursor.epoch, cursor.place + 1), lane, lanes)
         return samples, Taken(*after, taken.tokens + sum(map(len, samples)))
+
+    def _laid(self, utterances: list[Utterance], rng: np.random.Generator, length: int) -> list[Sample]:
+        """The samples of a document. One that the layout finds damaged gives none, and counts as damaged; those that
+        are too long, and make no sense in pieces, count as too long."""
+        try:
+            laid = self.layout(utterances, self.vocabulary, rng)
+        except DamagedSample as damaged:
+            self._leave_out(damaged)
+            return []
+        if not self.layout.whole:
+            return laid
+        for sample in laid:
+            if len(sample) > length:
+                self._leave_out(DamagedSample("too_long", f"{sample.key}, {len(sample)} tokens"))
+        return [sample for sample in laid if len(sample) <= length]
+
+    def _leave_out(self, what: DamagedSample) -> None:
+        self.documents.damage.add(DamagedSample(what.kind, f"source {self.name}: {what.where}"))
+        self.documents.damage.judge()
 
     def describe(self) -> dict[str, Any]:
         """What decides this source's stream, JSON-ready."""
@@ -196,7 +217,8 @@ class _Opening:
         try:
             layout = find_layout(source.layout or "", source.options)
             layout.check(own.vocabulary)
-            documents = Documents(own, self._split, self._damage, spoken=layout.spoken, filter=source.filter)
+            kinds = {"spoken": layout.spoken, "whole": layout.of_whole_documents}
+            documents = Documents(own, self._split, self._damage, filter=source.filter, **kinds)
         except BadInput as error:
             raise BadInput(f"source {name}: {error}") from None
         if not len(documents):

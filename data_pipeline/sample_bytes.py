@@ -31,12 +31,13 @@ BAD_ARCHIVE = (  # what zipfile and numpy raise on flipped bytes; RuntimeError i
 # Held while numpy reads headers, which it has Python compile. CPython 3.11 keeps one count of the depth for all
 # threads, and two that compile at once make a sound file look damaged.
 READING_HEADERS = threading.RLock()
+LEFT_OUT_KINDS = ("role", "too_long")  # of whole documents or samples, that a layout or a pack cannot take
 DAMAGE_KINDS = ("missing", "index", "truncated", "checksum", "members", "json", "codes", "features")
 
 
 class DamagedSample(Exception):
-    """Bytes that are not the utterance they should be. `kind` is one of DAMAGE_KINDS; `where` names the file and the
-    sample."""
+    """Bytes that are not the utterance they should be, or utterances that are not the document that they should be.
+    `kind` is one of DAMAGE_KINDS or LEFT_OUT_KINDS; `where` names the file and the sample, or the document."""
 
     def __init__(self, kind: str, where: str) -> None:
         super().__init__(kind, where)  # by which it is made again where another process raised it

@@ -45,7 +45,7 @@ _NAME = re.compile(r"[A-Za-z0-9_\-]+")  # WebDataset ends a key at its first dot
 _LONGEST_MEMBER_NAME = 100  # of a ustar header
 _COLUMN = "column."  # prefix of the numbers that filters ask for, in an index file
 _LABEL = "label."  # prefix of the names
-LABELS = ("language", "speaker", "source", "role")  # fields of an utterance that an index holds
+LABELS = ("language", "speaker", "source", "role", "style")  # fields of an utterance that an index holds
 
 
 def partial_of(path: Path) -> Path:

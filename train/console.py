@@ -99,8 +99,9 @@ def _memory(record: Mapping[str, Any]) -> str:
 
 
 def _losses(record: Mapping[str, Any]) -> str:
-    """The loss, then its terms; "lm" is left out where it is the whole loss."""
+    """The loss, then its terms; "lm" is left out where it is the whole loss, and so are the terms of single sources."""
     terms = {key.removeprefix("loss/"): value for key, value in record.items() if key.startswith("loss/")}
+    terms = {name: value for name, value in terms.items() if "/" not in name}
     if terms.get("lm") == record.get("loss"):
         terms.pop("lm", None)
     shown = {"loss": record.get("loss"), **terms}

@@ -35,7 +35,7 @@ from train.journal import Journal
 from train.models.attention.kernels import check_kernel
 from train.models.routing import added
 from train.models.speech_lm import check_layouts
-from train.objectives.pretrain import NextToken
+from train.objectives.pretrain import NextToken, check_objective, told_apart
 from train.observe.observer import Observer
 from train.observe.phases import CHECKPOINT, INCIDENT, VALIDATION
 from train.progress import Feeding, Progress, Tally
@@ -74,10 +74,12 @@ def _joined(config: Config, stop: StopFlag) -> Iterator[Stage]:
     """The stage on this rank, in a process group that lasts as long as the context."""
     check(config, int(os.environ.get("WORLD_SIZE", "1")))
     check_architecture(config)
-    check_layouts(layouts_of(config.mixture.sources))
+    layouts = layouts_of(config.mixture.sources)
+    check_layouts(layouts)
+    check_objective(config.stage.objective, layouts)
     check_kernel(config)
     corpus = Corpus.open(corpus_folder(config))
-    objective = NextToken(corpus.vocabulary.modalities, config.loss)
+    objective = NextToken(corpus.vocabulary.modalities, config.loss, told_apart(tuple(layouts)))
     device = process_groups.join(config.parallel)
     try:
         engine = build_engine(config, corpus.vocabulary.padded_size, objective, device)
@@ -242,7 +244,8 @@ class Stage:
 
     def _micro_batches(self, packs: list[Pack]) -> list[Batch]:
         size = self.config.train.micro_batch
-        return [collate(packs[start : start + size]) for start in range(0, len(packs), size)]
+        sources = self.objective.sources
+        return [collate(packs[start : start + size], sources) for start in range(0, len(packs), size)]
 
     def _global_keys(self, packs: list[Pack]) -> list[list[str]]:
         """Sample keys of every pack of the step, in global order."""

@@ -10,10 +10,11 @@ import numpy as np
 
 from data_pipeline.batch import Pack
 from data_pipeline.loader import Loader
-from data_pipeline.sample_bytes import DAMAGE_KINDS
+from data_pipeline.sample_bytes import DAMAGE_KINDS, LEFT_OUT_KINDS
 from data_pipeline.vocabulary import Vocabulary
 
-_KINDS = (*DAMAGE_KINDS, "other")
+_NAMED = (*DAMAGE_KINDS, *LEFT_OUT_KINDS)
+_KINDS = (*_NAMED, "other")
 
 
 @dataclass
@@ -63,7 +64,7 @@ class Tally:
     damaged_from: dict[str, int] = field(default_factory=dict)
 
     def numbers(self) -> list[float]:
-        named = [float(self.damaged.get(kind, 0)) for kind in DAMAGE_KINDS]
+        named = [float(self.damaged.get(kind, 0)) for kind in _NAMED]
         other = float(sum(self.damaged.values())) - sum(named)
         by_source = [float(self.damaged_from.get(source, 0)) for source in self.sources]
         fixed = [self.tokens, self.padding, self.audio_seconds, self.attended, self.predicted, *named, other]

@@ -21,7 +21,7 @@ from configs.schema import Config
 from runtime.exits import BadInput
 
 ENGINES = ("megatron", "deepspeed")
-OBJECTIVES = ("pretrain",)
+OBJECTIVES = ("pretrain", "sft")
 OPTIMIZERS = ("adamw",)
 TRACKER_MODES = ("offline", "online", "disabled")
 

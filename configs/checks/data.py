@@ -46,6 +46,9 @@ def check_cut(cut: CutConfig, where: str) -> None:
         raise BadInput(f"{where}.channels={cut.channels}: not one of mix, each")
 
 
+ROLES = ("system", "human", "assistant")  # in conversations
+
+
 def check_making(corpus: CorpusConfig) -> None:
     check_cut(corpus.cut, "corpus.cut")
     if len(set(corpus.specials)) < len(corpus.specials) or not all(corpus.specials):
@@ -62,3 +65,8 @@ def check_making(corpus: CorpusConfig) -> None:
             raise BadInput(f"corpus.synthesis.{key}={getattr(synthesis, key)}: has to be above 0")
     if not 0 < synthesis.top_p <= 1:
         raise BadInput(f"corpus.synthesis.top_p={synthesis.top_p}: has to be above 0 and at most 1")
+    for role in corpus.spoken_roles:
+        if role not in ROLES:
+            raise BadInput(f"corpus.spoken_roles={corpus.spoken_roles}: {role} is not one of {', '.join(ROLES)}")
+    if corpus.spoken_roles and not corpus.voice.startswith("piper:"):
+        raise BadInput(f"corpus.spoken_roles wants a voice that gives sound, and corpus.voice={corpus.voice} is none")

@@ -109,6 +109,7 @@ class CorpusConfig:
     text_characters: int = 1_000_000  # unspoken text beside the speech
     speech: SpeechSourceConfig | None = None  # recorded speech; None: the corpus is made from text
     cut: CutConfig = field(default_factory=CutConfig)  # of recordings that have no segments
+    spoken_roles: list[str] = field(default_factory=list)  # of conversations: whose written turns `voice` says
     require_text: bool = False  # leave out recorded speech without a transcript
     validation_share: float = 0.05  # of documents, spoken and unspoken alike; of recordings by a hash of their keys
     shard_minutes: float = 4.0  # speech in one shard; also the unit of resumable work

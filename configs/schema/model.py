@@ -119,6 +119,7 @@ class LoraConfig:
 @dataclass
 class StageConfig:
     name: str = "pretrain"
+    # pretrain or sft: both predict the next token where the layouts weigh it; sft asks for a layout of chats
     objective: str = "pretrain"
     weights: str = "backbone"  # "backbone", the name of an earlier stage, or a native checkpoint folder
     new_rows: NewRows = NewRows.covariance  # first rows of ids that the backbone's weights lack

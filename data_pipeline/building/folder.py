@@ -24,12 +24,12 @@ from data_pipeline.sources.speech import open_speech_source
 from data_pipeline.speech import gives_codes, voice_identity
 from data_pipeline.text_tokenizer import tokenizer_identity
 
-BUILD_FORMAT = 3  # raised when the same settings come to give other bytes
+BUILD_FORMAT = 4  # raised when the same settings come to give other bytes
 
 # Settings of a corpus that do not change what is in it.
 _NOT_CONTENT = {"folder", "workers", "task", "tasks", "damaged_share"}
 _OF_TEXT = {"text", "voice", "speech_minutes", "text_characters"}  # of corpora made from text
-_OF_SPEECH = {"speech", "require_text", "cut", "alignment"}  # of corpora of recorded speech
+_OF_SPEECH = {"speech", "spoken_roles", "require_text", "cut", "alignment"}  # of corpora of recorded speech
 _NUMERIC_PACKAGES = ("numpy", "scikit-learn", "soxr", "torch", "transformers")
 
 
@@ -47,6 +47,11 @@ def synthesises(config: Config) -> bool:
     return config.corpus.speech is None and gives_codes(config.corpus.voice)
 
 
+def says_turns(config: Config) -> bool:
+    """Whether the corpus's voice says turns of conversations that came written."""
+    return config.corpus.speech is not None and bool(config.corpus.spoken_roles)
+
+
 def learns_codebooks(config: Config) -> bool:
     """Whether the codebooks are learnt from the corpus."""
     return learns(config.codec) and not synthesises(config)
@@ -59,6 +64,7 @@ def corpus_identity(config: Config) -> dict[str, Any]:
     if learns_codebooks(config):
         pooling(config.codec)
     unused = _NOT_CONTENT | (_OF_SPEECH if corpus.speech is None else _OF_TEXT)
+    unused = unused - {"voice"} if says_turns(config) else unused
     unused = unused | {"quality" if synthesises(config) else "synthesis"}
     unused = unused | ({"vocabulary_rows"} if corpus.vocabulary_rows is None else set())
     if corpus.speech is None:
@@ -70,6 +76,8 @@ def corpus_identity(config: Config) -> dict[str, Any]:
             "cut": cut_identity(corpus.cut),
             "aligner": aligner and aligner.identity(),
         }
+        if says_turns(config):
+            material["voice"] = voice_identity(corpus.voice)
     if not synthesises(config):
         material["measures"] = [measure.identity() for measure in open_measures(corpus.quality)]
     return {

@@ -31,6 +31,7 @@ from data_pipeline.building.folder import (
     corpus_identity,
     is_finished,
     learns_codebooks,
+    says_turns,
     synthesises,
 )
 from data_pipeline.building.left_out import LeftOut
@@ -152,7 +153,7 @@ class _Job:
         self._plan()
         if synthesises(self.config):
             _learnt_from(self.config)  # for its refusal, before the work rather than after
-        if self.config.corpus.speech is None:
+        if self.config.corpus.speech is None or says_turns(self.config):
             with self._alone(".voice.lock"):
                 prepare_voice(self.config.corpus.voice, self.cache)
         self._begun = time.monotonic()

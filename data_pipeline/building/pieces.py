@@ -20,10 +20,11 @@ from runtime.workers import report_done
 @dataclass(frozen=True)
 class Piece:
     """An utterance without codes, and its sound: `flac` at 16 kHz, `wave` as that file holds it (float32 [samples]),
-    and `original`, float32 [samples] at `rate`, where it came with another rate."""
+    and `original`, float32 [samples] at `rate`, where it came with another rate. Text that nobody said has no flac, and
+    empty waves."""
 
     utterance: Utterance
-    flac: bytes
+    flac: bytes | None
     wave: np.ndarray
     original: np.ndarray
     rate: int
@@ -31,6 +32,12 @@ class Piece:
     def at(self, rate: int) -> np.ndarray:
         """The sound at `rate`, from the best there is: at 16 kHz it is what the shard holds."""
         return self.wave if rate == SAMPLE_RATE else resample(self.original, self.rate, rate)
+
+
+def written(utterance: Utterance) -> Piece:
+    """Text that nobody said, among speech."""
+    nothing = np.zeros(0, np.float32)
+    return Piece(utterance, None, nothing, nothing, SAMPLE_RATE)
 
 
 def sound_of(original: np.ndarray, rate: int) -> tuple[bytes, np.ndarray]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 
 import numpy as np
 
@@ -11,9 +12,10 @@ from data_pipeline.audio import SAMPLE_RATE, resample
 from data_pipeline.building.cutting import cut_long
 from data_pipeline.building.left_out import LeftOut
 from data_pipeline.building.parts import Parts
-from data_pipeline.building.pieces import Piece, sound_of
+from data_pipeline.building.pieces import Piece, seed_of_piece, sound_of, written
 from data_pipeline.plan import PlannedShard
 from data_pipeline.sources.recording import Recording, Segment, UnreadableAudio
+from data_pipeline.sources.speech.places import Written
 from data_pipeline.utterance import Utterance
 from runtime.workers import report_done
 
@@ -27,24 +29,70 @@ def recorded(parts: Parts, planned: PlannedShard, left_out: LeftOut) -> Iterator
     Left out: the kinds of UnreadableAudio, for all segments of what could not be read; `silent`, a recording in which
     nobody speaks; `segment`, one that is not in its recording; `too_short` for a code of each codebook; `no_text`
     where `require_text` asks for it; `alignment`, words that could not be timed. `transcript` counts texts that were
-    lost because their utterance had to be cut and its words have no times; its sound stays.
+    lost because their utterance had to be cut and its words have no times; its sound stays. A conversation that loses
+    anything is left out whole: the turns that it still had are `incomplete`.
     """
-    for recording in planned.recordings:
-        try:
-            segments = recording.segments or parts.cut(recording)
-        except UnreadableAudio as unreadable:
-            left_out.add(unreadable.kind, unreadable.where)
-            continue
-        if not segments:
-            left_out.add("silent", recording.key)
-        number = 0
-        for window in windows(segments):
-            for segment, original, rate in _sounds(parts, recording, window, left_out):
-                for piece in _pieces(parts, recording, segment, original, rate, left_out):
-                    key = f"{recording.key}-{number:04d}"
-                    number += 1
-                    yield replace(piece, utterance=replace(piece.utterance, key=key))
-                    report_done(piece.utterance.duration)
+    for _, document in groupby(planned.recordings, key=lambda recording: recording.document or recording.key):
+        recordings = list(document)
+        if any(segment.role for recording in recordings for segment in recording.segments):
+            found: Iterable[Piece] = _conversation(parts, recordings, left_out)
+        else:
+            found = (piece for recording in recordings for piece in _of_recording(parts, recording, left_out))
+        for piece in found:
+            yield piece
+            report_done(piece.utterance.duration)
+
+
+def _conversation(parts: Parts, turns: Sequence[Recording], left_out: LeftOut) -> list[Piece]:
+    """All that is said and written in a conversation, or nothing."""
+    lost = LeftOut()
+    pieces = [piece for turn in turns for piece in _of_recording(parts, turn, lost)]
+    if not lost.describe():
+        return pieces
+    left_out.merge(lost.describe())
+    if pieces:
+        left_out.add("incomplete", pieces[0].utterance.document, len(pieces))
+    return []
+
+
+def _of_recording(parts: Parts, recording: Recording, left_out: LeftOut) -> Iterator[Piece]:
+    if isinstance(recording.audio, Written):
+        yield from _written(parts, recording, left_out)
+        return
+    try:
+        segments = recording.segments or parts.cut(recording)
+    except UnreadableAudio as unreadable:
+        left_out.add(unreadable.kind, unreadable.where)
+        return
+    if not segments:
+        left_out.add("silent", recording.key)
+    number = 0
+    for window in windows(segments):
+        for segment, original, rate in _sounds(parts, recording, window, left_out):
+            for piece in _pieces(parts, recording, segment, original, rate, left_out):
+                key = f"{recording.key}-{number:04d}"
+                number += 1
+                yield replace(piece, utterance=replace(piece.utterance, key=key))
+
+
+def _written(parts: Parts, recording: Recording, left_out: LeftOut) -> Iterator[Piece]:
+    """A turn that was written: as it is, or said by the corpus's voice."""
+    corpus = parts.config.corpus
+    (segment,) = recording.segments
+    turn = replace(_described(parts, recording, segment), key=f"{recording.key}-0000")
+    if turn.role not in corpus.spoken_roles:
+        yield written(turn)
+        return
+    said = parts.voice.speak(turn.text, seed_of_piece(corpus.seed, turn.key))
+    if said is None:
+        left_out.add("alignment", turn.key)
+    elif len(said.wave) > corpus.longest_seconds * SAMPLE_RATE:
+        left_out.add("too_long", turn.key)
+    else:
+        flac, wave = sound_of(said.wave, SAMPLE_RATE)
+        licence = f"text {turn.licence}, voice {parts.voice.licence}"
+        spoken = replace(turn, speaker=parts.voice.speaker, duration=len(wave) / SAMPLE_RATE, words=said.words)
+        yield Piece(replace(spoken, licence=licence), flac, wave, said.wave, SAMPLE_RATE)
 
 
 def windows(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
@@ -137,6 +185,7 @@ def _described(parts: Parts, recording: Recording, segment: Segment) -> Utteranc
         recording=recording.key,
         channel=max(segment.channel, 0),  # a mix of all channels counts as the first
         role=_plain(segment.role),
+        style=_plain(segment.style),
     )
 
 

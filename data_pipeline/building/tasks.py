@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +76,11 @@ def stage_shard(config: Config, cache: Path, folder: Path, number: int) -> None:
     left_out = LeftOut()
     with ShardWriter(staged(folder, planned.file)) as shard:
         for gathered in _gathered(_pieces(parts, planned, left_out)):
-            found = parts.extractor.features([piece.wave for piece in gathered])
-            for piece, of_piece in zip(gathered, found, strict=True):
+            said = [piece.wave for piece in gathered if len(piece.wave)]
+            for of_piece in parts.extractor.features(said) if said else ():
                 for name, frames in of_piece.items():
                     features[name].append(frames)
+            for piece in gathered:
                 shard.write(piece.utterance, piece.flac)
     _save_json(_staged_left_out(folder, planned.file), left_out.describe())
     _save_features(features_file(folder, planned.file), features)
@@ -151,7 +153,7 @@ def _pieces(parts: Parts, planned: PlannedShard, left_out: LeftOut) -> Iterator[
     """The utterances of a shard, measured."""
     make = spoken if parts.config.corpus.speech is None else recorded
     for piece in make(parts, planned, left_out):
-        for measure in parts.measures:
+        for measure in parts.measures if len(piece.wave) else ():
             values = measure.measure(piece.wave, piece.utterance)
             piece.utterance.quality.update({name: round(float(value), 4) for name, value in values.items()})
         yield piece
@@ -160,9 +162,11 @@ def _pieces(parts: Parts, planned: PlannedShard, left_out: LeftOut) -> Iterator[
 def _encoded(parts: Parts, pieces: Iterable[Piece]) -> Iterator[tuple[Utterance, bytes | None]]:
     codec = parts.codec
     for gathered in _gathered(pieces):
-        waves = [piece.at(codec.sample_rate) for piece in gathered]
-        for piece, codes in zip(gathered, codec.encode(waves), strict=True):
+        said = [piece for piece in gathered if len(piece.wave)]
+        found = codec.encode([piece.at(codec.sample_rate) for piece in said]) if said else []
+        for piece, codes in zip(said, found, strict=True):
             piece.utterance.codes.update(codes)
+        for piece in gathered:
             yield piece.utterance, piece.flac
 
 
@@ -184,22 +188,27 @@ def _from_staging(parts: Parts, planned: PlannedShard, left_out: LeftOut) -> Ite
     left_out.merge(json.loads(_staged_left_out(folder, file).read_text(encoding="utf-8")))
     quantisers = {name: Quantiser.load(codebook_file(folder, name)) for name in parts.config.codec.codebooks}
     with np.load(features_file(folder, file), allow_pickle=False) as arrays:
-        features = {name: np.split(arrays[name], arrays[f"{name}.ends"][:-1]) for name in quantisers}
+        features = {name: iter(np.split(arrays[name], arrays[f"{name}.ends"][:-1])) for name in quantisers}
     with ShardReader(staged(folder, file)) as shard:
         for sample in range(len(shard)):
             utterance = shard.read(sample)
-            utterance.codes.update(quantise({name: of[sample] for name, of in features.items()}, quantisers))
-            yield utterance, shard.read_audio(sample)
+            sound = shard.read_audio(sample)
+            if sound is not None:
+                utterance.codes.update(quantise({name: next(of) for name, of in features.items()}, quantisers))
+            yield utterance, sound
             report_done(utterance.duration)
 
 
 def _whole(
     utterances: Iterable[tuple[Utterance, bytes | None]], left_out: LeftOut
 ) -> Iterator[tuple[Utterance, bytes | None]]:
-    """Those that have codes of every codebook; the others are `too_short`."""
+    """Those that have codes of every codebook, or were written; the others are `too_short`. Turns of a conversation
+    then stay as their text, for it would make no sense without them."""
     for utterance, flac in utterances:
         if all(codes.shape[1] for codes in utterance.codes.values()):
             yield utterance, flac
+        elif utterance.role:
+            yield replace(utterance, codes={}, words=(), duration=0.0), None
         else:
             left_out.add("too_short", utterance.key)
 

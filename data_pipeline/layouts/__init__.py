@@ -19,14 +19,16 @@ from configs.schema import SourceConfig
 from data_pipeline.batch import Sample
 from data_pipeline.layouts.assembly import check_marks, specials_in
 from data_pipeline.layouts.channels import CHANNELS, channels
-from data_pipeline.layouts.chat import chat, tts_dialogue
+from data_pipeline.layouts.chat import chat
 from data_pipeline.layouts.chunked import chunked
+from data_pipeline.layouts.dialogues import asr_dialogue, tts_dialogue
 from data_pipeline.layouts.groups import frame_columns
 from data_pipeline.layouts.interleaved import interleaved, spans
 from data_pipeline.layouts.paired import asr, tts
 from data_pipeline.layouts.residual import csm
 from data_pipeline.layouts.segments import intlv, itts
 from data_pipeline.layouts.single import continuation, text
+from data_pipeline.layouts.templates import template_of
 from data_pipeline.layouts.units import units
 from data_pipeline.utterance import Utterance
 from data_pipeline.vocabulary import Vocabulary
@@ -34,6 +36,7 @@ from runtime.exits import BadInput
 
 _LAYOUTS: dict[str, Callable[..., list[Sample]]] = {
     "asr": asr,
+    "asr_dialogue": asr_dialogue,
     "channels": channels,
     "chat": chat,
     "chunked": chunked,
@@ -49,7 +52,8 @@ _LAYOUTS: dict[str, Callable[..., list[Sample]]] = {
     "units": units,
 }
 _SEVERAL_COLUMNS = {"channels", "csm"}
-_TEMPLATES = {"begin", "end", "heads", "listen", "marks", "speak", "tail", "task", "turn", "unit"}
+_CHATS = {"asr_dialogue", "chat", "tts_dialogue"}
+_TEMPLATES = {"begin", "end", "listen", "marks", "speak", "task", "turn", "unit"}
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,10 @@ class Layout:
     def specials(self) -> tuple[str, ...]:
         """The special tokens that it writes beside the end of text, by name, sorted."""
         found: set[str] = set()
-        for option, value in self._settings().items():
+        settings = self._settings()
+        if self.name in _CHATS:
+            found.update(template_of(*(settings[name] for name in ("template", "begin", "heads", "tail"))).specials)
+        for option, value in settings.items():
             if option in _TEMPLATES:
                 found.update(*(specials_in(part) for part in ([value] if isinstance(value, str) else value)))
         return tuple(sorted(found))
@@ -87,6 +94,16 @@ class Layout:
         if self.name == "channels":
             return CHANNELS
         return frame_columns(vocabulary) if self.name == "csm" or self._settings().get("frames") else 1
+
+    @property
+    def whole(self) -> bool:
+        """Whether its samples make no sense in pieces: one that is longer than a pack is left out, not cut."""
+        return self.name in _CHATS
+
+    @property
+    def of_whole_documents(self) -> bool:
+        """Whether it wants no document of which an utterance is damaged, or does not pass the filter."""
+        return self.name == "chat"
 
     @property
     def plain(self) -> bool:
@@ -163,6 +180,7 @@ def _options_of(name: str) -> dict[str, inspect.Parameter]:
 
 
 _TYPES: dict[str, tuple[str, type | tuple[type, ...]]] = {
+    "Mapping[str, str]": ("texts by name like {{RAP: Sing it.}}", str),
     "int": ("a number like {}", int),
     "float": ("a number like {}", (int, float)),
     "bool": ("true or false", bool),
@@ -175,6 +193,10 @@ _TYPES: dict[str, tuple[str, type | tuple[type, ...]]] = {
 def _typed(what: str, value: Any, parameter: inspect.Parameter) -> Any:
     """`value`, lists as lists, if it is of the parameter's type; else BadInput."""
     wanted, kind = _TYPES[parameter.annotation]
+    if parameter.annotation.startswith("Mapping"):
+        if not isinstance(value, Mapping) or not all(isinstance(part, kind) for part in (*value, *value.values())):
+            raise BadInput(f"{what} must be {wanted.format()}, got {value!r}")
+        return dict(value)
     many = parameter.annotation.startswith("Sequence")
     found = list(value) if many and isinstance(value, Sequence) and not isinstance(value, str) else value
     parts = found if many and isinstance(found, list) else [found]

@@ -11,8 +11,10 @@ import numpy as np
 
 from data_pipeline.batch import Sample
 from data_pipeline.layouts import Layout
+from data_pipeline.sample_bytes import DamagedSample
 from data_pipeline.utterance import Utterance
 from data_pipeline.vocabulary import TEXT, Vocabulary
+from runtime.exits import BadInput
 
 SLOT = "slot"  # kind of a place that features fill
 SPECIAL = "special"
@@ -51,8 +53,12 @@ class Laid:
 
 
 def lay(layout: Layout, utterances: Sequence[Utterance], vocabulary: Vocabulary, seed: int = 0) -> list[Laid]:
-    """The samples of one document. `seed` is of what a layout draws; training draws anew in every epoch."""
-    samples = layout(utterances, vocabulary, np.random.default_rng(seed))
+    """The samples of one document. `seed` is of what a layout draws; training draws anew in every epoch. Raises
+    BadInput for a document that the layout finds damaged."""
+    try:
+        samples = layout(utterances, vocabulary, np.random.default_rng(seed))
+    except DamagedSample as damaged:
+        raise BadInput(f"layout {layout.name} takes no such document: {damaged}") from damaged
     short = short_names(vocabulary)
     return [_named(sample, vocabulary, short) for sample in samples]
 

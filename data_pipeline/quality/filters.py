@@ -1,7 +1,7 @@
 """Which samples of a shard a condition keeps, from its index alone.
 
 A condition is a Python expression over numbers (the columns of an index, `duration` in seconds, `characters`) and names
-(`language`, `speaker`, `source`, `role`):
+(`language`, `speaker`, `source`, `role`, `style`):
 
     1 <= duration <= 30 and wer < 0.2 and (dnsmos_ovrl > 2.8 or source == "studio") and language in ["en", "zh"]
 

@@ -35,6 +35,7 @@ class Segment:
     role: str = ""
     words: tuple[Word, ...] = ()
     quality: tuple[tuple[str, float], ...] = ()
+    style: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Recording:
     `key` is unique in its source and made of letters, digits, `_` and `-` only (`safe_key`). `audio` says where the
     sound is, in words of its own source only; it is plain data. `duration` is in seconds, None where only decoding
     tells. Without `segments` a recording is cut where nobody speaks. Recordings that follow each other with the same
-    `document` belong together, such as the utterances of a chapter; without one a recording stands alone.
+    `document` belong together, such as the utterances of a chapter or, where segments have roles, the turns of a
+    conversation; without one a recording stands alone. A turn that was written has the place `Written` and one segment.
     """
 
     key: str
@@ -89,6 +91,8 @@ class UnreadableAudio(Exception):
         "duration": "is not as long as the source says",
         "channel": "has no such channel",
         "too_long": "more than an hour at once",
+        "role": "has a role that no chat has",
+        "conversation": "is no conversation",
     }
 
     def __init__(self, kind: str, where: str, detail: str = "") -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from configs.checks import check
+from configs.checks import check, check_corpus
 from configs.checks.topology import data_parallel_size, model_parallel_size
 from configs.compose import compose_stage
 from configs.recipe import load_recipe
@@ -84,7 +84,7 @@ def test_deepspeed_adds_bf16_gradients_up_in_fp32_alone(base: Config) -> None:
         ("engine.name=other", "engine.name=other: not one of megatron"),
         ("optimizer.name=sgd", "optimizer.name=sgd: not one of adamw"),
         ("tracker.wandb=sometimes", "not one of offline, online, disabled"),
-        ("stage.objective=sft", "stage.objective=sft"),
+        ("stage.objective=ppo", "stage.objective=ppo"),
         ("optimizer.lr_multipliers={'heads':2}", "optimizer.lr_multipliers.heads: no such group"),
         ("optimizer.lr_multipliers={'head':-2}", "has to be 0 or above"),
         ("backbone.tied_embeddings=true optimizer.lr_multipliers={'head':2}", "the head is tied to the embedding"),
@@ -234,3 +234,16 @@ def test_scales_of_our_recipes_are_possible() -> None:
     for scale in recipe.scales:
         for stage in recipe.stages:
             check(compose_stage("quickstart", scale, stage, []))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"spoken_roles": ["user"]}, "user is not one of system, human, assistant"),
+        ({"spoken_roles": ["human"], "voice": "lm:x"}, "wants a voice that gives sound, and corpus.voice=lm:x is none"),
+        ({"specials": ["<a>", "<a>"]}, "has a token twice"),
+    ],
+)
+def test_corpora_that_cannot_be_made(base: Config, changes: dict, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        check_corpus(replace(base, corpus=replace(base.corpus, **changes)))

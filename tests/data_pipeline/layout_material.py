@@ -15,7 +15,8 @@ from tests.data_pipeline.synthetic import SPECIALS, make_vocabulary
 
 ALL_SPECIALS = (
     *SPECIALS, "<|BOT|>", "<|EOT|>", "<|begin_of_text|>", "<|end_of_text|>", "<unit>", "<|listen|>", "<sep>",
-    "<|system|>", "<|user|>", "<|assistant|>",
+    "<|system|>", "<|user|>", "<|assistant|>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>",
+    "<|eot_id|>",
 )  # fmt: skip
 GROUPED = replace(make_vocabulary(), specials=ALL_SPECIALS)
 RESIDUAL = replace(GROUPED, codebooks=(Codebook("mimi", 16, 12.5, rows=4),))

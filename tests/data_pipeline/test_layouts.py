@@ -229,7 +229,7 @@ def test_interleaved_words_that_are_not_in_the_text_stand_for_themselves():
 @pytest.mark.parametrize(
     "name, options, message",
     [
-        ("karaoke", {}, "choose from asr, channels, chat"),
+        ("karaoke", {}, "choose from asr, asr_dialogue, channels, chat"),
         ("asr", {"text_weight": 1.0}, "has audio_weight"),
         ("text", {"speed": 2}, "it has frames"),
         ("interleaved", {"shortest": 2.5}, "must be a number like 4"),

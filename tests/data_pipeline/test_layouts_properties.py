@@ -29,7 +29,10 @@ KINDS: list[tuple[str, dict[str, Any], set[float]]] = [
     ("asr", {"audio_weight": 0.25, "marks": [], "task": "write:"}, {0.25, 1}),
     ("asr", {"encoder": "whisper", "stride": 4}, {0, 1}),
     ("channels", {"block": 16, "next_weight": 0.5}, {0.5}),
+    ("asr_dialogue", {"instruction": "Write: ", "template": "chatml"}, {0, 1}),
+    ("asr_dialogue", {"encoder": "whisper", "stride": 4, "system": "You write.", **MARKED}, {0, 1}),
     ("chat", {"form": "TQTA"}, {0, 1}),
+    ("chat", {"form": "TQTA", "template": "llama3"}, {0, 1}),
     ("chat", {"form": "AQTA"}, {0, 1}),
     ("chat", {"form": "TAQTA", "loss": "all"}, {0, 1}),
     ("chat", {"form": "AQAA", "history": "audio", **MARKED}, {0, 1}),
@@ -47,11 +50,13 @@ KINDS: list[tuple[str, dict[str, Any], set[float]]] = [
     ("text", {}, {1}),
     ("tts", {}, {0, 1}),
     ("tts_dialogue", {"system": "Be {speaker}.", "prompt_weight": 0.5}, {0, 0.5, 1}),
+    ("tts_dialogue", {"unnamed": "Speak.", "clone_share": 0.5, "template": "chatml"}, {0, 1}),
     ("units", {"encoder": "whisper"}, {0, 1}),
     ("units", {"says": "both", "seconds": 0.5, "listen_weight": 0.5}, {0, 0.5, 1}),
 ]
 FRAMED = {
     "asr",
+    "asr_dialogue",
     "chat",
     "chunked",
     "continuation",
@@ -79,7 +84,7 @@ def document(seed: int, utterances: int, vocabulary: Vocabulary, *, two_channels
     found = []
     for number in range(utterances):
         words = " ".join(rng.choice(["in", "was,", "a", "word.", "waters"], int(rng.integers(0, 9))).tolist())
-        role = ("human", "assistant")[number % 2] if rng.random() < 0.9 else str(rng.choice(["", "system"]))
+        role = ("human", "assistant")[number % 2] if rng.random() < 0.9 else "system"
         made = speak(
             vocabulary,
             float(rng.choice([0.03, 0.5, 1.0, 2.3])),
@@ -260,6 +265,7 @@ def test_columns_of_a_mixture_have_to_agree():
         ("asr", {"frames": 1}, "option frames must be true or false"),
         ("asr", {"marks": ["<a>", 2]}, "option marks must be a list of texts"),
         ("csm", {"depth_share": [0.5]}, "must be a number like 0.0625"),
+        ("tts_dialogue", {"styles": ["RAP"]}, "option styles must be texts by name like {RAP: Sing it.}"),
     ],
 )
 def test_options_of_another_type_are_refused(name, options, message):
@@ -274,7 +280,8 @@ def test_options_of_another_type_are_refused(name, options, message):
      ("chunked", {"text_chunk": 0}), ("chunked", {"audio_weight": -1.0}), ("chunked", {"share": 1.5}),
      ("chunked", {"least_ratio": -1.0}), ("asr", {"stride": 0}), ("chat", {"stride": 0}),
      ("tts_dialogue", {"prompt_weight": -1.0}), ("csm", {"depth_share": 2.0}), ("channels", {"next_weight": -1.0}),
-     ("channels", {"longest_run": 0})],
+     ("channels", {"longest_run": 0}), ("asr_dialogue", {"stride": 0}), ("tts_dialogue", {"clone_share": 1.5}),
+     ("tts_dialogue", {"clone_share": 0.5, "system": "Be {speaker}."})],
 )  # fmt: skip
 def test_values_out_of_range_are_refused_with_no_document_at_hand(name, options):
     with pytest.raises(BadInput):

@@ -81,6 +81,18 @@ def test_tables_with_columns_of_their_own(tmp_path: Path) -> None:
     assert read("tsv", comma, delimiter=",")[0].segments[0].text == "well, yes"
 
 
+def test_manifests_tell_styles_and_what_belongs_together(tmp_path: Path) -> None:
+    """All that a speaker said is one document, so that one utterance can prompt another."""
+    rows = [
+        {"audio_filepath": f"{number}.wav", "text": "la la", "document": speaker, "style": style}
+        for number, (speaker, style) in enumerate([("Ann B.", ""), ("Ann B.", "RAP"), ("", "")])
+    ]
+    manifest = lines(tmp_path / "t.jsonl", *(json.dumps(row) for row in rows))
+    first, second, alone = read("jsonl", manifest)
+    assert first.document == second.document != "" and alone.document == ""
+    assert [found.segments[0].style for found in (first, second, alone)] == ["", "RAP", ""]
+
+
 def test_kaldi_folder(tmp_path: Path) -> None:
     file = write_sound(tmp_path / "calls/r1.wav", speechlike(5.0))
     data = tmp_path / "data/train"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ import torch
 from configs.schema import LossConfig, OptimizerConfig, Schedule
 from data_pipeline.batch import Batch
 from data_pipeline.chunks import chunk_of
+from data_pipeline.layouts import find_layout
 from runtime.exits import BadInput
 from train.models.heads.terms import Losses
-from train.objectives.pretrain import NextToken
+from train.objectives.pretrain import NextToken, check_objective, told_apart
 from train.schedule import learning_rate
 
 
@@ -55,6 +57,35 @@ def test_losses_are_weighted_and_split_by_modality() -> None:
 def test_a_modality_that_did_not_occur_has_no_term() -> None:
     terms = NextToken(("text", "semantic")).averages([3.0, 0.0, 0.0, 3.0], [1.0, 0.0, 1.0, 1.0])
     assert terms == {"lm": 3.0, "text": 3.0}
+
+
+def test_losses_of_text_and_audio_are_told_apart_by_source() -> None:
+    """Places 0 and 1 are of the first source, 2 and 3 of the second, whose place 2 has no loss."""
+    batch = replace(a_batch(), sources=torch.tensor([[0, 0, 1, 1]], dtype=torch.uint8))
+    objective = NextToken(MODALITIES, sources=("chat", "speech.tts"))
+    counts = objective.counts(batch)
+    assert counts.tolist() == [1.0, 0.5, 1.0, 2.5, 1.0, 0.5, 0.0, 1.0, 2.5] and objective.terms == len(counts)
+    sums = objective.sums(losses_of(batch, [2.0, 4.0, 100.0, 1.0], [0.0] * 4, 5.0), batch)
+    assert sums.tolist() == [2.0, 2.0, 1.0, 0.0, 2.0, 2.0, 0.0, 1.0, 5.0]
+    terms = objective.averages(sums.tolist(), counts.tolist())
+    of_sources = {name: value for name, value in terms.items() if "/" in name}
+    assert of_sources == {"chat/text": 2.0, "chat/audio": 4.0, "speech.tts/audio": 1.0}
+    assert {name: value for name, value in terms.items() if "/" not in name} == {
+        "lm": 2.0, "audio": 2.0, "text": 2.0, "linguistic": 4.0, "semantic": 1.0
+    }  # fmt: skip
+
+
+def test_one_source_alone_is_not_told_apart() -> None:
+    assert told_apart(("text",)) == () and told_apart(("asr", "tts")) == ("asr", "tts")
+    assert told_apart(tuple(map(str, range(300)))) == ()
+
+
+def test_fine_tuning_wants_a_layout_of_chats() -> None:
+    chat, text = find_layout("chat", {}), find_layout("text", {})
+    check_objective("sft", {"a": text, "b": chat})
+    check_objective("pretrain", {"a": text})
+    with pytest.raises(BadInput, match=r"objective=sft: no source of the mixture has a layout of chats .*, only text;"):
+        check_objective("sft", {"a": text, "b": text})
 
 
 def test_modality_weights_make_a_weighted_mean_and_leave_the_reports_alone() -> None:

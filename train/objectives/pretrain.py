@@ -1,4 +1,5 @@
-"""Next-token prediction over text and audio codes alike, reported by modality."""
+"""Next-token prediction over text and audio codes alike, reported by modality and source: of pretraining and of
+fine-tuning, where a layout's loss weights say what is learnt."""
 
 from __future__ import annotations
 
@@ -9,11 +10,13 @@ import torch
 
 from configs.schema import LossConfig
 from data_pipeline.batch import Batch
+from data_pipeline.layouts import Layout
 from runtime.exits import BadInput
 from train.models.heads.language import LANGUAGE
 from train.models.heads.terms import Losses, Targets
 
 TEXT, AUDIO = "text", "audio"
+MOST_SOURCES = 256  # that a byte tells apart
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,14 @@ class NextToken:
 
     l_t being the cross entropy of token t, smoothed, with its z term. So weights of modalities say how much one counts
     beside another, and equal ones change nothing: learning rate, clipping and the z coefficient keep their meaning.
-    Terms, in order: the plain cross entropy of each modality, by the tokens' own weights; (log Z)^2, likewise; and what
-    is minimised, by w_t.
+    Terms, in order: the plain cross entropy of each modality, by the tokens' own weights; (log Z)^2, likewise; the
+    cross entropy of text and of audio in each of the mixture's `sources` that are told apart; and what is minimised, by
+    w_t.
     """
 
     modalities: tuple[str, ...]
     config: LossConfig = field(default_factory=LossConfig)
+    sources: tuple[str, ...] = ()
     weights: torch.Tensor = field(init=False, repr=False, compare=False)  # float32 [modalities]
 
     def __post_init__(self) -> None:
@@ -40,7 +45,7 @@ class NextToken:
 
     @property
     def terms(self) -> int:
-        return len(self.modalities) + 2
+        return len(self.modalities) + 2 + 2 * len(self.sources)
 
     def targets(self, batch: Batch) -> Targets:
         """What the head is asked of `batch`. Both are on the CPU."""
@@ -55,16 +60,19 @@ class NextToken:
         )
 
     def counts(self, batch: Batch) -> torch.Tensor:
-        """float64 [terms]: summed loss weights of each label modality, of all, and those of what is minimised."""
+        """float64 [terms]: summed loss weights of each label modality, of all, of text and audio by source, and those
+        of what is minimised."""
         each = self._by_modality(batch.loss_weight, batch)
-        return torch.cat([each, each.sum()[None], (each * self.weights.to(each)).sum()[None]])
+        sources = self._by_source(batch.loss_weight, batch)
+        return torch.cat([each, each.sum()[None], sources, (each * self.weights.to(each)).sum()[None]])
 
     def sums(self, losses: Losses, batch: Batch) -> torch.Tensor:
         """float64 [terms], detached: what `counts` divides."""
         places = losses[LANGUAGE]["places"]
-        each = self._by_modality(places["cross_entropy"] * batch.loss_weight, batch)
+        weighted = places["cross_entropy"] * batch.loss_weight
+        each, sources = self._by_modality(weighted, batch), self._by_source(weighted, batch)
         z = (places["z"] * batch.loss_weight).sum(dtype=torch.float64)
-        return torch.cat([each, z[None], losses[LANGUAGE]["total"].detach().double()[None]])
+        return torch.cat([each, z[None], sources, losses[LANGUAGE]["total"].detach().double()[None]])
 
     def loss(self, losses: Losses, counts: torch.Tensor) -> torch.Tensor:
         """This micro-batch's part of the loss, to differentiate; `counts` are those of the global batch."""
@@ -73,12 +81,14 @@ class NextToken:
     def averages(self, sums: list[float], counts: list[float]) -> dict[str, float]:
         """Global averages: "lm" over all labels, "audio" over all codebooks, then each modality, in nats a token.
 
-        A term that no label belongs to is left out. "z" is there where a coefficient is set, "objective" (what is
-        minimised) where it is not "lm" itself.
+        "<source>/text" and "<source>/audio" are those of one source. A term that no label belongs to is left out. "z"
+        is there where a coefficient is set, "objective" (what is minimised) where it is not "lm" itself.
         """
         size = len(self.modalities)
         each = dict(zip(self.modalities, zip(sums[:size], counts[:size], strict=True), strict=True))
         terms = {"lm": (sum(sums[:size]), sum(counts[:size])), AUDIO: (sum(sums[1:size]), sum(counts[1:size])), **each}
+        of_sources = zip(sums[size + 1 : -1], counts[size + 1 : -1], strict=True)
+        terms |= zip((f"{source}/{kind}" for source in self.sources for kind in (TEXT, AUDIO)), of_sources, strict=True)
         if self.config.z:
             terms["z"] = (sums[size], counts[size])
         if self.config.z or self.config.smoothing or self._scale != 1 or bool((self.weights != 1).any()):
@@ -92,6 +102,29 @@ class NextToken:
     def _by_modality(self, values: torch.Tensor, batch: Batch) -> torch.Tensor:
         totals = torch.zeros(len(self.modalities), dtype=torch.float64, device=values.device)
         return totals.index_add_(0, batch.label_modality[0].long(), values[0].double())
+
+    def _by_source(self, values: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """float64 [2 x sources]: text, then audio, of each."""
+        totals = torch.zeros(2 * len(self.sources), dtype=torch.float64, device=values.device)
+        if batch.sources is None or not self.sources:
+            return totals
+        places = 2 * batch.sources[0].long() + (batch.label_modality[0] > 0)
+        return totals.index_add_(0, places, values[0].double())
+
+
+def told_apart(sources: tuple[str, ...]) -> tuple[str, ...]:
+    """The sources of a mixture whose losses are told apart: none where there is one alone, or too many."""
+    return sources if 1 < len(sources) <= MOST_SOURCES else ()
+
+
+def check_objective(objective: str, layouts: Mapping[str, Layout]) -> None:
+    """Raises BadInput for an sft over a mixture, its layouts by source, that has no layout of chats."""
+    if objective == "sft" and not any(layout.whole for layout in layouts.values()):
+        names = ", ".join(dict.fromkeys(layout.name for layout in layouts.values()))
+        raise BadInput(
+            f"stage.objective=sft: no source of the mixture has a layout of chats (chat, tts_dialogue, asr_dialogue), "
+            f"only {names}; choose another mixture, or objective pretrain"
+        )
 
 
 def modality_weights(given: Mapping[str, float], modalities: tuple[str, ...]) -> torch.Tensor:

@@ -79,8 +79,10 @@ def colour_of(name: str, names: Sequence[str]) -> str:
 
 
 def loss_terms(records: Sequence[Record]) -> dict[str, str]:
-    """Display name to record key of every loss in the records. "lm" is left out where it is the whole loss."""
+    """Display name to record key of every loss in the records, but for those of single sources. "lm" is left out where
+    it is the whole loss."""
     keys = list(dict.fromkeys(key for record in records for key in record if key.startswith("loss/")))
+    keys = [key for key in keys if key.count("/") == 1]
     if all(record.get("loss/lm", record.get("loss")) == record.get("loss") for record in records):
         keys = [key for key in keys if key != "loss/lm"]
     terms = {"all": "loss"} if any("loss" in record for record in records) else {}
@@ -108,6 +110,7 @@ def charts_of(metrics: Sequence[Record], validation: Sequence[Record], entropy: 
         return chart(key, title, note, columns, _buckets(measured), **options)
 
     terms = loss_terms([*metrics, *validation])
+    of_sources = {key.removeprefix("loss/"): key for key in _keys(metrics, "loss/") if key.count("/") == 2}
     rates = {key.removeprefix("lr/"): key for key in _keys(metrics, "lr/")}
     found = [
         chart(
@@ -125,6 +128,15 @@ def charts_of(metrics: Sequence[Record], validation: Sequence[Record], entropy: 
             logarithmic=True,
             tight=True,
             wide=True,
+        ),
+        chart(
+            "loss_sources",
+            "Loss by source",
+            "nats a token of text and audio; lines are training, dots validation",
+            dict(of_sources),
+            dots=_validation_dots(validation, of_sources),
+            number="loss",
+            logarithmic=True,
         ),
         _joined(chart("lr", "Learning rate", "by parameter group", dict(rates), number="scientific")),
         chart("grad_norm", "Gradient norm", "before clipping", {"all": "grad_norm"}, number="loss", logarithmic=True),

@@ -25,6 +25,7 @@ from data_pipeline.sources.speech.aishell import aishell
 from data_pipeline.sources.speech.asterisk import asterisk
 from data_pipeline.sources.speech.audio_folder import audio_folder
 from data_pipeline.sources.speech.common_voice import common_voice
+from data_pipeline.sources.speech.conversations import conversations
 from data_pipeline.sources.speech.fisher import fisher
 from data_pipeline.sources.speech.gigaspeech import gigaspeech
 from data_pipeline.sources.speech.huggingface import huggingface
@@ -54,6 +55,7 @@ KINDS = {
     "asterisk": Kind(asterisk, licence="CC-BY-SA-3.0"),
     "audio_folder": Kind(audio_folder),
     "common_voice": Kind(common_voice, licence="CC0-1.0"),
+    "conversations": Kind(conversations),
     "fisher": Kind(fisher, licence="LDC user agreement", language="en"),
     "gigaspeech": Kind(gigaspeech, licence="GigaSpeech terms (non-commercial research)", language="en"),
     "huggingface": Kind(huggingface),

@@ -32,6 +32,8 @@ def jsonl(
     speaker: str = "speaker",
     language: str = "lang",
     channel: str = "channel",
+    style: str = "style",
+    document: str = "document",
     id: str = "id",
     split_column: str = "split",
     audio_folder: str | None = None,
@@ -40,11 +42,15 @@ def jsonl(
 
     Only `audio` has to be there. Times are seconds; a `duration` without `offset` is that of the file, and `end` counts
     where `duration` is absent. `channel` counts from 0; lines without one are of all channels mixed, or of the first
-    where others of the same file say theirs. `id` is what keys are made of, else the file's name and the line's number.
-    Paths are relative to `audio_folder`, else to the manifest. A line without a `text` key is cut by voice activity,
-    if it has no times either. `split` keeps the lines whose `split_column` says so.
+    where others of the same file say theirs. `style` is how it is said, such as RAP. Files that follow each other with
+    the same `document` are one, such as all of a speaker, who then is a prompt for himself (`tts_dialogue`). `id` is
+    what keys are made of, else the file's name and the line's number. Paths are relative to `audio_folder`, else to the
+    manifest. A line without a `text` key is cut by voice activity, if it has no times either. `split` keeps the lines
+    whose `split_column` says so.
     """
-    columns = _Columns(audio, text, offset, duration, end, speaker, language, channel, id, split_column)
+    columns = _Columns(
+        audio, text, offset, duration, end, speaker, language, channel, style, document, id, split_column
+    )
     return _recordings(path, read_json_lines(path), columns, split, audio_folder)
 
 
@@ -60,20 +66,24 @@ def tsv(
     speaker: str = "speaker",
     language: str = "lang",
     channel: str = "channel",
+    style: str = "style",
+    document: str = "document",
     id: str = "id",
     split_column: str = "split",
     audio_folder: str | None = None,
     delimiter: str = "\t",
 ) -> Iterator[Recording]:
     """The rows of a table whose first line names its columns, as `jsonl` reads lines. `delimiter` may be a comma."""
-    columns = _Columns(audio, text, offset, duration, end, speaker, language, channel, id, split_column)
+    columns = _Columns(
+        audio, text, offset, duration, end, speaker, language, channel, style, document, id, split_column
+    )
     return _recordings(path, read_table(path, delimiter), columns, split, audio_folder)
 
 
 class _Columns:
     def __init__(self, *names: str) -> None:
         (self.audio, self.text, self.offset, self.duration, self.end,
-         self.speaker, self.language, self.channel, self.id, self.split) = names  # fmt: skip
+         self.speaker, self.language, self.channel, self.style, self.document, self.id, self.split) = names  # fmt: skip
 
 
 def _recordings(
@@ -92,7 +102,9 @@ def _recordings(
         duration = None
         if len(held) == 1 and columns.offset not in first and segments and segments[0].end is None:
             duration = number_in(first, columns.duration, f"{path} line {number}")
-        yield Recording(safe_key(key), beside(base, file), segments, duration=duration)
+        document = text_in(first, columns.document)
+        named = safe_key(document) if document else ""
+        yield Recording(safe_key(key), beside(base, file), segments, duration=duration, document=named)
 
 
 def _file(line: tuple[int, dict[str, Any]], columns: _Columns, path: str) -> str:
@@ -116,4 +128,5 @@ def _segment(row: dict[str, Any], columns: _Columns, unnamed: int, where: str) -
         speaker=text_in(row, columns.speaker),
         language=text_in(row, columns.language),
         channel=unnamed if channel is None else int(channel),
+        style=text_in(row, columns.style),
     )

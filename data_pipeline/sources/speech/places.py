@@ -94,6 +94,20 @@ class Nowhere:
         raise UnreadableAudio(self.kind, self.file)
 
 
+@dataclass(frozen=True)
+class Written:
+    """No sound: the text was written, in `file`. It is no damage."""
+
+    file: str
+
+    @property
+    def name(self) -> str:
+        return self.file
+
+    def blocks(self, start: float, end: float | None, lasting: float | None) -> Iterator[Sound]:
+        raise UnreadableAudio("missing", self.file, "text that nobody said has no sound")
+
+
 def inside(folder: str | Path, path: str) -> Place:
     """The file `path`, as metadata that was downloaded names it, in `folder`: a path that leads out is not followed.
 

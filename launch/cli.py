@@ -19,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (see runtime.exits)."""
     if arguments is None:  # this process is the command
         startup.begin_with_process()
+        startup.passed("interpreter")
     options = _parser().parse_args(arguments)
     try:
         with stoppable() as stop, stop.at_once("the same command goes on from what is done"):

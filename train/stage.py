@@ -59,7 +59,7 @@ def _start(config_file: Path) -> Config:
     from train.engines import optional_kernels
 
     startup.begin_with_process(again=False)
-    startup.passed("rank")
+    startup.passed("interpreter of the rank")
     config = load_config(config_file)
     startup.passed("config of the rank")
     _import(config)

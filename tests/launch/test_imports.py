@@ -70,6 +70,11 @@ def test_a_config_is_composed_and_refused_without_what_trains(bare: set[str], tm
     assert imported(COMMAND, *words, "--cfg", folder=tmp_path) - bare <= ROOMS | CONFIGURING
 
 
+def test_a_corpus_that_is_not_built_yet_is_looked_for_without_torch(tmp_path: Path) -> None:
+    """Its place is named by all that decides its content: text, voice, codec."""
+    assert not imported(COMMAND, "train", "recipe=quickstart", "scale=tiny", folder=tmp_path) & HEAVY
+
+
 STARTING = """
 from launch import training
 from launch.selection import read_words

@@ -84,7 +84,7 @@ def starts(folder: Path) -> None:
         cpu, _ = measured((COMMAND, "train", *words, f"run.folder=run-{number}"), folder)
         records.append((json.loads((folder / f"run-{number}/starts.jsonl").read_text()), cpu))
     for record, cpu in records:
-        print(f"first step {record['seconds']:.2f} s after `megaphone train`; 12 steps and all processes {cpu:.1f} CPU s")
+        print(f"first step {record['seconds']:.2f} s after the command; 12 steps and all processes {cpu:.1f} CPU s")
     fastest = min(records, key=lambda record: record[0]["seconds"])[0]
     for phase, seconds in fastest["phases"].items():
         print(f"  {phase}: {seconds:.2f} s")

@@ -11,7 +11,13 @@ import pytest
 
 from runtime import startup
 
-RANK = "import json; from runtime import startup; startup.begin_with_process(again=False); startup.passed('a rank'); print(json.dumps(startup.done()))"
+RANK = """
+import json
+from runtime import startup
+startup.begin_with_process(again=False)
+startup.passed("a rank")
+print(json.dumps(startup.done()))
+"""
 
 
 @pytest.fixture(autouse=True)

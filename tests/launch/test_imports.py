@@ -33,7 +33,7 @@ def imported(program: str, *words: str, folder: Path) -> set[str]:
     ended = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", TELL + program, *words],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "MASTER_PORT": "0"},
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "MEGAPHONE_CACHE": "cache"},
         capture_output=True,
         text=True,
         timeout=120,
@@ -73,6 +73,7 @@ def test_a_config_is_composed_and_refused_without_what_trains(bare: set[str], tm
 def test_a_corpus_that_is_not_built_yet_is_looked_for_without_torch(tmp_path: Path) -> None:
     """Its place is named by all that decides its content: text, voice, codec."""
     assert not imported(COMMAND, "train", "recipe=quickstart", "scale=tiny", folder=tmp_path) & HEAVY
+    assert not list(tmp_path.glob("runs/*")), "nothing was started"
 
 
 STARTING = """

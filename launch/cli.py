@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
+from runtime import startup
 from runtime.exits import FAILED, BadInput, StoppedEarly
 from runtime.signals import stoppable
 
@@ -16,6 +17,9 @@ OVERRIDES = "settings as key=value in Hydra's grammar, such as recipe=quickstart
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (see runtime.exits)."""
+    if arguments is None:  # this process is the command
+        startup.begin_with_process()
+        startup.passed("interpreter")
     options = _parser().parse_args(arguments)
     try:
         with stoppable() as stop, stop.at_once("the same command goes on from what is done"):

@@ -14,6 +14,7 @@ from launch import training
 from launch.data_commands import build_corpus
 from launch.runfolder import CONFIG_FILE, RESULTS_FILE, is_finished, load_run
 from launch.selection import read_words
+from runtime import startup
 from runtime.exits import DONE, STOPPED_EARLY, BadInput, StoppedEarly
 from runtime.signals import stoppable
 
@@ -95,6 +96,7 @@ def cancel(options: Namespace) -> int:
 def _run_stage(config: Config) -> int:
     folder = Path(config.run.folder)
     build_corpus(config)
+    startup.begin()  # of this stage
     if not is_finished(config):
         asked: list[int] = []
         code = training.train_locally(config, asked)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from checkpoints.layout import complete_checkpoints
 from launch.local import run_ranks
+from runtime import startup
 from runtime.exits import FAILED, HUNG, STOPPED_EARLY
 from runtime.signals import stoppable
 
@@ -48,6 +49,7 @@ def run_again(
         _say(f"starting again in {wait:g} s, {tries} of {restarts} in a row without a new checkpoint")
         if _stopped_within(wait):
             return STOPPED_EARLY
+        startup.begin()
 
 
 def newest_checkpoint(run_folder: Path) -> str | None:

@@ -15,6 +15,7 @@ from launch.environment import gpus
 from launch.local import run_ranks
 from launch.restarts import newest_checkpoint, run_again
 from launch.runfolder import CONFIG_FILE, prepare, refuse_other_run, wait_for_prepared
+from runtime import startup
 from runtime.exits import BadInput, tell
 
 # The doors to training: modules that are run, one process a rank.
@@ -77,6 +78,7 @@ def train_locally(config: Config, asked: list[int] | None = None) -> int:
     require_corpus(config)
     file = prepare(config)
     folder = Path(config.run.folder)
+    startup.passed("config")
     return run_again(
         [sys.executable, "-m", STAGE, str(file)],
         ranks=local_ranks(config),
@@ -134,6 +136,7 @@ def join(config: Config, variables: Mapping[str, str]) -> NoReturn:
         tell(error.exit_code)
         raise
     sys.stdout.flush()
+    startup.passed("config")
     os.execv(sys.executable, [sys.executable, "-m", STAGE, str(file)])
 
 

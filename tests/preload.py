@@ -5,13 +5,17 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import torch
+from runtime.imports import at_once
+from train.stage import MERELY_PROBED
 
-from train.engines import absent_names
-from train.engines.cuda_on_cpu import emulate_cuda
+with at_once(without=MERELY_PROBED):
+    import torch
 
-torch.set_num_threads(1)
-emulate_cuda()
-absent_names.fill_in()
-for name in ("megatron.core.dist_checkpointing", "megatron.core.optimizer", "train.engines.megatron", "train.loop"):
-    importlib.import_module(name)
+    from train.engines import absent_names
+    from train.engines.cuda_on_cpu import emulate_cuda
+
+    torch.set_num_threads(1)
+    emulate_cuda()
+    absent_names.fill_in()
+    for name in ("megatron.core.dist_checkpointing", "megatron.core.optimizer", "train.engines.megatron", "train.loop"):
+        importlib.import_module(name)

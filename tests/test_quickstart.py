@@ -89,6 +89,12 @@ def test_the_quickstart_survives_a_killed_rank_and_leaves_what_the_readme_says(t
     assert {"loss/text", "loss/audio"} <= validated[-1].keys()
     assert json.loads((run / "export/check.json").read_text())["max_difference"] < 1e-4
     assert json.loads((run / "results.json").read_text())["status"] == "finished"
+    first_start, second_start = map(json.loads, (run / "starts.jsonl").read_text().splitlines())
+    assert (first_start["step"], second_start["step"]) == (1, 3)
+    parts = {"config", "interpreter of the rank", "torch", "process group", "model", "weights", "first step"}
+    for told in (first_start, second_start):
+        assert parts <= told["phases"].keys() and all(spent >= 0 for spent in told["phases"].values())
+        assert sum(told["phases"].values()) == pytest.approx(told["seconds"])
 
     third = start(tmp_path)
     said = third.communicate(timeout=120)[0]

@@ -15,6 +15,7 @@ import torch
 from configs.schema import Config
 from data_pipeline.corpus import Corpus
 from data_pipeline.entropy import unigram_entropy
+from runtime import records
 from train.console import Console
 from train.flops import Learning, Recomputed, device_peak_flops, step_flops
 from train.metrics import MetricLog, read_validation
@@ -24,6 +25,8 @@ from train.tracker import Tracker
 from train.trainable import Trained
 
 RESULTS_FILE = "results.json"
+STARTS_FILE = "starts.jsonl"
+SHORTEST_SHOWN = 0.05  # seconds of a phase that rounds to something
 
 
 class Journal:
@@ -49,6 +52,16 @@ class Journal:
         self._tracker = Tracker(config.tracker, self._folder, config.run.name, asdict(config))
         self._damage_said = set(progress.damaged)
         self._console.note(self._trained.describe())
+
+    def started(self, step: int, phases: Mapping[str, float]) -> None:
+        """The first `step` since the command is done, after these seconds: one line of starts.jsonl, and one for the
+        console."""
+        total = sum(phases.values())
+        records.append(
+            self._folder / STARTS_FILE, {"time": time.time(), "step": step, "seconds": total, "phases": dict(phases)}
+        )
+        longer = ", ".join(f"{phase} {spent:.1f}" for phase, spent in phases.items() if spent >= SHORTEST_SHOWN)
+        self.note(f"step {step} done {total:.1f} s after the command: {longer}")
 
     def step(
         self,

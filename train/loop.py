@@ -24,6 +24,7 @@ from data_pipeline.build import corpus_folder
 from data_pipeline.corpus import Corpus
 from data_pipeline.layouts import layouts_of
 from data_pipeline.loader import make_loader, validation_packs
+from runtime import startup
 from runtime.exits import Halted, StoppedEarly
 from runtime.signals import StopFlag
 from train import weights
@@ -80,9 +81,12 @@ def _joined(config: Config, stop: StopFlag) -> Iterator[Stage]:
     check_kernel(config)
     corpus = Corpus.open(corpus_folder(config))
     objective = NextToken(corpus.vocabulary.modalities, config.loss, told_apart(tuple(layouts)))
+    startup.passed("corpus")
     device = process_groups.join(config.parallel)
+    startup.passed("process group")
     try:
         engine = build_engine(config, corpus.vocabulary.padded_size, objective, device)
+        startup.passed("model")
         yield Stage(config, corpus, engine, objective, stop)
     finally:
         process_groups.leave()
@@ -116,8 +120,11 @@ class Stage:
 
     def _run(self) -> None:
         try:
+            startup.passed("loader")
             self._start()
+            startup.passed("weights")
             self._validate_if_due()
+            startup.passed("validation")
             while self.progress.step < self.config.train.steps:
                 profile = self._stop_if_asked(window=self.observer.window_asked())
                 step = self.progress.step
@@ -126,6 +133,7 @@ class Stage:
                     return
                 if self.progress.step <= step:
                     continue  # an incident: nothing was learned
+                self._note_start()
                 self._validate_if_due()
                 self._save_if_due()
             self._finish("finished")
@@ -172,6 +180,12 @@ class Stage:
             self.journal.start(self.progress)
         self.checkpoints.prepare()
 
+    def _note_start(self) -> None:
+        """Once, after the first step: write down what the time to it went into."""
+        startup.passed("first step")
+        if (phases := startup.done()) and self.journal:
+            self.journal.started(self.progress.step, phases)
+
     # --- steps ----------------------------------------------------------------------------------------------
 
     def _step(self, profile: bool) -> bool:
@@ -185,6 +199,7 @@ class Stage:
         packs, waited = self._next_packs()
         if packs is None:
             return False
+        startup.passed("first batch")
         self._at("training")
         rate = learning_rate(self.config.optimizer, step, self.config.train.steps)
         fed = self.feeding.tally(packs)

@@ -13,11 +13,17 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 from configs.schema import Config
+from runtime import startup
 from runtime.exits import BAD_INPUT, DONE, FAILED, HALTED, STOPPED_EARLY, BadInput, Halted, StoppedEarly, leave
+from runtime.imports import at_once
 from runtime.signals import PROFILE_SIGNAL, StopFlag
+
+# Megatron-Core imports it to know whether it is there; the run's tracker does when it is asked for.
+MERELY_PROBED = ("wandb",)
 
 
 def main(arguments: list[str]) -> int:
@@ -49,23 +55,41 @@ def run_rank(arguments: list[str], work: Callable[[Config, StopFlag], None]) -> 
 
 
 def _start(config_file: Path) -> Config:
-    import torch
-
     from configs.compose import load_config
-    from train.engines import absent_names, optional_kernels
-    from train.engines.cuda_on_cpu import emulate_cuda
-    from train.engines.determinism import be_deterministic
+    from train.engines import optional_kernels
 
+    startup.begin_with_process(again=False)
+    startup.passed("interpreter of the rank")
     config = load_config(config_file)
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    optional_kernels.hush_megatron()
-    emulate_cuda()
-    absent_names.fill_in()
-    if config.train.deterministic:
-        be_deterministic(os.environ)
+    startup.passed("config of the rank")
+    _import(config)
     if os.environ.get("RANK", "0") == "0":
         print(f"megaphone: {optional_kernels.describe()}", flush=True)
     return config
+
+
+def _import(config: Config) -> None:
+    """Torch, Megatron-Core, and all that this rank works with."""
+    with at_once(without=MERELY_PROBED):
+        import torch
+
+        startup.passed("torch")
+        from train.engines import absent_names, optional_kernels
+        from train.engines.cuda_on_cpu import emulate_cuda
+        from train.engines.determinism import be_deterministic
+
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        optional_kernels.hush_megatron()
+        emulate_cuda()
+        absent_names.fill_in()
+        if config.train.deterministic:
+            be_deterministic(os.environ)
+        # Only now: these import Megatron-Core.
+        from train.engines.build import engine_of
+
+        import_module("train.loop")
+        engine_of(config)
+    startup.passed("megatron and modules")
 
 
 def _train(config: Config, stop: StopFlag) -> None:
@@ -77,6 +101,7 @@ def _train(config: Config, stop: StopFlag) -> None:
         prepare(config, stop)
     else:
         _wait_for_first_rank(stop)
+    startup.passed("backbone")
     train(config, stop)
 
 

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-import torch
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from checkpoints.maps import llama
 from checkpoints.maps.config_form import number
-from checkpoints.rules import COPY, Layout, Rule
+from checkpoints.rules import COPY, Layout, Rule, joined
 from configs.schema import BackboneConfig, ExpertsConfig
 from runtime.exits import BadInput
 
-STACK = Layout(fuse=lambda parts, _: torch.stack(list(parts)), split=lambda whole, _: whole.unbind())
+if TYPE_CHECKING:
+    import torch
+
+
+def _stacked(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    import torch
+
+    return torch.stack(list(parts))
+
+
+STACK = Layout(fuse=lambda parts, _: _stacked(parts), split=lambda whole, _: whole.unbind())
 """One tensor an expert, along a new first axis."""
 
 STACKED_HALVES = Layout(
-    fuse=lambda parts, _: torch.stack([torch.cat(list(pair)) for pair in zip(parts[::2], parts[1::2], strict=True)]),
+    fuse=lambda parts, _: _stacked([joined(pair) for pair in zip(parts[::2], parts[1::2], strict=True)]),
     split=lambda whole, _: [half for expert in whole for half in expert.chunk(2)],
 )
 """Two of equal size an expert, gate, then up, along a new first axis."""

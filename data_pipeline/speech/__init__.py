@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from configs.schema import SynthesisConfig
@@ -25,6 +27,11 @@ def _engine(spec: str) -> tuple[str, str]:
     return engine, name
 
 
+def _module(engine: str) -> ModuleType:
+    """The engine's module, imported alone: a piper voice needs no torch."""
+    return import_module(f"data_pipeline.speech.{'text_to_code' if engine == LM else engine}")
+
+
 def gives_codes(spec: str) -> bool:
     """Whether the voice is a text-to-code model, that gives codes and no sound."""
     return _engine(spec)[0] == LM
@@ -32,21 +39,14 @@ def gives_codes(spec: str) -> bool:
 
 def voice_identity(spec: str) -> str:
     """What determines the sound, or the codes, beside text and seed, for content hashes."""
-    from data_pipeline.speech import piper, text_to_code
-
     engine, name = _engine(spec)
-    return text_to_code.identity(name) if engine == LM else piper.identity(name)
+    return _module(engine).identity(name)
 
 
 def prepare_voice(spec: str, cache: Path) -> None:
     """Do once what the voice needs in `cache`; only one process may at a time."""
-    from data_pipeline.speech import piper, text_to_code
-
     engine, name = _engine(spec)
-    if engine == LM:
-        text_to_code.prepare(name)
-    else:
-        piper.prepare(name, cache)
+    _module(engine).prepare(name, cache)
 
 
 def open_voice(spec: str, cache: Path) -> Voice:

@@ -34,7 +34,7 @@ def identity(name: str) -> str:
     return weights_identity(name, "lm")
 
 
-def prepare(name: str) -> None:
+def prepare(name: str, cache: Path) -> None:
     """Fetch the model if it is on the hub. Raises BadInput where it is not there, or has no vocabulary beside it."""
     _read(_folder(name) / VOCABULARY_FILE)
 

@@ -15,7 +15,6 @@ from data_pipeline.batch import Batch, Pack, collate
 from tests.data_pipeline.synthetic import make_corpus
 from tests.train.runs import run_config, stage, tiny_config
 
-STEPS = 12
 LOSS, NORM = 1e-4, 1e-3
 Curve = list[dict[str, Any]]
 
@@ -40,15 +39,17 @@ def rows() -> list[Row]:
 
 
 class Matrix:
-    """Runs rows under `folder`; start checkpoints and single-process references are made once for all rows."""
+    """Runs rows for some steps each under `folder`; start checkpoints and single-process references are made once for
+    all rows."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, steps: int) -> None:
         self._folder = folder
+        self._steps = steps
         self._corpus = make_corpus(folder / "corpus")
         self._references: dict[str, tuple[Path, Curve]] = {}
 
     def run(self, row: Row) -> tuple[Curve, Curve]:
-        """Curves of a row and of its reference, `STEPS` steps from one native checkpoint on the same data."""
+        """Curves of a row and of its reference, steps from one native checkpoint on the same data."""
         start, expected = self._reference(row.both)
         program = unpacked_stage if row.unpacked else stage
         settings = {**row.both, **row.row}
@@ -71,7 +72,7 @@ class Matrix:
         start: Path | None,
         program: Callable[[str], int] = stage,
     ) -> Curve:
-        given = {"train.steps": STEPS, **({"stage.weights": str(start)} if start else {}), **settings}
+        given = {"train.steps": self._steps, **({"stage.weights": str(start)} if start else {}), **settings}
         changes = {key.replace(".", "__"): value for key, value in given.items()}
         return run_config(tiny_config(self._folder / name, self._corpus, **changes), processes, program=program)
 

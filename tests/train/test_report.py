@@ -16,11 +16,13 @@ import soundfile
 
 from data_pipeline.looking.spectrogram import MEL_BANDS, RANGE_DB, code_strip_png, encode_png, log_mel
 from data_pipeline.shards import index_path
+from runtime import records
 from runtime.exits import BadInput
 from tests.data_pipeline.synthetic import make_corpus
 from train.metrics import MetricLog
 from train.report import write_report
 from train.report.charts import MOST_POINTS, charts_of
+from train.report.run_folder import STARTS_FILE
 from train.resilience import stragglers
 
 SECTIONS = {"summary", "curves", "samples", "data", "checkpoints", "config", "environment"}
@@ -221,6 +223,16 @@ def test_slow_ranks_are_a_table_where_there_were_any(tmp_path: Path) -> None:
     stragglers.write(folder, stragglers.Change(2, "node0", True, 31, 40, 40, 0.5, 0.1, "forward"))
     text = Page(write_report(folder)).text
     assert "13 node<7> 11 to 40 0.75 s 21 % data" in text and "2 node0 31 on 0.5 s 10 % forward" in text
+
+
+def test_starts_are_a_table(tmp_path: Path) -> None:
+    folder = _run(tmp_path)
+    assert "starts" not in Page(write_report(folder)).ids
+    for step, weights in ((1, 0.01), (41, 2.25)):
+        phases = {"torch": 0.75, "weights": weights, "first step": 1.5}
+        records.append(folder / STARTS_FILE, {"step": step, "seconds": sum(phases.values()), "phases": phases})
+    text = Page(write_report(folder)).text
+    assert "1 2.3 torch 0.8, first step 1.5 41 4.5 torch 0.8, weights 2.2, first step 1.5" in text
 
 
 def test_a_run_without_its_files_says_what_is_missing(tmp_path: Path) -> None:

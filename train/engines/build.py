@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from configs.schema import Config
 from train.engines.protocol import Engine, Objective
 
+Build = Callable[[Config, int, Objective, torch.device], Engine]
+
+
+def engine_of(config: Config) -> Build:
+    """What builds the engine that the config names, imported."""
+    if config.engine.name == "deepspeed":
+        from train.engines import deepspeed, deepspeed_library
+
+        deepspeed_library.load()
+        return deepspeed.build
+    from train.engines.megatron import MegatronEngine
+
+    return MegatronEngine
+
 
 def build_engine(config: Config, padded_vocabulary: int, objective: Objective, device: torch.device) -> Engine:
     """The engine that the config names, for this rank; process groups exist before (`process_groups.join`)."""
-    if config.engine.name == "deepspeed":
-        from train.engines.deepspeed import build
-
-        return build(config, padded_vocabulary, objective, device)
-    from train.engines.megatron import MegatronEngine
-
-    return MegatronEngine(config, padded_vocabulary, objective, device)
+    return engine_of(config)(config, padded_vocabulary, objective, device)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -49,6 +49,22 @@ def emulate_cuda() -> bool:
         _map_devices()
         _map_megatron()
     return True
+
+
+@contextlib.contextmanager
+def nothing_compiled() -> Iterator[None]:
+    """Have `torch.compile` give back what it is given, where there is no GPU: there compiling costs seconds and a C++
+    compiler, and wins nothing. For libraries that compile functions as they are imported."""
+    if torch.cuda.is_available():
+        yield
+        return
+    torch_module: Any = torch
+    compile_function = torch.compile
+    torch_module.compile = lambda function=None, **_: function if function else (lambda decorated: decorated)
+    try:
+        yield
+    finally:
+        torch_module.compile = compile_function
 
 
 def _is_cuda(device: Any) -> bool:
@@ -111,14 +127,8 @@ def _map_devices() -> None:
 
 def _map_megatron() -> None:
     """Megatron's own view of the random state."""
-    torch_module: Any = torch
-    compile_function = torch.compile
-    # Megatron compiles its fusions as it loads; on a CPU that costs seconds and a C++ compiler, and wins nothing.
-    torch_module.compile = lambda function=None, **_: function if function else (lambda decorated: decorated)
-    try:
+    with nothing_compiled():  # Megatron compiles its fusions as it loads
         import megatron.core.tensor_parallel.random as random_state
-    finally:
-        torch_module.compile = compile_function
 
     names: Any = random_state
     names._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
+from train.engines.cuda_on_cpu import nothing_compiled
+
 
 def load() -> ModuleType:
     """The `deepspeed` module. Its log goes to stderr, warnings and worse: stdout is the run's progress.
@@ -24,8 +26,9 @@ def load() -> ModuleType:
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it may ask a CUDA build of torch for its devices
-    with silence():
+    with silence(), nothing_compiled():
         import deepspeed
+        import deepspeed.runtime.zero.muon.original_muon  # compiled as it loads; every engine loads it as it is built
         from deepspeed.utils import logging
 
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)

@@ -13,6 +13,7 @@ from yaml import YAMLError
 
 from checkpoints.atomic import PARTIAL, REMOVED
 from checkpoints.manifest import MANIFEST_FILE
+from runtime import records
 from runtime.exits import BadInput
 from train.metrics import METRICS_FILE, VALIDATION_FILE, Record, read_metrics, read_validation
 from train.resilience.stragglers import SlowTime, slow_times
@@ -20,6 +21,7 @@ from train.resilience.stragglers import SlowTime, slow_times
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
 RESULTS_FILE = "results.json"
+STARTS_FILE = "starts.jsonl"
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class RunFolder:
     checkpoints: list[Stored]
     exports: list[Stored]
     slow_times: list[SlowTime]
+    starts: list[Record]
     missing: list[str] = field(default_factory=list)
 
     def setting(self, key: str, default: Any = None) -> Any:
@@ -79,6 +82,7 @@ def read_run_folder(folder: Path) -> RunFolder:
         checkpoints=_checkpoints(folder),
         exports=_exports(folder),
         slow_times=slow_times(folder),
+        starts=records.read(folder / STARTS_FILE),
         missing=missing,
     )
 

@@ -46,7 +46,7 @@ class PreflightConfig:
     slow_share: float = 0.5  # of the other nodes' median speed: below it a node is slow
     slow_storage_share: float = 0.2  # the same of reading and writing the run folder, which vary more
     least: dict[str, float] = field(default_factory=lambda: {"shared_memory": 1.0})  # of a figure, in its unit
-    clock_skew: float = 1.0  # seconds that a node's clock may be off the others' median
+    clock_skew: float = 1.0  # seconds that a node's clock may be off the median node's
     checkpoints: int | None = None  # room for so many in the run folder; None: those that the stage will keep, and one
     storage_mb: float = 64.0  # written and read again by every node
     network_mb: float = 64.0  # most that is reduced, or sent to a node, at once

@@ -25,18 +25,16 @@ def judge(settings: PreflightConfig, nodes: Nodes) -> list[Finding]:
 
 
 def judge_clocks(skew: float, offsets: Mapping[str, float]) -> list[Finding]:
-    """Nodes whose clocks are more than `skew` seconds off the others' median. offsets: seconds ahead of one clock."""
-    off = {}
-    for name, offset in offsets.items():
-        others = [value for other, value in offsets.items() if other != name]
-        if others and abs(offset - median(others)) > skew:
-            off[name] = offset - median(others)
-    if len(off) == len(offsets) == 2:
-        (slow, _), (fast, ahead) = sorted(off.items(), key=lambda item: item[1])
-        return [Finding("clock", (), f"{fast}'s clock is {ahead:.3f} s ahead of {slow}'s; more than {skew:g} s")]
+    """Nodes whose clocks are more than `skew` seconds off the median node's. offsets: seconds ahead of one clock."""
+    if len(offsets) == 2:  # nobody to tell which of the two is right
+        (slow, behind), (fast, ahead) = sorted(offsets.items(), key=lambda item: item[1])
+        said = f"{fast}'s clock is {ahead - behind:.3f} s ahead of {slow}'s; more than {skew:g} s"
+        return [Finding("clock", (), said)] if ahead - behind > skew else []
+    middle = median(offsets.values()) if offsets else 0.0
     return [
-        Finding("clock", (name,), f"clock {offset:+.3f} s off the others' median; more than {skew:g} s")
-        for name, offset in off.items()
+        Finding("clock", (name,), f"clock {offset - middle:+.3f} s off the median node's; more than {skew:g} s")
+        for name, offset in offsets.items()
+        if abs(offset - middle) > skew
     ]
 
 

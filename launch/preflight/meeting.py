@@ -11,7 +11,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
@@ -42,6 +43,10 @@ class Unreachable(Exception):
     """The rendezvous takes no connection. The message names its host."""
 
 
+class Gone(Exception):
+    """The process that ranks meet at has ended."""
+
+
 class Meeting:
     """This rank's end of the store. Words are JSON."""
 
@@ -66,23 +71,37 @@ class Meeting:
         self._words = dist.PrefixStore("preflight", self._base)
         self.store = dist.PrefixStore("collectives", self._base)  # for a process group
 
-    def say(self, what: str, word: Any, rank: int | None = None) -> None:
-        """Leave a word for others; of this rank unless said otherwise."""
-        self._words.set(f"{what}/{self.place.rank if rank is None else rank}", json.dumps(word))
+    def say(self, what: str, word: Any) -> None:
+        """Leave a word of this rank for the others."""
+        with _there():
+            self._words.set(f"{what}/{self.place.rank}", json.dumps(word))
 
     def heard(self, what: str, rank: int) -> Any:
         """The word of a rank; None where it has left none."""
         key = f"{what}/{rank}"
-        return json.loads(self._words.get(key)) if self._words.check([key]) else None
+        with _there():
+            return json.loads(self._words.get(key)) if self._words.check([key]) else None
 
     def wait(self, what: str, ranks: Iterable[int], deadline: float) -> dict[int, Any]:
         """The words of those of `ranks` that leave one until `deadline` (time.monotonic); back as soon as all have."""
         asked, pause = list(ranks), _PAUSE
-        while time.monotonic() < deadline and not self._words.check([f"{what}/{rank}" for rank in asked]):
+        while time.monotonic() < deadline and not self._have([f"{what}/{rank}" for rank in asked]):
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
         words = {rank: self.heard(what, rank) for rank in asked}
         return {rank: word for rank, word in words.items() if word is not None}
+
+    def _have(self, keys: list[str]) -> bool:
+        with _there():
+            return bool(self._words.check(keys))
+
+
+@contextmanager
+def _there() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # what torch's errors of connections are
+        raise Gone from error
 
 
 @dataclass(frozen=True)

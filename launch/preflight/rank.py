@@ -18,6 +18,7 @@ from configs.schema import Config
 from launch.preflight import clock, compute, corpus, gpus, host, judging, network, record, space, storage
 from launch.preflight.meeting import (
     Called,
+    Gone,
     Meeting,
     Place,
     Unreachable,
@@ -28,7 +29,7 @@ from launch.preflight.meeting import (
 )
 from launch.preflight.node import Finding, Report, together
 from launch.preflight.record import Outcome
-from runtime.exits import SICK
+from runtime.exits import FAILED, SICK
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +39,7 @@ _HERE, _AT, _NODE, _NETWORK, _HEARD = "here", "at", "node", "network", "heard"
 # What rank 0 says: the ranks of each node, once all are there; whether the network is measured; the exit code.
 _LAYOUT, _GO, _VERDICT = "layout", "go", "verdict"
 _COMING, _MEASURING = 0.5, 0.75  # of the time: until all have come, until all nodes are measured
-_LATER = 15.0  # seconds after which others give rank 0 up
+_LATER = 1.25  # until the others give rank 0 up, which may have started after them
 _LEAVING = 5.0  # seconds for all to hear the verdict
 
 
@@ -55,8 +56,10 @@ def preflight(
     """
     place = Place.of(environment)
     rank = _Rank(config, environment, place, now)
+    if place.rank == 0:
+        return rank.go()
     # A rank that waits for a store which has stopped is beyond Python's reach.
-    done = watch(config.cluster.preflight.seconds + _LATER, lambda: give_up(rank.rank_0_is_silent()))
+    done = watch(config.cluster.preflight.seconds * _LATER, lambda: give_up(rank.rank_0_is_silent()))
     try:
         return rank.go()
     finally:
@@ -72,6 +75,7 @@ class _Rank:
         self.now = now
         self.folder = Path(config.run.folder)
         self.start = time.monotonic()
+        self.began = time.time()
         self.where_ranks_meet = environment["MASTER_ADDR"]
         self.at = "coming"
 
@@ -83,29 +87,46 @@ class _Rank:
             self.meeting = Meeting(self.place, self.environment, self.settings.seconds * _COMING)
         except Unreachable:
             return self.rank_0_is_silent()
-        self.meeting.say(_HERE, Called(self.place.node, self.place.local_rank).plain())
         if self.place.rank == 0:
             return self._lead()
-        first = self.meeting.wait(_HERE, [0], self.until(_COMING))
-        if first:
-            self.where_ranks_meet = first[0]["node"]
-        return self._follow()
+        try:
+            self._come()
+            first = self.meeting.wait(_HERE, [0], self.until(_COMING))
+            if first:
+                self.where_ranks_meet = first[0]["node"]
+            return self._follow()
+        except Gone:  # for whatever reason, which it has said itself: no node is named for that
+            print(f"megaphone: error: rank 0 ({self.where_ranks_meet}) has ended amid the preflight", flush=True)
+            return FAILED
+
+    def _come(self) -> None:
+        self.meeting.say(_HERE, Called(self.place.node, self.place.local_rank).plain())
 
     def rank_0_is_silent(self) -> int:
         """The verdict of a rank that rank 0 has not answered; each that finds so writes the same."""
         said = f"rank 0, where ranks meet, has not answered rank {self.place.rank} ({self.place.node})"
         outcome = Outcome(findings=[Finding("answer", (self.where_ranks_meet,), said)], start=job_of(self.environment))
         outcome.seconds = time.monotonic() - self.start
-        _write(outcome, self.folder)
+        self._write(outcome)
         print(f"megaphone: error: {outcome.reason()}", flush=True)
         return SICK
+
+    def _write(self, outcome: Outcome) -> None:
+        """The first verdict of this start stands: a rank that was stopped and goes on knows less than those it kept
+        waiting."""
+        try:
+            if not record.is_of(outcome.start, self.folder, self.began):
+                record.write(outcome, self.folder)
+        except OSError as error:
+            print(f"megaphone: {self.folder / record.FILE}: {error.strerror or error}", flush=True)
 
     # --- rank 0 -------------------------------------------------------------------------------------------------
 
     def _lead(self) -> int:
+        self._come()
         outcome = self._look()
         outcome.seconds, outcome.start = time.monotonic() - self.start, job_of(self.environment)
-        _write(outcome, self.folder)
+        self._write(outcome)
         self.meeting.say(_VERDICT, outcome.code)
         print("\n".join(record.table(outcome, self.settings)), flush=True)
         others = set(range(1, self.place.world)) - self.silent
@@ -181,7 +202,7 @@ class _Rank:
     # --- every rank ---------------------------------------------------------------------------------------------
 
     def _follow(self) -> int:
-        end = self.until(1.0) + _LATER
+        end = self.until(_LATER)
         layout = self.meeting.wait(_LAYOUT, [0], end).get(0)
         if layout:
             self.meeting.say(_NODE, self._measured(layout))
@@ -360,10 +381,3 @@ def _notes(nodes: Mapping[str, Report]) -> list[str]:
 def _ranks(numbers: list[int]) -> str:
     shown = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
     return f"rank {shown}" if len(numbers) == 1 else f"ranks {shown}: the first"
-
-
-def _write(outcome: Outcome, folder: Path) -> None:
-    try:
-        record.write(outcome, folder)
-    except OSError as error:
-        print(f"megaphone: {folder / record.FILE}: {error.strerror or error}", flush=True)

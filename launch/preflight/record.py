@@ -65,6 +65,15 @@ def read(folder: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+def is_of(start: dict[str, str | None], folder: Path, moment: float) -> bool:
+    """Whether the run folder's record is of this start of a job; outside Slurm, whether it was written after `moment`,
+    by this node's clock."""
+    found = read(folder)
+    if found is None or found.get("start") != start:
+        return False
+    return start["job"] is not None or (folder / FILE).stat().st_mtime > moment
+
+
 def table(outcome: Outcome, settings: PreflightConfig, most: int = 64) -> list[str]:
     """Lines: a row a node, sick ones first and `most` of them, then what was found."""
     shown = {

@@ -215,7 +215,7 @@ def test_a_sick_node_is_left_out_and_the_job_goes_on_with_the_spare_one(
     described = yaml.safe_load((recipe / "recipe.yaml").read_text())
     del described["stages"]["second"]
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(described))
-    looks = ("cluster.ranks_per_node=1", "cluster.preflight.enabled=true", "train.steps=4")
+    looks = ("cluster.ranks_per_node=1", "cluster.preflight.enabled=true", "train.steps=2")
     cluster.inside("node2", "mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", "/dev/shm")
     try:
         submit(cluster, tmp_path, tmp_path, *looks)
@@ -229,5 +229,5 @@ def test_a_sick_node_is_left_out_and_the_job_goes_on_with_the_spare_one(
     assert (left.code, left.queued_again, left.nodes, left.excluded) == (SICK, True, "node[1-2]", ["node2"])
     assert "node2: /dev/shm free 0.00105 GB; the others' median is" in left.reason
     assert (last.code, last.nodes) == (DONE, "node[1,3]")
-    assert [one["step"] for one in metrics(run)] == [1, 2, 3, 4]
+    assert [one["step"] for one in metrics(run)] == [1, 2]
     assert json.loads((run / "preflight.json").read_text())["nodes"].keys() == {"node1", "node3"}

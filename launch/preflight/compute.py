@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from launch.preflight.node import Report
@@ -14,9 +15,10 @@ _WIDTH = {"cuda": 8192, "cpu": 384}
 _SECONDS = {"cuda": 3.0, "cpu": 0.5}  # of warm work; a GPU needs some until its clocks are what they stay
 
 
-def speed(device: torch.device) -> Report:
+def speed(device: torch.device, working: Callable[[], object] = lambda: None) -> Report:
     """TFLOP/s of many equal products: of the median one on a GPU, in bf16, since clocks fall under load; of the best
-    one on a CPU, in fp32, since cores are shared with whatever else runs."""
+    one on a CPU, in fp32, since cores are shared with whatever else runs. working: called once the device is at work.
+    """
     import statistics
 
     import torch
@@ -24,7 +26,8 @@ def speed(device: torch.device) -> Report:
     width = _WIDTH[device.type]
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     left, right = (torch.randn(width, width, device=device, dtype=dtype) for _ in range(2))
-    out = torch.empty_like(left)
+    out = left @ right
+    working()
     took, end = [], time.perf_counter() + _SECONDS[device.type]
     while time.perf_counter() < end:
         start = time.perf_counter()

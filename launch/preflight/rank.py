@@ -7,15 +7,16 @@ that hangs is named by the store it does not write to, not by a collective that 
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from configs.schema import Config
-from launch.preflight import clock, compute, corpus, gpus, host, judging, network, record, space, storage
+from launch.preflight import judging, measuring, record, space
+from launch.preflight.beside import Beside
+from launch.preflight.measuring import Layout, Shared
 from launch.preflight.meeting import (
     Called,
     Gone,
@@ -30,9 +31,6 @@ from launch.preflight.meeting import (
 from launch.preflight.node import Finding, Report, together
 from launch.preflight.record import Outcome
 from runtime.exits import FAILED, SICK
-
-if TYPE_CHECKING:
-    import torch
 
 # What a rank says, by its number: that it is there, what it is at, what it has measured.
 _HERE, _AT, _NODE, _NETWORK, _HEARD = "here", "at", "node", "network", "heard"
@@ -218,137 +216,22 @@ class _Rank:
         self.at = what
         self.meeting.say(_AT, what)
 
-    def _measured(self, layout: Mapping[str, list[int]]) -> dict[str, Any]:
-        """This rank's device, and by the first rank of a node all of the node."""
-        first = layout[self.place.node][0] == self.place.rank
-        health = _Beside(gpus.health) if first else None  # clocks and slowdowns are read while the GPUs work
-        self._doing("matrix products")
-        report = compute.speed(_device(self.place))
-        room = None
-        if health is not None:
-            for what, check in (
-                ("memory", host.memory),
-                ("/dev/shm", host.shared_memory),
-                ("versions", host.versions),
-            ):
-                self._doing(what)
-                report.take(check())
-            self._doing("corpus")
-            seen = corpus.look(self.config)
-            report.take(seen.report)
-            self._doing(f"run folder {self.folder}")
-            found, room = self._run_folder(seen.rows)
-            report.take(found)
-            self._doing("nvidia-smi")
-            report.take(health.result())
+    def _measured(self, layout: Layout) -> dict[str, Any]:
+        report, room = measuring.alone(self.config, self.place, layout, self._doing)
         self._doing("waiting for the other nodes")
         return {"report": asdict(report), "room": None if room is None else asdict(room)}
 
-    def _run_folder(self, rows: int | None) -> tuple[Report, space.Room | None]:
-        if self.place.rank == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        deadline = time.monotonic() + _LEAVING
-        while not self.folder.is_dir() and time.monotonic() < deadline:
-            time.sleep(_LEAVING / 50)  # rank 0 makes it, and a network file system is not quick to show it
-        if not self.folder.is_dir():
-            said = f"run.folder={self.folder} is not there, and is on rank 0's node: is it shared?"
-            return Report(lacks=[said]), None
-        report = storage.speed(self.folder, self.settings.storage_mb, self.place.node)
-        room = None if rows is None else space.room(self.config, rows, self.folder)
-        if room is None:
-            report.notes.append(
-                "space for checkpoints is not judged: the corpus or the backbone does not tell their size"
-            )
-        return report, room
-
-    def _among(self, layout: Mapping[str, list[int]]) -> dict[str, Any]:
+    def _among(self, layout: Layout) -> dict[str, Any]:
         """Figures of the network; where a collective does not end, what it was. It runs beside, since it may not."""
-        said = _Beside(lambda: self._network(layout))
+        asked = (self.settings, self.place, layout, self.meeting.store, self._doing, self.now)
+        found, error = Shared(), None
         try:
-            return said.result(max(1.0, self.until(1.0) - time.monotonic()))
+            found = Beside(lambda: measuring.together(*asked)).result(max(1.0, self.until(1.0) - time.monotonic()))
         except TimeoutError:
-            return _word(error=f"no end of {self.at}")
-        except RuntimeError as error:
-            return _word(error=f"{self.at}: {' '.join(str(error).split())[:300]}")
-
-    def _network(self, layout: Mapping[str, list[int]]) -> dict[str, Any]:
-        from datetime import timedelta
-
-        import torch.distributed as dist
-
-        device, most = _device(self.place), self.settings.network_mb
-        self._doing("joining the process group")
-        left = max(1.0, self.until(1.0) - time.monotonic())
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            store=self.meeting.store,
-            rank=self.place.rank,
-            world_size=self.place.world,
-            timeout=timedelta(seconds=left),
-        )
-        report, figures, offsets = Report(), {}, {}
-        self._doing("an all-reduce over all ranks")
-        speed = network.reduced(dist.group.WORLD, self.place.world, device, most)
-        if self.place.rank == 0:
-            figures["all-reduce over all ranks, GB/s"] = speed
-        self._doing("an all-reduce within the node")
-        report.take(network.within(layout[self.place.node], device, most))
-        if len(layout) > 1:
-            leaders = {name: ranks[0] for name, ranks in layout.items()}
-            if self.place.rank in leaders.values():
-                self._doing("comparing clocks")
-                group = dist.new_group(list(leaders.values()), backend="gloo", use_local_synchronization=True)
-                offsets = clock.offsets(leaders, group, self.place.rank, self.now)
-            node_of = {rank: name for name, ranks in layout.items() for rank in ranks}
-            speeds = network.partners(
-                list(layout.values()),
-                self.place.rank,
-                self.settings.pair_rounds,
-                device,
-                most,
-                lambda peer: self._doing(f"sending to and receiving from {node_of[peer]}"),
-            )
-            report.peers = {node_of[peer]: value for peer, value in speeds.items()}
-            if speeds:
-                report.figures["network"] = max(speeds.values())
-        self._doing("leaving")
-        dist.destroy_process_group()
-        return _word(report, figures, offsets)
-
-
-class _Beside:
-    """Work in a thread of its own, which nobody has to wait for."""
-
-    def __init__(self, work: Callable[[], Any]) -> None:
-        self._work = work
-        self._result: Any = None
-        self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._result = self._work()
-        except Exception as error:
-            self._error = error
-
-    def result(self, seconds: float | None = None) -> Any:
-        """What the work returned, or its exception; TimeoutError where it takes longer."""
-        self._thread.join(seconds)
-        if self._thread.is_alive():
-            raise TimeoutError
-        if self._error is not None:
-            raise self._error
-        return self._result
-
-
-def _word(
-    report: Report | None = None,
-    figures: dict[str, float] | None = None,
-    offsets: dict[str, float] | None = None,
-    error: str | None = None,
-) -> dict[str, Any]:
-    return {"report": asdict(report or Report()), "figures": figures or {}, "offsets": offsets or {}, "error": error}
+            error = f"no end of {self.at}"
+        except RuntimeError as problem:
+            error = f"{self.at}: {' '.join(str(problem).split())[:300]}"
+        return {**asdict(found), "error": error}
 
 
 def _layout(called: Mapping[int, Called]) -> dict[str, list[int]]:
@@ -357,16 +240,6 @@ def _layout(called: Mapping[int, Called]) -> dict[str, list[int]]:
     for rank in sorted(called):
         found.setdefault(called[rank].node, []).append(rank)
     return found
-
-
-def _device(place: Place) -> torch.device:
-    import torch
-
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", place.local_rank % torch.cuda.device_count())
-    torch.cuda.set_device(device)
-    return device
 
 
 def _notes(nodes: Mapping[str, Report]) -> list[str]:

@@ -30,8 +30,8 @@ def test_under_torchrun_all_ranks_are_one_node(tmp_path: Path) -> None:
     said = run(tmp_path, *torchrun, "-m", "launch.cli", "preflight", "scale=tiny", "stage=pretrain")
     assert said.returncode == DONE, said.stdout + said.stderr
     assert "preflight of 1 nodes" in said.stdout
-    assert "all well" in said.stdout
-    (report,) = json.loads((tmp_path / "run" / "preflight.json").read_text())["nodes"].values()
+    assert "all well" in said.stdout, said.stdout
+    (report,) = json.loads((tmp_path / "run" / "pretrain" / "preflight.json").read_text())["nodes"].values()
     assert report["figures"]["within"] > 0
     assert "no GPUs: there is no nvidia-smi" in report["notes"]
 

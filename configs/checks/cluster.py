@@ -13,7 +13,7 @@ DECIDED = frozenset(
     reservation exclude time signal requeue no-requeue open-mode output error chdir dependency kill-on-invalid-dep array
     parsable wrap export""".split()  # noqa: SIM905
 )
-FIGURES = frozenset("compute within network write read memory available shared_memory".split())  # noqa: SIM905
+FIGURES = frozenset("compute gpu_clock within network write read memory available shared_memory".split())  # noqa: SIM905
 _TIME = re.compile(r"\d+(:\d+(:\d+)?)?|\d+-\d+(:\d+(:\d+)?)?")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LINE = re.compile(r"[^\x00-\x1f\x7f]*")

@@ -38,7 +38,7 @@ class ContainerConfig:
 @dataclass
 class PreflightConfig:
     """How nodes are looked at before a stage, and which of them count as sick. Figures are those of
-    launch/preflight/figures.py: compute, within, network, write, read, memory, available, shared_memory."""
+    launch/preflight/figures.py: compute, gpu_clock, within, network, write, read, memory, available, shared_memory."""
 
     enabled: bool = True  # a Slurm job of a stage looks first; `megaphone preflight` does so anyway
     seconds: float = 90.0  # for all of it; who has not answered by then is named

@@ -24,6 +24,7 @@ def figures(settings: PreflightConfig) -> dict[str, Figure]:
     slow, storage = settings.slow_share, settings.slow_storage_share
     known = {
         "compute": Figure("matrix product", "TFLOP/s", slow),  # the slowest of its ranks
+        "gpu_clock": Figure("GPU clock", "MHz", slow),  # of the streaming multiprocessors, under load, the lowest
         "within": Figure("all-reduce within", "GB/s", slow),  # bus bandwidth among the ranks of the node
         "network": Figure("best pair", "GB/s", slow),  # with the best of its partners, the slower direction
         "write": Figure("write", "MB/s", storage),  # to the run folder, until it is on disk

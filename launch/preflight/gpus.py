@@ -24,7 +24,7 @@ _RECENT = 24 * 3600.0  # seconds
 
 
 def health() -> Report:
-    """Troubles and facts of the node's GPUs; a note where there are none."""
+    """Clock, troubles and facts of the node's GPUs; a note where there are none."""
     try:
         said = subprocess.run(["nvidia-smi", "-q", "-x"], capture_output=True, text=True, timeout=_PATIENCE)
     except FileNotFoundError:
@@ -54,8 +54,9 @@ def read(xml: str) -> Report:
     report.facts["driver"] = log.findtext("driver_version", "unknown")
     for number, gpu in enumerate(found):
         report.troubles += [f"GPU {number}: {trouble}" for trouble in _troubles(gpu)]
-        temperature, clock = gpu.findtext("temperature/gpu_temp", "?"), gpu.findtext("clocks/sm_clock", "?")
-        report.notes.append(f"GPU {number}: {clock} of {gpu.findtext('max_clocks/sm_clock', '?')}, {temperature}")
+    clocks = [_count(gpu.findtext("clocks/sm_clock", "").partition(" ")[0]) for gpu in found]
+    if clocks and min(clocks):
+        report.figures["gpu_clock"] = float(min(clocks))
     return report
 
 

@@ -75,7 +75,7 @@ def is_of(start: dict[str, str | None], folder: Path, moment: float) -> bool:
 
 
 def table(outcome: Outcome, settings: PreflightConfig, most: int = 64) -> list[str]:
-    """Lines: a row a node, sick ones first and `most` of them, then what was found."""
+    """Lines: a row a node, sick ones first and `most` of them, as many notes and clocks, then what was found."""
     shown = {
         name: figure
         for name, figure in figures(settings).items()
@@ -92,8 +92,8 @@ def table(outcome: Outcome, settings: PreflightConfig, most: int = 64) -> list[s
         lines.append("  ".join([name.ljust(width), *cells]) + ("  sick" if name in named else ""))
     if len(names) > most:
         lines.append(f"and {len(names) - most} more; all are in {FILE}")
-    lines += [f"{name}: {value:,.3g}" for name, value in outcome.figures.items()]
-    lines += [f"note: {line}" for line in outcome.notes]
+    lines += [f"{name}: {value:,.3g}" for name, value in list(outcome.figures.items())[:most]]
+    lines += [f"note: {line}" for line in outcome.notes[:most]]
     lines += [f"error: {_named(finding)}" for finding in outcome.findings]
     return [*lines, f"preflight of {len(names)} nodes, {outcome.seconds:.1f} s: {_verdict(outcome)}"]
 

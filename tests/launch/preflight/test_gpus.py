@@ -43,10 +43,10 @@ def log_of(*found: str) -> str:
 
 
 def test_healthy_gpus_have_clocks_and_no_troubles() -> None:
-    report = gpus.read(log_of(HEALTHY, HEALTHY))
+    report = gpus.read(log_of(HEALTHY, HEALTHY.replace("<clocks><sm_clock>1980", "<clocks><sm_clock>1755")))
     assert report.troubles == []
     assert report.facts == {"GPUs": "2 x NVIDIA H100 80GB HBM3", "driver": "570.86.15"}
-    assert report.notes[1] == "GPU 1: 1980 MHz of 1980 MHz, 61 C"
+    assert report.figures == {"gpu_clock": 1755.0}
 
 
 @pytest.mark.parametrize(

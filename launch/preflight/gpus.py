@@ -55,8 +55,8 @@ def read(xml: str) -> Report:
     for number, gpu in enumerate(found):
         report.troubles += [f"GPU {number}: {trouble}" for trouble in _troubles(gpu)]
     clocks = [_count(gpu.findtext("clocks/sm_clock", "").partition(" ")[0]) for gpu in found]
-    if clocks and min(clocks):
-        report.figures["gpu_clock"] = float(min(clocks))
+    if lowest := min(clocks, default=0):
+        report.figures["gpu_clock"] = float(lowest)
     return report
 
 

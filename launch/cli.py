@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="megaphone",
         description="Trains speech-text language models: data, stages, checkpoints and reports.",
         epilog="Exit codes: 0 done; 75 stopped early with its progress saved, run it again to go on; "
-        "2 bad configuration or input; 1 anything else.",
+        "2 bad configuration or input; 77 preflight names sick nodes; 1 anything else.",
     )
     commands = parser.add_subparsers(title="commands", metavar="<command>", required=True)
 
@@ -52,6 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     for command in (run, train):
         command.add_argument("--cfg", action="store_true", help="print the resolved config and exit")
     train.add_argument("--folder", metavar="FOLDER", help="the stage of a run folder, with the settings saved in it")
+    look = _configured(commands, "preflight", "look at a job's nodes before a stage, and name the slow or sick one")
+    look.add_argument("--folder", metavar="FOLDER", help="for the stage of a run folder, with the settings saved in it")
     for name, help_text in (
         ("finish", "export a trained stage, check the export, write its report; what is done is not done again"),
         ("status", "stages, steps, last figures and Slurm jobs of a run"),

@@ -54,6 +54,20 @@ def train(options: Namespace) -> int:
     return training.train_locally(config)
 
 
+def preflight(options: Namespace) -> int:
+    """Look at the nodes, as a rank of the process group around this process or with ranks of this machine's own."""
+    from launch.preflight.command import locally, look
+
+    if options.folder and options.settings:
+        raise BadInput("--folder takes the settings saved in the run folder; leave out the others")
+    config = load_run(Path(options.folder)) if options.folder else read_words(options.settings).one()
+    group = training.process_group(os.environ)
+    if group is not None:
+        look(config, group)
+    words = ["--folder", options.folder] if options.folder else options.settings
+    return locally(config, words)
+
+
 def evaluate(options: Namespace) -> int:
     """Validation losses of a stage's newest checkpoint, on this machine's ranks; nothing in the run folder changes."""
     config = read_words(options.settings).one()

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from runtime.exits import BAD_INPUT, DONE, FAILED, HALTED, HUNG, STOPPED_EARLY
+from runtime.exits import BAD_INPUT, DONE, FAILED, HALTED, HUNG, SICK, STOPPED_EARLY
 from runtime.signals import PROFILE_SIGNAL, STOP_SIGNALS
 
 PR_SET_PDEATHSIG = 1
@@ -126,7 +126,8 @@ def run_ranks(
     Each process gets RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT. SIGTERM, SIGUSR1,
     SIGINT and SIGUSR2 are passed on to all of them. When one fails the others have `grace` seconds to end by themselves
     before they are killed. 0: all did; 75: all ended well and some stopped early; 2: one refused its input; 3: the run
-    halted; 76: its watchdog ended it; 1: anything else. `asked` takes the stop signals that come meanwhile.
+    halted; 76: its watchdog ended it; 77: a preflight names nodes; 1: anything else. `asked` takes the stop signals
+    that come meanwhile.
     """
     logs.mkdir(parents=True, exist_ok=True)
     group = Group(asked=[] if asked is None else asked)
@@ -269,7 +270,7 @@ def _verdict(group: Group) -> int:
     codes = {rank.code for rank in group.ranks}
     if codes <= {DONE, STOPPED_EARLY}:
         return STOPPED_EARLY if STOPPED_EARLY in codes else DONE
-    known = next((code for code in (BAD_INPUT, HALTED) if code in codes), None)  # every rank says the same line
+    known = next((code for code in (BAD_INPUT, HALTED, SICK) if code in codes), None)  # every rank says the same line
     refused = [rank for rank in group.ranks if rank.code == known]
     failed = [rank for rank in group.ranks if rank.code not in (DONE, STOPPED_EARLY) and not _ended_by_us(rank)]
     if not failed and STOPPED_EARLY in codes:

@@ -2,7 +2,7 @@
 
 0 done; 75 stopped early with its progress saved, worth starting again (EX_TEMPFAIL); 2 bad configuration or
 input; 3 the run must not go on as it is, and somebody has to decide; 76 ended by the watchdog, since a rank hung,
-worth starting again; 1 anything else.
+worth starting again; 77 nodes are sick, named by a preflight: start again without them; 1 anything else.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ BAD_INPUT = 2
 HALTED = 3
 STOPPED_EARLY = 75
 HUNG = 76
+SICK = 77
 
 EXIT_CODES = "MEGAPHONE_EXIT_CODES"
 """Variable that names a folder where ranks leave their exit codes, each as `rank-<number>`. Under srun and torchrun,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from configs.checks.topology import data_parallel_size, model_parallel_size
-from configs.schema import ClusterConfig, Config, Launcher
+from configs.schema import ClusterConfig, Config, Launcher, PreflightConfig
 from runtime.exits import BadInput
 
 # Options of sbatch that Megaphone decides; any other may stand in cluster.options.
@@ -14,6 +14,7 @@ DECIDED = frozenset(
     reservation exclude time signal requeue no-requeue open-mode output error chdir dependency kill-on-invalid-dep array
     parsable wrap export""".split()  # noqa: SIM905
 )
+FIGURES = frozenset("compute gpu_clock within network write read memory available shared_memory".split())  # noqa: SIM905
 _TIME = re.compile(r"\d+(:\d+(:\d+)?)?|\d+-\d+(:\d+(:\d+)?)?")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LINE = re.compile(r"[^\x00-\x1f\x7f]*")
@@ -33,9 +34,29 @@ def check_cluster(config: Config) -> None:
             raise BadInput(f"cluster.options.{name}: another setting decides it")
         if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
             raise BadInput(f"cluster.options: {name!r} is no long option of sbatch")
+    check_preflight(cluster.preflight)
     for key, value in _words(cluster):
         if not _LINE.fullmatch(value):
             raise BadInput(f"cluster.{key}={value!r}: a line break or control character")
+
+
+def check_preflight(settings: PreflightConfig) -> None:
+    """Raise BadInput for the first setting of a preflight that cannot work."""
+    for key in ("seconds", "clock_skew", "storage_mb", "network_mb", "pair_rounds", "checkpoints"):
+        value = getattr(settings, key)
+        if value is not None and not value > 0:
+            raise BadInput(f"cluster.preflight.{key}={value}: has to be above 0")
+    for key in ("slow_share", "slow_storage_share"):
+        share = getattr(settings, key)
+        if not 0 <= share < 1:
+            raise BadInput(f"cluster.preflight.{key}={share}: a share of the others' median, from 0 to below 1")
+    if settings.exclusions < 0:
+        raise BadInput(f"cluster.preflight.exclusions={settings.exclusions}: has to be 0 or above")
+    for name, least in settings.least.items():
+        if name not in FIGURES:
+            raise BadInput(f"cluster.preflight.least.{name}: not one of {', '.join(sorted(FIGURES))}")
+        if not least >= 0:
+            raise BadInput(f"cluster.preflight.least.{name}={least}: has to be 0 or above")
 
 
 def processes(cluster: ClusterConfig) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from configs.schema.cluster import ClusterConfig, ContainerConfig, ContainerKind, Launcher, Tasks
+from configs.schema.cluster import ClusterConfig, ContainerConfig, ContainerKind, Launcher, PreflightConfig, Tasks
 from configs.schema.data import (
     AlignmentConfig,
     CodebookConfig,
@@ -85,6 +85,7 @@ __all__ = [
     "ParameterGroupConfig",
     "Positions",
     "Precision",
+    "PreflightConfig",
     "ProfileConfig",
     "QualityConfig",
     "Recompute",

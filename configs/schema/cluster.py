@@ -36,6 +36,24 @@ class ContainerConfig:
 
 
 @dataclass
+class PreflightConfig:
+    """How nodes are looked at before a stage, and which of them count as sick. Figures are those of
+    launch/preflight/figures.py: compute, gpu_clock, within, network, write, read, memory, available, shared_memory."""
+
+    enabled: bool = True  # a Slurm job of a stage looks first; `megaphone preflight` does so anyway
+    seconds: float = 90.0  # for all of it; who has not answered by then is named
+    exclusions: int = 4  # most nodes that a job is queued again without
+    slow_share: float = 0.5  # of the other nodes' median speed: below it a node is slow
+    slow_storage_share: float = 0.2  # the same of reading and writing the run folder, which vary more
+    least: dict[str, float] = field(default_factory=lambda: {"shared_memory": 1.0})  # of a figure, in its unit
+    clock_skew: float = 1.0  # seconds that a node's clock may be off the median node's
+    checkpoints: int | None = None  # room for so many in the run folder; None: those that the stage will keep, and one
+    storage_mb: float = 64.0  # written and read again by every node
+    network_mb: float = 64.0  # most that is reduced, or sent to a node, at once
+    pair_rounds: int = 8  # partners of each node, at most, that its network is measured with
+
+
+@dataclass
 class ClusterConfig:
     """One site's settings: a group of configs/cluster, or cluster=<a YAML file of the site's own> with these keys."""
 
@@ -55,6 +73,7 @@ class ClusterConfig:
     warning: int = 300  # seconds before the time limit at which a job saves, stops and queues again
     requeues: int = 100  # most times that a stage's job is queued again: time limit, preemption, crash, lost node
     tasks: Tasks = Tasks.rank
+    preflight: PreflightConfig = field(default_factory=PreflightConfig)
     modules: list[str] = field(default_factory=list)  # loaded in the batch script, in this order
     setup: list[str] = field(default_factory=list)  # lines of shell after that, taken as they are
     environment: dict[str, str] = field(default_factory=dict)  # variables of every rank

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from launch.restarts import newest_checkpoint
 from launch.slurm import record
-from launch.slurm.nodes import lost
+from launch.slurm.nodes import exclude, lost
 from launch.slurm.record import Attempt, Submitted
 from runtime.exits import BAD_INPUT, DONE, EXIT_CODES, FAILED, HALTED, HUNG, STOPPED_EARLY
 
@@ -38,35 +38,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--code", type=int, required=True, help="srun's exit code")
     parser.add_argument("--asked", default="", help="the signal that the job was told to stop by")
     options = parser.parse_args(arguments)
-    job = int(os.environ["SLURM_JOB_ID"])
-    submitted = next((one for one in record.read_jobs(options.run) if one.id == job), None)
+    submitted = this_job(options.run)
     folder = os.environ.get(EXIT_CODES)
     code = verdict(
         options.code, {} if folder is None else _codes(Path(folder)), 0 if submitted is None else submitted.ranks
     )
+    return conclude(options.run, code, submitted, options.asked)
+
+
+def this_job(run: Path) -> Submitted | None:
+    """What the run folder knows of the job around this process."""
+    job = int(os.environ["SLURM_JOB_ID"])
+    return next((one for one in record.read_jobs(run) if one.id == job), None)
+
+
+def conclude(run: Path, code: int, submitted: Submitted | None, asked: str) -> int:
+    """Write down how this start ended, queue the job again where that is worth it; returns the job's exit code."""
     nodes = os.environ.get("SLURM_JOB_NODELIST", "")
     again, reason = decide(
         code,
         submitted,
-        record.read_attempts(options.run),
-        checkpoint=newest_checkpoint(options.run),
-        cancelled=record.is_cancelled(options.run),
+        record.read_attempts(run),
+        checkpoint=newest_checkpoint(run),
+        cancelled=record.is_cancelled(run),
         lost=lost(nodes) if code in (FAILED, HUNG) else [],
     )
+    return end(run, code, asked, again=again, reason=reason)
+
+
+def end(run: Path, code: int, asked: str, *, again: bool, reason: str, without: Sequence[str] = ()) -> int:
+    """Write down how this start ended, and queue the job again, on other nodes than those of `without`."""
+    job = int(os.environ["SLURM_JOB_ID"])
     attempt = Attempt(
         job=job,
         restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
-        nodes=nodes,
+        nodes=os.environ.get("SLURM_JOB_NODELIST", ""),
         code=code,
-        asked=options.asked,
-        checkpoint=newest_checkpoint(options.run),
+        asked=asked,
+        checkpoint=newest_checkpoint(run),
         queued_again=again,
         reason=reason,
+        excluded=tuple(without),
     )
-    record.add_attempt(options.run, attempt)
+    record.add_attempt(run, attempt)
     print(f"megaphone: job {job}: {reason}", flush=True)
     if again:
         subprocess.run(["scontrol", "requeue", str(job)], check=True)
+        if without:
+            exclude(job, without)
         time.sleep(_REQUEUE_PATIENCE)  # Slurm ends this script; ending by itself would end the job
     return code
 

@@ -1,8 +1,12 @@
-"""Which nodes of a job do not answer any more: asked at its end, when Slurm itself may not have noticed yet."""
+"""Which nodes of a job do not answer any more: asked at its end, when Slurm itself may not have noticed yet. And how a
+job is kept from nodes that answer and are sick."""
 
 from __future__ import annotations
 
 import socket
+import subprocess
+import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from launch.slurm.queue import fields, said
@@ -19,6 +23,24 @@ def lost(nodes: str) -> list[str]:
     with ThreadPoolExecutor(max_workers=64) as threads:
         answers = list(threads.map(lambda name: _answers(name, int(port[0])), names))
     return [name for name, answered in zip(names, answers, strict=True) if not answered]
+
+
+def exclude(job: int, nodes: Sequence[str]) -> None:
+    """Keep a job that is in the queue from these nodes too. Raises RuntimeError where Slurm does not take it.
+
+    A job just queued again may not be pending for Slurm yet, but does not start before its script has ended.
+    """
+    before = fields(said("scontrol", "--oneliner", "show", "job", str(job))).get("ExcNodeList", "(null)")
+    names = dict.fromkeys([*([] if before == "(null)" else [before]), *nodes])  # a list such as node[1-4] is a word
+    command = ["scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join(names)}"]
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        told = subprocess.run(command, capture_output=True, text=True)
+        if not told.returncode:
+            return
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{' '.join(command)}: {' '.join(told.stderr.split())}")
+        time.sleep(0.2)
 
 
 def _answers(node: str, port: int) -> bool:

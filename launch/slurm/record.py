@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -41,6 +42,7 @@ class Attempt:
     checkpoint: str | None
     queued_again: bool
     reason: str  # one line
+    excluded: Sequence[str] = ()  # nodes that a preflight found sick, and that the job was queued again without
 
 
 def folder_of(run: Path) -> Path:

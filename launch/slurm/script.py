@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.schema import ClusterConfig, ContainerKind, Tasks
+from launch.preflight.meeting import NODES
 
 FIRST_PORT, PORTS = 20000, 20000
 RANK_LOGS = "logs"
@@ -41,8 +42,11 @@ def render(job: Job, cluster: ClusterConfig) -> str:
         directives(job, cluster),
         ["", "set -u", *_site(cluster)],
         ["", f"PYTHON={shlex.quote(job.python)}", f"RUN={shlex.quote(str(job.folder))}"],
-        ["", *(_group(job, cluster) if job.is_group else _single(job, cluster))],
-        [_ENDING.format(stop=_stop(job, cluster))],
+        ["", *(_meeting(job) if job.is_group else [])],
+        [_SIGNALS.format(stop=_stop(job, cluster))],
+        preflight_lines(job, cluster) if job.is_group and cluster.preflight.enabled else [],
+        _group(job, cluster) if job.is_group else _single(job, cluster),
+        [_ENDING],
     ]
     return "\n".join(line for part in parts for line in part) + "\n"
 
@@ -96,24 +100,54 @@ def _site(cluster: ClusterConfig) -> list[str]:
     return ["", *lines] if lines else []
 
 
-def _group(job: Job, cluster: ClusterConfig) -> list[str]:
-    """Ranks on all nodes, as tasks of srun or under one torchrun a node."""
+def _meeting(job: Job) -> list[str]:
+    """What ranks on all nodes find each other by."""
     port = f"$(({FIRST_PORT} + (SLURM_JOB_ID * 7 + ${{SLURM_RESTART_COUNT:-0}}) % {PORTS}))"
-    exits = '"$RUN/slurm/exits/$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}"'
-    logs = f'"$RUN/{RANK_LOGS}/rank-%t.log"' if cluster.tasks is Tasks.rank else f'"$RUN/{RANK_LOGS}/node-%n.log"'
-    srun = ["srun", "--kill-on-bad-exit=1", f"--output={logs}", "--open-mode=append"]
     return [
         "# The first node of the list is where ranks meet; SLURM_LAUNCH_NODE_IPADDR may be the node that submitted.",
         'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
         f"export MASTER_PORT={port}",
         "export CUDA_DEVICE_MAX_CONNECTIONS=1 PYTHONUNBUFFERED=1",
         *_threads(job),
+    ]
+
+
+def _group(job: Job, cluster: ClusterConfig) -> list[str]:
+    """Ranks on all nodes, as tasks of srun or under one torchrun a node."""
+    exits = '"$RUN/slurm/exits/$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}"'
+    return [
         "# Ranks leave their exit codes here, by which the job's end is judged.",
         f"export MEGAPHONE_EXIT_CODES={exits}",
         f'mkdir -p "$MEGAPHONE_EXIT_CODES" "$RUN/{RANK_LOGS}"',
         "",
-        _joined([*srun, *_inside(cluster), *_started(job, cluster)]) + " &",
+        _on_all_nodes(job, job.command, cluster, RANK_LOGS),
     ]
+
+
+def preflight_lines(job: Job, cluster: ClusterConfig) -> list[str]:
+    """The nodes are looked at by as many ranks as will train, started the same way."""
+    logs = f"{RANK_LOGS}/preflight"
+    command = ("-m", "launch.cli", "preflight", "--folder", str(job.folder))
+    return [
+        "# The nodes are looked at first. Where one is sick, as $RUN/preflight.json says, the job goes on without it.",
+        f'export {NODES}=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | tr "\\n" " ")',
+        f'mkdir -p "$RUN/{logs}"',
+        _on_all_nodes(job, command, cluster, logs),
+        "wait_for_step",
+        'if [ "$code" != 0 ] || [ -n "$asked" ]; then',
+        '    trap "" USR1 TERM',
+        '    "$PYTHON" -m launch.slurm.looked "$RUN" --code "$code" --asked "$asked"',
+        "    exit $?",
+        "fi",
+        "",
+    ]
+
+
+def _on_all_nodes(job: Job, command: Sequence[str], cluster: ClusterConfig, logs: str) -> str:
+    """The srun that runs `command` as all ranks; logs: where they write, in the run folder."""
+    file = "rank-%t.log" if cluster.tasks is Tasks.rank else "node-%n.log"
+    srun = ["srun", "--kill-on-bad-exit=1", f'--output="$RUN/{logs}/{file}"', "--open-mode=append"]
+    return _joined([*srun, *_inside(cluster), *_started(job, command, cluster)]) + " &"
 
 
 def _threads(job: Job) -> list[str]:
@@ -125,8 +159,8 @@ def _threads(job: Job) -> list[str]:
     ]
 
 
-def _started(job: Job, cluster: ClusterConfig) -> list[str]:
-    command = [shlex.quote(word) for word in job.command]
+def _started(job: Job, words: Sequence[str], cluster: ClusterConfig) -> list[str]:
+    command = [shlex.quote(word) for word in words]
     python = '"$PYTHON"' if cluster.container is None else shlex.quote(cluster.container.python)
     if cluster.tasks is Tasks.rank:
         return [python, *command]
@@ -181,17 +215,21 @@ def _stop(job: Job, cluster: ClusterConfig) -> str:
     return f"{each} pkill -TERM -f {ranks}"
 
 
-_ENDING = """
-step=$!
-
+_SIGNALS = """
 # Before the time limit (USR1) and at preemption (TERM) every rank is told to save and stop.
 asked=
 stop() {{ asked=$1; {stop}; }}
 trap 'stop USR1' USR1
 trap 'stop TERM' TERM
 
-code=0
-while kill -0 "$step" 2>/dev/null; do wait "$step"; code=$?; done  # a trapped signal cuts a wait short
+wait_for_step() {{
+    step=$! code=0
+    while kill -0 "$step" 2>/dev/null; do wait "$step"; code=$?; done  # a trapped signal cuts a wait short
+}}
+"""
+
+_ENDING = """
+wait_for_step
 trap '' USR1 TERM
 # Done, to be queued again, or a failure that ends the chain: what it was is in $RUN/slurm/attempts.jsonl.
 "$PYTHON" -m launch.slurm.ending "$RUN" --code "$code" --asked "$asked"

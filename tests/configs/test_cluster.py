@@ -71,3 +71,27 @@ def test_what_cannot_be_asked_of_slurm(recipe: str, words: tuple[str, ...], said
     with pytest.raises(BadInput) as error:
         check(composed(recipe, *words))
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("seconds=0", "cluster.preflight.seconds=0.0: has to be above 0"),
+        ("checkpoints=0", "cluster.preflight.checkpoints=0: has to be above 0"),
+        ("exclusions=-1", "cluster.preflight.exclusions=-1: has to be 0 or above"),
+        ("slow_share=1.5", "a share of the others' median"),
+        ("least={speed: 2}", "cluster.preflight.least.speed: not one of available, compute,"),
+        ("least={network: -2}", "cluster.preflight.least.network=-2.0: has to be 0 or above"),
+        ("second=9", "second"),
+    ],
+)
+def test_a_preflight_that_cannot_be(recipe: str, word: str, said: str) -> None:
+    with pytest.raises(BadInput) as error:
+        check(composed(recipe, f"cluster.preflight.{word}"))
+    assert said in str(error.value)
+
+
+def test_what_a_preflight_wants_at_least_is_added_to(recipe: str) -> None:
+    config = composed(recipe, "cluster.preflight.least={network: 20}", "cluster.preflight.checkpoints=3")
+    check(config)
+    assert config.cluster.preflight.least == {"shared_memory": 1.0, "network": 20.0}

@@ -86,6 +86,11 @@ class Cluster:
         process.kill()
         process.wait()
 
+    def inside(self, node: str, *command: str) -> None:
+        """Run a command with the mounts of a node, as root."""
+        mounts = f"--mount=/proc/{self._processes[node].pid}/ns/mnt"
+        subprocess.run(["nsenter", mounts, *command], check=True, timeout=60)
+
     def stop(self) -> None:
         for name in [*self.nodes, "slurmctld", "munged"]:
             process = self._processes.pop(name, None)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from launch.slurm.ending import decide, verdict
+from launch.slurm.looked import decide as without_sick
 from launch.slurm.record import Attempt, Submitted
-from runtime.exits import BAD_INPUT, DONE, FAILED, HALTED, HUNG, STOPPED_EARLY
+from runtime.exits import BAD_INPUT, DONE, FAILED, HALTED, HUNG, SICK, STOPPED_EARLY
 
 
 @pytest.mark.parametrize(
@@ -74,3 +75,20 @@ def test_a_lost_node_is_no_fault_of_the_run() -> None:
 
 def test_an_unknown_job_is_left_alone() -> None:
     assert decide(FAILED, None, [], checkpoint=None, cancelled=False, lost=["node1"]) == (False, "a rank failed")
+
+
+def looked(*attempts: Attempt, sick: tuple[str, ...] = ("node2",), cancelled: bool = False) -> tuple[bool, str]:
+    job = Submitted("train", 7, "name", 2, requeues=3)
+    found = {"sick": sick, "reason": "node2: slow"}
+    return without_sick(found, job, attempts, most=2, cancelled=cancelled)
+
+
+def test_sick_nodes_are_left_out_so_many_at_most() -> None:
+    assert looked() == (True, "preflight: node2: slow; queued again without node2, 1 of 2 left out")
+    before = Attempt(7, 0, "node[1-2]", SICK, "", None, True, "", ["node1"])
+    assert looked(before)[1].endswith("2 of 2 left out")
+    again, reason = looked(before, sick=("node2", "node3"))
+    assert not again
+    assert "2 more to leave out, 1 were left out before, 2 at most (cluster.preflight.exclusions)" in reason
+    assert not looked(cancelled=True)[0]
+    assert "cluster.requeues" in looked(*[attempt(STOPPED_EARLY)] * 3)[1]

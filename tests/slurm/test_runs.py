@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from launch.slurm.record import Attempt, Submitted, read_attempts, read_jobs
-from runtime.exits import BAD_INPUT, DONE, STOPPED_EARLY
+from runtime.exits import BAD_INPUT, DONE, SICK, STOPPED_EARLY
 from tests.data_pipeline.synthetic import make_corpus
 from tests.slurm.cluster import Cluster
 from tests.train.runs import metrics
@@ -207,3 +207,27 @@ def test_torchrun_ranks_save_when_cancelled_and_are_not_queued_again(
     assert only.reason.endswith("cancelled")
     assert json.loads((tmp_path / "run" / "first" / "slurm" / "jobs.json").read_text())[0]["ranks"] == 4
     assert os.listdir(tmp_path / "run" / "first" / "slurm" / "exits")
+
+
+def test_a_sick_node_is_left_out_and_the_job_goes_on_with_the_spare_one(
+    cluster: Cluster, recipe: Path, tmp_path: Path
+) -> None:
+    described = yaml.safe_load((recipe / "recipe.yaml").read_text())
+    del described["stages"]["second"]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(described))
+    looks = ("cluster.ranks_per_node=1", "cluster.preflight.enabled=true", "train.steps=2")
+    cluster.inside("node2", "mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", "/dev/shm")
+    try:
+        submit(cluster, tmp_path, tmp_path, *looks)
+        run = tmp_path / "run"
+        wait_for(lambda: (run / "slurm" / "jobs.json").is_file(), "record of jobs")
+        number = read_jobs(run)[0].id
+        wait_for(ended(cluster, number), "end of the stage")
+    finally:
+        cluster.inside("node2", "umount", "/dev/shm")
+    left, last = [one for one in read_attempts(run) if one.job == number]
+    assert (left.code, left.queued_again, left.nodes, left.excluded) == (SICK, True, "node[1-2]", ["node2"])
+    assert "node2: /dev/shm free 0.00105 GB; the others' median is" in left.reason
+    assert (last.code, last.nodes) == (DONE, "node[1,3]")
+    assert [one["step"] for one in metrics(run)] == [1, 2]
+    assert json.loads((run / "preflight.json").read_text())["nodes"].keys() == {"node1", "node3"}

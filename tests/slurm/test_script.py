@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.schema import ClusterConfig, ContainerConfig, ContainerKind, Tasks
+from configs.schema import ClusterConfig, ContainerConfig, ContainerKind, PreflightConfig, Tasks
 from launch.slurm.script import Job, render
 
 ODD = "a \"b\" 'c' $(touch no) `touch no`; touch no \\ &"
@@ -42,12 +42,22 @@ def test_one_task_a_rank_or_one_torchrun_a_node_and_never_both(tasks: Tasks, con
     each, cpus = ("8", "12") if tasks is Tasks.rank else ("1", "96")
     for line in ("--nodes=4", f"--ntasks-per-node={each}", f"--cpus-per-task={cpus}", "--gpus-per-node=8", "--requeue"):
         assert f"\n#SBATCH {line}\n" in text
-    assert text.count("torch.distributed.run") == (tasks is Tasks.torchrun)
-    assert text.count("--container-image=image.sqsh") == (container is ContainerKind.pyxis)
+    # Twice: the nodes are looked at as they will be trained on.
+    assert text.count("torch.distributed.run") == 2 * (tasks is Tasks.torchrun)
+    assert text.count("--container-image=image.sqsh") == 2 * (container is ContainerKind.pyxis)
     flat = " ".join(text.replace("\\\n", "").split())
-    assert flat.count("apptainer exec --nv --bind /data:/data,/runs:/runs image.sqsh") == (
+    assert flat.count("apptainer exec --nv --bind /data:/data,/runs:/runs image.sqsh") == 2 * (
         container is ContainerKind.apptainer
     )
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_nodes_are_looked_at_first_unless_switched_off(enabled: bool) -> None:
+    text = render(job(), ClusterConfig(nodes=4, preflight=PreflightConfig(enabled=enabled))).replace("\\\n    ", "")
+    looks = text.find("preflight --folder /runs/one")
+    assert (looks > 0) is enabled
+    assert looks < text.find("train --folder /runs/one")
+    assert "launch.slurm.looked" not in render(job(ranks_per_node=0), ClusterConfig())
 
 
 def test_a_job_of_one_task_asks_for_one_node_and_no_gpu() -> None:

@@ -1,0 +1,1 @@
+"""Preflight: what is measured, and what is made of it."""

@@ -36,7 +36,7 @@ from train.journal import Journal
 from train.models.attention.kernels import check_kernel
 from train.models.routing import added
 from train.models.speech_lm import check_layouts
-from train.objectives.pretrain import NextToken, check_objective, told_apart
+from train.objectives.next_token import NextToken, check_objective, told_apart
 from train.observe.observer import Observer
 from train.observe.phases import CHECKPOINT, INCIDENT, VALIDATION
 from train.progress import Feeding, Progress, Tally

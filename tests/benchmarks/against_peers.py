@@ -157,7 +157,7 @@ def _ours(rows: int, tokens: int) -> Step:
     from data_pipeline.batch import collate
     from train.engines import process_groups
     from train.engines.megatron import MegatronEngine
-    from train.objectives.pretrain import NextToken
+    from train.objectives.next_token import NextToken
 
     config = Config(backbone=BackboneConfig(name="peer", tokenizer="none", **SHAPE))
     config.train.sequence_length = tokens

@@ -175,7 +175,7 @@ def _engine(world: int) -> tuple[Any, Any]:
     from data_pipeline.batch import Pack, collate
     from train.engines import process_groups
     from train.engines.megatron import MegatronEngine
-    from train.objectives.pretrain import NextToken
+    from train.objectives.next_token import NextToken
 
     config = Config()
     config.run.name = "benchmark"

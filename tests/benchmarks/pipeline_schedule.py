@@ -42,9 +42,7 @@ def main() -> None:
         for chunks, microbatches in ((1, 4), (1, 12), (2, 4), (2, 12), (4, 8))
         for even in (True, False)
     ]
-    print(
-        "| chunks | micro-batches | stages | real s | simulated s | off | bubble |\n|---|---|---|---|---|---|---|"
-    )
+    print("| chunks | micro-batches | stages | real s | simulated s | off | bubble |\n|---|---|---|---|---|---|---|")
     for costs, real in zip(cases, _measured(cases, options.steps), strict=True):
         played = simulate(costs)
         even = "alike" if played.imbalance < 1e-9 else "unlike"

@@ -60,7 +60,7 @@ def through_ranks(
     from train.models.gradients import accumulate_in_linear_layers
     from train.models.speech_lm import SpeechLM
     from train.models.trunk import trunk_of
-    from train.objectives.pretrain import NextToken
+    from train.objectives.next_token import NextToken
 
     accumulate_in_linear_layers()  # as the engine does before it builds what `trunk_of` describes
     answers: dict[str, Any] = {}

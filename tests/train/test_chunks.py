@@ -37,7 +37,7 @@ def logits_of_random_weights(config_file: str) -> np.ndarray | None:
     from data_pipeline.chunks import chunk_of
     from train.engines import process_groups
     from train.engines.megatron import MegatronEngine
-    from train.objectives.pretrain import NextToken
+    from train.objectives.next_token import NextToken
 
     config = load_config(Path(config_file))
     device = process_groups.join(config.parallel)

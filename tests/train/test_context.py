@@ -157,7 +157,7 @@ def logits_of_rank(config: Config) -> np.ndarray | None:
     """Logits of a row, by a model whose weights depend on the seed alone."""
     from train.engines import process_groups
     from train.engines.megatron import MegatronEngine
-    from train.objectives.pretrain import NextToken
+    from train.objectives.next_token import NextToken
 
     engine = MegatronEngine(config, 128, NextToken(("text",)), process_groups.join(config.parallel))
     logits = engine.logits(batch_of([30, 1, 65]))

@@ -47,7 +47,7 @@ def counted(which: str, recomputed: bool, experts: bool = False, predicted: int 
     from train.models.heads.language import LANGUAGE
     from train.models.speech_lm import SpeechLM, run
     from train.models.trunk import transformer_config
-    from train.objectives.pretrain import NextToken
+    from train.objectives.next_token import NextToken
 
     # A norm counts nothing, and neither do the few products that ours is made of on a CPU.
     norm.rms_norm = lambda x, weight, eps: torch.nn.functional.rms_norm(x, weight.shape, weight, eps)

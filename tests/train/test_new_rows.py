@@ -23,7 +23,7 @@ def placed(config: Config) -> dict[str, Any]:
     """Vocabulary matrices before and after, this rank's part of each."""
     from train.engines import process_groups
     from train.engines.build import build_engine
-    from train.objectives.pretrain import NextToken
+    from train.objectives.next_token import NextToken
 
     engine = build_engine(config, ROWS, NextToken(("text",)), process_groups.join(config.parallel))
     models = engine.models if hasattr(engine, "models") else [engine.model]

@@ -123,7 +123,7 @@ def live_with_a_buffer(config_file: str) -> tuple[bool, bool]:
     from configs.compose import load_config
     from train.engines import process_groups
     from train.engines.megatron import MegatronEngine
-    from train.objectives.pretrain import NextToken
+    from train.objectives.next_token import NextToken
 
     config = load_config(Path(config_file))
     engine = MegatronEngine(config, 256, NextToken(("text",)), process_groups.join(config.parallel))

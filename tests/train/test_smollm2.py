@@ -74,7 +74,7 @@ def native_answers(
     from data_pipeline.batch import Pack, collate
     from train.engines import process_groups
     from train.engines.megatron import MegatronEngine
-    from train.objectives.pretrain import NextToken
+    from train.objectives.next_token import NextToken
 
     config = Config(backbone=backbone)
     engine = MegatronEngine(config, rows, NextToken(("text",)), process_groups.join(config.parallel))

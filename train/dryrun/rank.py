@@ -24,7 +24,7 @@ from train.engines import megatron
 from train.engines.build import build_engine
 from train.engines.megatron import MegatronEngine
 from train.models.parameters import named_parameters
-from train.objectives.pretrain import TEXT, NextToken
+from train.objectives.next_token import TEXT, NextToken
 
 
 @dataclass(frozen=True)

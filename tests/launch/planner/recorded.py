@@ -61,7 +61,7 @@ def _step(ranks: int, chunks: int, microbatches: int) -> None:
     from data_pipeline.chunks import chunk_of
     from train.engines import process_groups
     from train.engines.megatron import MegatronEngine
-    from train.objectives.pretrain import NextToken
+    from train.objectives.next_token import NextToken
 
     config = Config()
     config.backbone = BackboneConfig(

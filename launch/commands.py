@@ -15,6 +15,7 @@ from launch.data_commands import build_corpus
 from launch.runfolder import CONFIG_FILE, RESULTS_FILE, is_finished, load_run
 from launch.selection import read_words
 from runtime.exits import DONE, STOPPED_EARLY, BadInput, StoppedEarly
+from runtime.log_lines import Level
 from runtime.signals import stoppable
 
 EXPORT = Path("export") / "hf"
@@ -77,6 +78,23 @@ def status(options: Namespace) -> int:
     from launch.status import describe
 
     print("\n".join(describe(Path(options.run_folder))))
+    return DONE
+
+
+def logs(options: Namespace) -> int:
+    from launch.logs.show import Wanted, moment, ranks_of, show
+
+    wanted = Wanted(
+        None if options.rank is None else ranks_of(options.rank),
+        None if options.node is None else frozenset(options.node),
+        Level[options.level],
+        None if options.since is None else moment(options.since),
+    )
+    try:
+        show(Path(options.run_folder), wanted, options.stage, follow=options.follow)
+    except StoppedEarly:  # Ctrl-C is how one stops following
+        if not options.follow:
+            raise
     return DONE
 
 

@@ -16,6 +16,7 @@ from launch.local import run_ranks
 from launch.restarts import newest_checkpoint, run_again
 from launch.runfolder import CONFIG_FILE, prepare, refuse_other_run, wait_for_prepared
 from runtime.exits import BadInput, tell
+from runtime.log_lines import end_output, stamp_output
 
 # The doors to training: modules that are run, one process a rank.
 STAGE = "train.stage"
@@ -128,12 +129,13 @@ def process_group(environment: Mapping[str, str]) -> dict[str, str] | None:
 def join(config: Config, variables: Mapping[str, str]) -> NoReturn:
     """Become one rank of the process group around this process. Rank 0 prepares the run folder for all."""
     os.environ.update(variables)
+    stamp_output()
     try:
         file = _prepared(config)
     except BadInput as error:
         tell(error.exit_code)
         raise
-    sys.stdout.flush()
+    end_output()
     os.execv(sys.executable, [sys.executable, "-m", STAGE, str(file)])
 
 

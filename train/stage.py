@@ -17,6 +17,7 @@ from pathlib import Path
 
 from configs.schema import Config
 from runtime.exits import BAD_INPUT, DONE, FAILED, HALTED, STOPPED_EARLY, BadInput, Halted, StoppedEarly, leave
+from runtime.log_lines import stamp_output
 from runtime.signals import PROFILE_SIGNAL, StopFlag
 
 
@@ -95,4 +96,5 @@ def _wait_for_first_rank(stop: StopFlag) -> None:
 
 
 if __name__ == "__main__":
+    stamp_output()
     leave(main(sys.argv[1:]))

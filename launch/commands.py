@@ -12,6 +12,7 @@ from configs.compose import to_yaml
 from configs.schema import Config, Launcher
 from launch import training
 from launch.data_commands import build_corpus
+from launch.notify import hide_words
 from launch.runfolder import CONFIG_FILE, RESULTS_FILE, is_finished, load_run
 from launch.selection import read_words
 from runtime.exits import DONE, STOPPED_EARLY, BadInput, StoppedEarly
@@ -25,11 +26,12 @@ REPORT = Path("report.html")
 
 def run(options: Namespace) -> int:
     """Every stage of a recipe: corpus, training, export, report. What is finished already is not done again."""
-    stages = read_words(options.settings).stages()
+    words = hide_words(options.settings)
+    stages = read_words(words).stages()
     if options.cfg:
         return _print_configs(stages)
     if stages[0].launcher is Launcher.slurm:
-        return _submit(stages, options.settings)
+        return _submit(stages, words)
     for config in stages:  # all of them, before the first one starts
         training.check_local(config)
     for config in stages:

@@ -13,7 +13,7 @@ from configs.checks.topology import data_parallel_size, model_parallel_size
 from configs.schema import Config
 from launch.environment import gpus
 from launch.local import run_ranks
-from launch.restarts import newest_checkpoint, run_again
+from launch.recovery.local import train
 from launch.runfolder import CONFIG_FILE, prepare, refuse_other_run, wait_for_prepared
 from runtime.exits import BadInput, tell
 from runtime.log_lines import end_output, stamp_output
@@ -77,16 +77,7 @@ def train_locally(config: Config, asked: list[int] | None = None) -> int:
     check_local(config)
     require_corpus(config)
     file = prepare(config)
-    folder = Path(config.run.folder)
-    return run_again(
-        [sys.executable, "-m", STAGE, str(file)],
-        ranks=local_ranks(config),
-        logs=folder / "logs",
-        restarts=config.resilience.restarts,
-        pause=config.resilience.restart_pause,
-        progress=lambda: newest_checkpoint(folder),
-        asked=asked,
-    )
+    return train([sys.executable, "-m", STAGE, str(file)], config, local_ranks(config), asked)
 
 
 def evaluate_locally(config: Config) -> int:

@@ -169,8 +169,8 @@ def stamp_output() -> None:
     if os.environ.get(LINES_STAMPED) or isinstance(sys.stdout, _Stamped):
         return
     rank = int(os.environ.get("RANK", "0"))
-    sys.stdout = _Stamped(sys.stdout, rank)  # type: ignore[assignment]
-    sys.stderr = _Stamped(sys.stderr, rank)  # type: ignore[assignment]
+    sys.stdout = _Stamped(sys.stdout, rank)
+    sys.stderr = _Stamped(sys.stderr, rank)
 
 
 def end_output() -> None:

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from launch.restarts import LAUNCHER_LOG
 from launch.slurm import record
 from runtime.log_lines import Level
 
 LOGS = "logs"
-LAUNCHER_LOG = "launcher.log"
 _RANK = re.compile(r"rank-(\d+)\.log")
 _STACKS = re.compile(r"stacks-rank-(\d+)\.txt")
 _NODE = re.compile(r"node-\d+\.log")

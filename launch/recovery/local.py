@@ -9,6 +9,7 @@ from pathlib import Path
 from configs.schema import Config, Event
 from launch.notify import Notifier
 from launch.recovery import failures
+from launch.recovery.look import look
 from launch.restarts import Failed, newest_checkpoint, run_again, say
 from runtime.exits import BAD_INPUT, DONE, HALTED, STOPPED_EARLY
 
@@ -43,7 +44,7 @@ def train(command: list[str], config: Config, ranks: int, asked: list[int] | Non
 
 def _failed(folder: Path, ranks: int, notifier: Notifier) -> Callable[[Failed], None]:
     def failed(start: Failed) -> None:
-        found = failures.look(folder, start.began, start.ends, ranks)
+        found = look(folder, start.began, start.ends, ranks)
         one = failures.failure(found, str(start.number), start.code, start.next)
         with contextlib.suppress(OSError):  # a full disk is what it may have failed of
             failures.add(folder, one)

@@ -11,14 +11,14 @@ class Event(Enum):
     stage_done = "stage_done"  # a stage was trained to its end
     failed = "failed"  # a start failed, with whom it is blamed on; or a job's input was refused, or the run halted
     restarted = "restarted"  # it is being started again after that
-    node_excluded = "node_excluded"  # a node will not be used again
     stopped = "stopped"  # it stopped early on request, its progress saved
 
 
 @dataclass
 class NotifyConfig:
     """A webhook that is sent a JSON object by POST for each event: event, time, run, stage, folder, text, and for
-    failures rank, node, kind, why. It can neither fail nor hold up a run."""
+    failures rank, node, kind, why. It can neither fail nor hold up a run. The local
+    launcher tells; Slurm jobs do not yet."""
 
     # The URL is a secret: it is saved and shown with its host alone. None, or a saved one: $MEGAPHONE_WEBHOOK, if set.
     webhook: str | None = None

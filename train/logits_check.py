@@ -22,7 +22,6 @@ from checkpoints.maps import described
 from configs.schema import BackboneConfig, ParallelConfig, Precision
 from data_pipeline.batch import Pack, collate
 from runtime.exits import BAD_INPUT, DONE, BadInput, leave
-from runtime.log_lines import stamp_output
 
 TOLERANCE = 1e-4  # of logits, absolute
 LENGTHS = (19, 45)  # tokens of the samples that are drawn
@@ -183,5 +182,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    stamp_output()
     leave(main(sys.argv[1:]))

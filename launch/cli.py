@@ -92,6 +92,15 @@ def _parser() -> argparse.ArgumentParser:
     simulation.add_argument("--svg", metavar="FILE", help="draw the steps, a row a pipeline rank")
     simulation.add_argument("--json", action="store_true", help="print all of it as JSON")
 
+    logs = _command(commands, "logs", "what all ranks have said, by time, filtered by rank, node or level", "logs")
+    logs.add_argument("run_folder", help="a run folder, such as runs/quickstart")
+    logs.add_argument("--stage", metavar="NAME", help="of a run of several stages; all unless set")
+    logs.add_argument("--rank", nargs="+", metavar="N", help="ranks, or ranges such as 8-15")
+    logs.add_argument("--node", nargs="+", metavar="NAME", help="nodes by name")
+    logs.add_argument("--level", default="debug", choices=("debug", "info", "warning", "error"), help="at least this")
+    logs.add_argument("--since", metavar="WHEN", help="90s, 10m, 2h or 3d ago, or a time such as 2026-11-30T04:31")
+    logs.add_argument("--follow", action="store_true", help="go on with what is written, until Ctrl-C")
+
     data = _group(commands, "data", "build a corpus, look into it, measure and check it")
     _configured(data, "build", "text, speech and codes into shards, or a task's share of them; resumes", "data_build")
     _configured(data, "merge", "finish a corpus whose shards many tasks have written", "data_merge")

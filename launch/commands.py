@@ -12,10 +12,12 @@ from configs.compose import to_yaml
 from configs.schema import Config, Launcher
 from launch import training
 from launch.data_commands import build_corpus
+from launch.notify import hide_words
 from launch.runfolder import CONFIG_FILE, RESULTS_FILE, is_finished, load_run
 from launch.selection import read_words
 from runtime import startup
 from runtime.exits import DONE, STOPPED_EARLY, BadInput, StoppedEarly
+from runtime.log_lines import Level
 from runtime.signals import stoppable
 
 EXPORT = Path("export") / "hf"
@@ -25,11 +27,12 @@ REPORT = Path("report.html")
 
 def run(options: Namespace) -> int:
     """Every stage of a recipe: corpus, training, export, report. What is finished already is not done again."""
-    stages = read_words(options.settings).stages()
+    words = hide_words(options.settings)
+    stages = read_words(words).stages()
     if options.cfg:
         return _print_configs(stages)
     if stages[0].launcher is Launcher.slurm:
-        return _submit(stages, options.settings)
+        return _submit(stages, words)
     for config in stages:  # all of them, before the first one starts
         training.check_local(config)
     for config in stages:
@@ -92,6 +95,23 @@ def status(options: Namespace) -> int:
     from launch.status import describe
 
     print("\n".join(describe(Path(options.run_folder))))
+    return DONE
+
+
+def logs(options: Namespace) -> int:
+    from launch.logs.show import Wanted, moment, ranks_of, show
+
+    wanted = Wanted(
+        None if options.rank is None else ranks_of(options.rank),
+        None if options.node is None else frozenset(options.node),
+        Level[options.level],
+        None if options.since is None else moment(options.since),
+    )
+    try:
+        show(Path(options.run_folder), wanted, options.stage, follow=options.follow)
+    except StoppedEarly:  # Ctrl-C is how one stops following
+        if not options.follow:
+            raise
     return DONE
 
 

@@ -1,12 +1,14 @@
 """The ranks of one machine: started as subprocesses, watched, and all ended together.
 
 Each rank is its own process group. Rank 0's output is shown as it comes; every rank's output is appended to
-`rank-N.log`. Nobody survives: a rank dies with the launcher (PR_SET_PDEATHSIG), and what a rank may have started
-dies by `launch.guard`, which outlives the launcher just long enough to kill it.
+`rank-N.log`, its lines stamped (`runtime.log_lines`). Nobody survives: a rank dies with the launcher
+(PR_SET_PDEATHSIG), and what a rank may have started dies by `launch.guard`, which outlives the launcher just long
+enough to kill it.
 """
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import ctypes
 import os
@@ -24,6 +26,7 @@ from types import FrameType
 from typing import IO
 
 from runtime.exits import BAD_INPUT, DONE, FAILED, HALTED, HUNG, SICK, STOPPED_EARLY
+from runtime.log_lines import LINES_STAMPED, Stamper
 from runtime.signals import PROFILE_SIGNAL, STOP_SIGNALS
 
 PR_SET_PDEATHSIG = 1
@@ -57,10 +60,12 @@ class Rank:
 
 @dataclass
 class Output:
-    """Rank 0's output: read from `source`, appended to its log, and shown for as long as anybody reads it."""
+    """Rank 0's output: read from `source`, stamped into its log, and shown for as long as anybody reads it."""
 
     source: int
     log: IO[bytes]
+    stamper: Stamper = field(default_factory=lambda: Stamper(0))
+    decoder: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
     shown: bool = True
     open: bool = True
 
@@ -78,8 +83,7 @@ class Output:
         except OSError:  # a pseudo-terminal says EIO at its end
             data = b""
         self.open = bool(data)
-        with contextlib.suppress(OSError):  # a full disk costs the log; the run itself reports it where it saves
-            self.log.write(data)
+        self._keep(self.stamper(self.decoder.decode(data)))
         if self.shown:
             try:
                 sys.stdout.buffer.write(data)
@@ -93,6 +97,11 @@ class Output:
             selector.register(self.source, selectors.EVENT_READ)
             while self.open and selector.select(0):
                 self.pump(0)
+        self._keep(self.stamper.end())
+
+    def _keep(self, lines: str) -> None:
+        with contextlib.suppress(OSError):  # a full disk costs the log; the run itself reports it where it saves
+            self.log.write(lines.encode())
 
 
 @dataclass
@@ -119,7 +128,13 @@ class Group:
 
 
 def run_ranks(
-    command: Sequence[str], *, ranks: int, logs: Path, grace: float = 15.0, asked: list[int] | None = None
+    command: Sequence[str],
+    *,
+    ranks: int,
+    logs: Path,
+    grace: float = 15.0,
+    asked: list[int] | None = None,
+    ends: dict[int, int] | None = None,
 ) -> int:
     """Run `command` as `ranks` processes of one job; returns the exit code of the whole.
 
@@ -127,7 +142,7 @@ def run_ranks(
     SIGINT and SIGUSR2 are passed on to all of them. When one fails the others have `grace` seconds to end by themselves
     before they are killed. 0: all did; 75: all ended well and some stopped early; 2: one refused its input; 3: the run
     halted; 76: its watchdog ended it; 77: a preflight names nodes; 1: anything else. `asked` takes the stop signals
-    that come meanwhile.
+    that come meanwhile, `ends` how each rank ended by itself: its exit code, or minus a signal's number.
     """
     logs.mkdir(parents=True, exist_ok=True)
     group = Group(asked=[] if asked is None else asked)
@@ -144,6 +159,8 @@ def run_ranks(
             output = output or source
         assert output is not None
         _watch(group, output, grace)
+    if ends is not None:
+        ends |= {rank.number: rank.code for rank in group.ranks if rank.code is not None and not _ended_by_us(rank)}
     return _verdict(group)
 
 
@@ -163,7 +180,7 @@ def _start(
     launcher = os.getpid()
     process = subprocess.Popen(
         command,
-        env=rank_environment(number, ranks, port),
+        env=rank_environment(number, ranks, port) | ({} if number else {LINES_STAMPED: "1"}),
         stdin=subprocess.DEVNULL,
         stdout=stdout,
         stderr=subprocess.STDOUT,

@@ -28,6 +28,7 @@ FREE_KEYS = (
     "engine",
     "tracker",
     "observe",
+    "notify",
     "resilience",  # a run that stopped at an incident goes on with another policy
     "export",
     "scale",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from configs.compose import compose_stage
 from configs.recipe import load_recipe
 from configs.schema import Config
+from launch.notify import hide, hide_words
 from runtime.exits import BadInput
 
 
@@ -39,14 +40,14 @@ class Selection:
         return self._compose(next(iter(load_recipe(self.recipe).stages)))
 
     def _compose(self, stage: str | None) -> Config:
-        return compose_stage(self.recipe, self.scale, stage, list(self.overrides))
+        return hide(compose_stage(self.recipe, self.scale, stage, list(self.overrides)))
 
 
 def read_words(words: Sequence[str]) -> Selection:
     """Sort the words of a command line. Raises BadInput where a choice is made twice."""
     chosen: dict[str, str] = {}
     overrides = []
-    for word in words:
+    for word in hide_words(words):
         key, equals, value = word.partition("=")
         if not equals or key not in ("recipe", "scale", "stage"):
             overrides.append(word)

@@ -9,6 +9,7 @@ from typing import Any
 
 from configs.schema import Config
 from launch.local import last_lines
+from launch.recovery import failures
 from launch.runfolder import CONFIG_FILE, is_finished, load_run
 from launch.slurm import record
 from launch.slurm.queue import ENDED, State, states
@@ -43,7 +44,10 @@ def describe(folder: Path) -> list[str]:
     lines: list[str] = []
     for run in stages_of(folder):
         config = load_run(run)
-        lines += [f"{config.stage.name}: {_state(config, run)}", *(f"  {line}" for line in _jobs(run))]
+        lines += [
+            f"{config.stage.name}: {_state(config, run)}",
+            *(f"  {line}" for line in [*_jobs(run), *_failures(run)]),
+        ]
     return lines
 
 
@@ -74,6 +78,13 @@ def _jobs(run: Path) -> list[str]:
     now = states([job.id for job in jobs])
     attempts = record.read_attempts(run)
     return [_job_line(job, now[job.id], [one for one in attempts if one.job == job.id]) for job in jobs]
+
+
+def _failures(run: Path) -> list[str]:
+    """The last failure, and the nodes that were blamed more than once."""
+    found = failures.read(run)
+    often = [f"{node} {times} times" for node, times in failures.blamed(found).items() if times > 1]
+    return [*(one.describe() for one in found[-1:]), *([f"blamed so far: {', '.join(often)}"] if often else [])]
 
 
 def _job_line(job: record.Submitted, state: State, attempts: list[record.Attempt]) -> str:

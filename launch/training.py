@@ -13,10 +13,11 @@ from configs.checks.topology import data_parallel_size, model_parallel_size
 from configs.schema import Config
 from launch.environment import gpus
 from launch.local import run_ranks
-from launch.restarts import newest_checkpoint, run_again
+from launch.recovery.local import train
 from launch.runfolder import CONFIG_FILE, prepare, refuse_other_run, wait_for_prepared
 from runtime import startup
 from runtime.exits import BadInput, tell
+from runtime.log_lines import end_output, stamp_output
 
 # The doors to training: modules that are run, one process a rank.
 STAGE = "train.stage"
@@ -77,17 +78,8 @@ def train_locally(config: Config, asked: list[int] | None = None) -> int:
     check_local(config)
     require_corpus(config)
     file = prepare(config)
-    folder = Path(config.run.folder)
     startup.passed("config")
-    return run_again(
-        [sys.executable, "-m", STAGE, str(file)],
-        ranks=local_ranks(config),
-        logs=folder / "logs",
-        restarts=config.resilience.restarts,
-        pause=config.resilience.restart_pause,
-        progress=lambda: newest_checkpoint(folder),
-        asked=asked,
-    )
+    return train([sys.executable, "-m", STAGE, str(file)], config, local_ranks(config), asked)
 
 
 def evaluate_locally(config: Config) -> int:
@@ -130,13 +122,14 @@ def process_group(environment: Mapping[str, str]) -> dict[str, str] | None:
 def join(config: Config, variables: Mapping[str, str]) -> NoReturn:
     """Become one rank of the process group around this process. Rank 0 prepares the run folder for all."""
     os.environ.update(variables)
+    stamp_output()
     try:
         file = _prepared(config)
     except BadInput as error:
         tell(error.exit_code)
         raise
-    sys.stdout.flush()
     startup.passed("config")
+    end_output()
     os.execv(sys.executable, [sys.executable, "-m", STAGE, str(file)])
 
 

@@ -8,9 +8,10 @@ worth starting again; 77 nodes are sick, named by a preflight: start again witho
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import NoReturn
+
+from runtime import log_lines
 
 DONE = 0
 FAILED = 1
@@ -45,8 +46,7 @@ class Halted(Exception):
 
 def leave(code: int) -> NoReturn:
     """End a rank's process at once: threads of a failed one, in a collective that will never end, must not keep it."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    log_lines.end_output()
     tell(code)
     os._exit(DONE if code == STOPPED_EARLY and EXIT_CODES in os.environ else code)
 

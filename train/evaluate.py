@@ -6,6 +6,7 @@ import sys
 
 from configs.schema import Config
 from runtime.exits import leave
+from runtime.log_lines import stamp_output
 from runtime.signals import StopFlag
 from train.stage import run_rank
 
@@ -22,4 +23,5 @@ def _evaluate(config: Config, stop: StopFlag) -> None:
 
 
 if __name__ == "__main__":
+    stamp_output()
     leave(main(sys.argv[1:]))

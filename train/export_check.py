@@ -17,6 +17,7 @@ import torch
 from configs.schema import AttentionKernel, Config, EngineConfig, ParallelConfig, Precision
 from data_pipeline.batch import Pack
 from runtime.exits import BadInput, leave
+from runtime.log_lines import stamp_output
 from runtime.signals import StopFlag
 from train.logits_check import TOLERANCE, Comparison
 from train.stage import run_rank
@@ -95,4 +96,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    stamp_output()
     leave(main(sys.argv[1:]))

@@ -122,7 +122,7 @@ class Journal:
     def straggler(self, change: stragglers.Change) -> None:
         """A rank has become slow, or is so no longer: one line of stragglers.jsonl, and one for the console."""
         stragglers.write(self._folder, change)
-        self.note(change.line)
+        self.note(f"warning: {change.line}" if change.slow else change.line)
 
     def note(self, line: str) -> None:
         """A line for the console."""

@@ -305,7 +305,7 @@ class Stage:
         )
         if self.journal:
             incidents.write(Path(self.config.run.folder), incident)
-            self.journal.note(incident.line)
+            self.journal.note(f"warning: {incident.line}")
         if action is Action.stop:
             raise Halted(f"{incident.line}; {self.guard.why_stopped}")
         if action is Action.redo:

@@ -20,6 +20,7 @@ from configs.schema import Config
 from runtime import startup
 from runtime.exits import BAD_INPUT, DONE, FAILED, HALTED, STOPPED_EARLY, BadInput, Halted, StoppedEarly, leave
 from runtime.imports import at_once
+from runtime.log_lines import stamp_output
 from runtime.signals import PROFILE_SIGNAL, StopFlag
 
 # Megatron-Core imports it to know whether it is there; the run's tracker does when it is asked for.
@@ -120,4 +121,5 @@ def _wait_for_first_rank(stop: StopFlag) -> None:
 
 
 if __name__ == "__main__":
+    stamp_output()
     leave(main(sys.argv[1:]))

@@ -76,6 +76,7 @@ _POSITIVE = {
     "optimizer": ("lr", "eps"),
     "parallel": ("tensor", "pipeline", "context", "expert", "recompute_layers"),
     "tracker": ("console_every",),
+    "notify": ("timeout",),
     "resilience": ("spike_bound", "window", "warmup", "leave_out", "straggler_comparisons"),
     "cluster": ("nodes", "warning"),
 }

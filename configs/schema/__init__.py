@@ -34,6 +34,7 @@ from configs.schema.model import (
     RopeScalingKind,
     StageConfig,
 )
+from configs.schema.notify import Event, NotifyConfig
 from configs.schema.observe import ObserveConfig, ProfileConfig
 from configs.schema.resilience import OnIncident, ResilienceConfig
 from configs.schema.training import (
@@ -69,6 +70,7 @@ __all__ = [
     "CorpusConfig",
     "CutConfig",
     "EngineConfig",
+    "Event",
     "ExpertKernel",
     "ExpertsConfig",
     "ExportConfig",
@@ -78,6 +80,7 @@ __all__ = [
     "LossConfig",
     "MixtureConfig",
     "NewRows",
+    "NotifyConfig",
     "ObserveConfig",
     "OnIncident",
     "OptimizerConfig",
@@ -129,5 +132,6 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
     resilience: ResilienceConfig = field(default_factory=ResilienceConfig)
+    notify: NotifyConfig = field(default_factory=NotifyConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     export: ExportConfig = field(default_factory=ExportConfig)

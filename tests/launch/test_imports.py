@@ -78,8 +78,9 @@ def test_a_corpus_that_is_not_built_yet_is_looked_for_without_torch(tmp_path: Pa
 
 STARTING = """
 from launch import training
+from launch.recovery import local
 from launch.selection import read_words
-training.run_again = lambda command, **_: tell()
+local.run_again = lambda command, **_: tell()
 training.train_locally(read_words(sys.argv[1:]).one())
 """
 

@@ -14,6 +14,7 @@ import pytest
 
 from launch.local import describe_end, last_lines, run_ranks
 from runtime.exits import BAD_INPUT, DONE, FAILED, HALTED, HUNG, STOPPED_EARLY
+from runtime.log_lines import parse
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -145,7 +146,8 @@ def test_a_wish_for_a_profile_reaches_every_rank_and_ends_nothing(tmp_path: Path
 def test_logs_are_appended_to(tmp_path: Path) -> None:
     for word in ("first", "second"):
         assert run_ranks(program(f"print('{word}')"), ranks=1, logs=tmp_path) == DONE
-    assert (tmp_path / "rank-0.log").read_text().split() == ["first", "second"]
+    logged = [parse(line) for line in (tmp_path / "rank-0.log").read_text().splitlines()]
+    assert [(one[0].rank, one[1]) for one in logged if one] == [(0, "first"), (0, "second")]
 
 
 @pytest.mark.parametrize(

@@ -81,8 +81,8 @@ def unpacked_stage(config_file: str) -> int:
     """The stage, but with one sample a forward pass."""
     from train.loop import Stage
 
-    def one_by_one(_: Stage, packs: list[Pack]) -> list[Batch]:
-        return [collate([part]) for pack in packs for part in samples_of(pack)]
+    def one_by_one(running: Stage, packs: list[Pack]) -> list[Batch]:
+        return [collate([part], running.objective.sources) for pack in packs for part in samples_of(pack)]
 
     Stage._micro_batches = one_by_one
     return stage(config_file)
@@ -92,10 +92,10 @@ def samples_of(pack: Pack) -> list[Pack]:
     """Each sample of a pack as a pack of its own, without padding."""
     ends = list(accumulate(pack.lengths))
     parts = []
-    for end, length in list(zip(ends, pack.lengths, strict=True))[: len(pack.keys)]:
+    for end, length, key in zip(ends, pack.lengths, pack.keys, strict=False):
         arrays = ("tokens", "labels", "loss_weight", "label_modality", "positions")
         cut = {name: getattr(pack, name)[end - length : end] for name in arrays}
-        parts.append(replace(pack, **cut, lengths=(length,), padding=0))
+        parts.append(replace(pack, **cut, lengths=(length,), keys=(key,), padding=0))
     return parts
 
 

@@ -82,6 +82,14 @@ def read(run_folder: Path) -> dict[int, Heartbeat]:
     return found
 
 
+def written_at(run_folder: Path, rank: int) -> float:
+    """When a rank last wrote, seconds since 1970 by the file system's clock, which is one for all hosts; 0: never."""
+    try:
+        return _file(folder_of(run_folder), rank).stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
 def clear(run_folder: Path) -> None:
     """Remove what an earlier start left, before any rank of this one writes."""
     folder = folder_of(run_folder)

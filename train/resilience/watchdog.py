@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
+import socket
 import sys
 import threading
 import time
@@ -24,6 +25,7 @@ import torch.distributed as dist
 
 from configs.schema import Config
 from runtime.exits import HUNG, leave
+from runtime.log_lines import Level, Stamp
 from train.observe import collectives
 from train.resilience import heartbeats
 from train.resilience.heartbeats import Heartbeat, Pulse
@@ -124,15 +126,15 @@ class Watchdog:
         if self._closed.is_set():  # it moved again, and got to its end
             return
         line = describe(first, last, self._world, self._start_name)
-        print(f"megaphone: rank {self._rank}: {line}", file=sys.stderr, flush=True)
+        print(f"megaphone: error: rank {self._rank}: {line}", file=sys.stderr, flush=True)
         self._leave(HUNG)
 
     def _dump(self) -> None:
         assert self._stacks is not None
         with contextlib.suppress(OSError):
-            when = time.strftime("%Y-%m-%d %H:%M:%S")
+            stamp = Stamp(time.time(), socket.gethostname().partition(".")[0], self._rank, Level.error)
             self._stacks.write(
-                f"\n=== {when}  rank {self._rank}, pid {os.getpid()}: {self.pulse.since:.1f} s without progress after "
+                f"{stamp} stacks of pid {os.getpid()}: {self.pulse.since:.1f} s without progress after "
                 f"step {self.pulse.step}, {self.pulse.phase}\n"
             )
             self._stacks.flush()

@@ -1,0 +1,1 @@
+"""Who is blamed for a failure, and what is done about it."""

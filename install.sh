@@ -12,9 +12,7 @@ cd "$(dirname "$0")"
 
 python="${1:?usage: ./install.sh <python of a virtual environment>}"
 torch_version=2.13.0
-# Without --no-compile pip compiles every module of every package, one after the other: a minute, of which a start that
-# compiles what it imports needs seconds.
-install() { "$python" -m pip --disable-pip-version-check -qq install --no-compile "$@"; }
+install() { "$python" -m pip --disable-pip-version-check -qq install "$@"; }
 say() { echo "install: $*"; }
 
 say "torch ${torch_version}"

@@ -46,9 +46,7 @@ def run(options: Namespace) -> int:
 
 def train(options: Namespace) -> int:
     """One stage, as a rank of the process group around it or with ranks of its own."""
-    if options.folder and options.settings:
-        raise BadInput("--folder takes the settings saved in the run folder; leave out the others")
-    config = load_run(Path(options.folder)) if options.folder else read_words(options.settings).one()
+    config = _stage_meant(options)
     if options.cfg:
         return _print_configs([config])
     group = training.process_group(os.environ)
@@ -61,9 +59,7 @@ def preflight(options: Namespace) -> int:
     """Look at the nodes, as a rank of the process group around this process or with ranks of this machine's own."""
     from launch.preflight.command import locally, look
 
-    if options.folder and options.settings:
-        raise BadInput("--folder takes the settings saved in the run folder; leave out the others")
-    config = load_run(Path(options.folder)) if options.folder else read_words(options.settings).one()
+    config = _stage_meant(options)
     group = training.process_group(os.environ)
     if group is not None:
         look(config, group)
@@ -125,6 +121,13 @@ def cancel(options: Namespace) -> int:
 
 
 # --- parts of a run -------------------------------------------------------------------------------------------------
+
+
+def _stage_meant(options: Namespace) -> Config:
+    """The stage of `--folder`, with the settings saved in it, or of the words of the command line."""
+    if options.folder and options.settings:
+        raise BadInput("--folder takes the settings saved in the run folder; leave out the others")
+    return load_run(Path(options.folder)) if options.folder else read_words(options.settings).one()
 
 
 def _run_stage(config: Config) -> int:

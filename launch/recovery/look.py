@@ -23,18 +23,14 @@ def look(
 
     began = max(since, (time.time() if now is None else now) - _WINDOW)
     lines = merged(sources(run), Wanted(level=Level.debug, since=began))
-    nodes = {rank: beat.host.partition(".")[0] for rank, beat in heartbeats.read(run).items() if beat.time >= since}
-    return blame(Evidence(lines, ends, nodes, lost, _silent(run, since, ends), ranks))
+    beats = {rank: beat for rank, beat in heartbeats.read(run).items() if beat.time >= since}
+    nodes = {rank: beat.host.partition(".")[0] for rank, beat in beats.items()}
+    written = {rank: heartbeats.written_at(run, rank) for rank in beats}
+    return blame(Evidence(lines, ends, nodes, lost, _silent(written, ends), ranks))
 
 
-def _silent(run: Path, since: float, ends: Mapping[int, int]) -> list[int]:
-    """Ranks whose heartbeat stopped before the others', by the clock of the file system, and that did not end by
-    themselves."""
-    from train.resilience import heartbeats
-
-    written = {}
-    for rank, beat in heartbeats.read(run).items():
-        if beat.time >= since:
-            written[rank] = heartbeats.written_at(run, rank)
+def _silent(written: Mapping[int, float], ends: Mapping[int, int]) -> list[int]:
+    """Ranks whose heartbeat stopped before the others', by the clock of the file system (`written`), and that did not
+    end by themselves."""
     newest = max(written.values(), default=0.0)
     return sorted(rank for rank, at in written.items() if newest - at > _STILL and rank not in ends)

@@ -24,8 +24,8 @@ class MelConfig:
     lowest: float = 0.0  # Hz
     highest: float = 8000.0  # Hz; sound in corpora is at 16 kHz and has nothing above
     floor: float = 1e-5  # magnitude below which the logarithm is cut off
-    mean: float = -6.0
-    deviation: float = 2.5
+    mean: float = -7.0
+    deviation: float = 3.0
 
 
 @dataclass

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from configs.schema import DecoderConfig
-from train.models.decoder.layers import Residual, Transformer, attention_mask, mask_of
-from train.models.decoder.unet import UNet
+from train.models.decoder.layers import RESIDUAL_REACH, Residual, Transformer, attention_mask, mask_of
+from train.models.decoder.unet import UNet, unet_reach
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,18 @@ class Flow(nn.Module):
         self.voice = nn.Linear(config.speaker_width, bands)
         self.estimator = UNet(4 * bands, bands, flow)
 
+    @property
+    def encoder_reach(self) -> int:
+        """Codes before and after one that decide what it is encoded as, where attention is bounded."""
+        flow = self.config.flow
+        assert flow.reach is not None
+        return flow.encoder_layers * (RESIDUAL_REACH + flow.reach) + 1  # the neighbour that a frame lies between
+
+    @property
+    def frames_reach(self) -> int:
+        """Frames before and after one whose noise and conditions decide its mel, where attention is bounded."""
+        return self.config.flow.steps * unet_reach(self.config.flow)
+
     # --- learning -------------------------------------------------------------------------------------------
 
     def forward(
@@ -123,9 +135,12 @@ class Flow(nn.Module):
         speakers: torch.Tensor,
         prompt: torch.Tensor,
         frames: torch.Tensor,
+        ahead: float = 0.0,
     ) -> Conditions:
-        """prompt: [B, bands, most frames], zero where there is none. speakers of width 0: nobody's voice."""
-        codes = self.stretched(self.encode(ids, lengths), lengths, prompt.shape[2]) * mask_of(frames, prompt.shape[2])
+        """prompt: [B, bands, most frames], zero where there is none. speakers of width 0: nobody's voice. ahead: codes
+        by which the first frame begins after the first code."""
+        most = prompt.shape[2]
+        codes = self.stretched(self.encode(ids, lengths), lengths, most, ahead) * mask_of(frames, most)
         if not speakers.shape[1]:
             speakers = speakers.new_zeros(len(speakers), self.config.speaker_width)
         voice = self.voice(nn.functional.normalize(speakers.to(codes.dtype), dim=1))[:, :, None]
@@ -140,10 +155,10 @@ class Flow(nn.Module):
             x = attention(mixing(x, mask), seen)
         return self.encoded(x.transpose(1, 2)).transpose(1, 2) * mask
 
-    def stretched(self, encoded: torch.Tensor, lengths: torch.Tensor, frames: int) -> torch.Tensor:
+    def stretched(self, encoded: torch.Tensor, lengths: torch.Tensor, frames: int, ahead: float = 0.0) -> torch.Tensor:
         """Codes as mel frames, [B, bands, frames]: between the two codes around the middle of a frame, as far as it is
         from each. Frames beyond the last code repeat it."""
-        at = (torch.arange(frames, device=encoded.device) + 0.5) * self.codes_a_frame - 0.5
+        at = (torch.arange(frames, device=encoded.device) + 0.5) * self.codes_a_frame + (ahead - 0.5)
         at = torch.minimum(at.clamp(min=0.0)[None], (lengths[:, None] - 1).to(at.dtype))
         low = at.floor().long()
         high = torch.minimum(low + 1, lengths[:, None] - 1)

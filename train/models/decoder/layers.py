@@ -9,6 +9,9 @@ from torch import nn
 from torch.nn import functional
 
 
+RESIDUAL_REACH = 2  # frames before and after one that a `Residual` sees
+
+
 class FrameNorm(nn.Module):
     """LayerNorm over the channels of each frame of [B, channels, frames], so that no frame depends on how long the
     sound is, as group norms over time would have it."""

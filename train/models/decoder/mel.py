@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from configs.schema import MelConfig
+from data_pipeline.quality.mel import mel_filters
 
 _TINY = 1e-9  # of the power, beside which a root has a gradient
 
@@ -18,7 +19,8 @@ class Mel:
 
     def __init__(self, config: MelConfig) -> None:
         self.config = config
-        self._filters = torch.from_numpy(mel_filters(config))
+        filters = mel_filters(config.window, config.bands, config.rate, config.lowest, config.highest)
+        self._filters = torch.from_numpy(np.ascontiguousarray(filters.T))
 
     @property
     def filters(self) -> torch.Tensor:
@@ -59,19 +61,3 @@ class Mel:
 def hann(size: int, device: torch.device) -> torch.Tensor:
     """A periodic Hann window, float32 [size]."""
     return torch.hann_window(size, device=device)
-
-
-def mel_filters(config: MelConfig) -> np.ndarray:
-    """Slaney's triangles of area 1, float32 [bands, window // 2 + 1]."""
-    from transformers.audio_utils import mel_filter_bank
-
-    bank = mel_filter_bank(
-        config.window // 2 + 1,
-        config.bands,
-        config.lowest,
-        config.highest,
-        config.rate,
-        norm="slaney",
-        mel_scale="slaney",
-    )
-    return np.ascontiguousarray(bank.T, np.float32)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from configs.schema import FlowConfig
-from train.models.decoder.layers import FrameNorm, Residual, Transformer, attention_mask, time_embedding
+from train.models.decoder.layers import RESIDUAL_REACH, FrameNorm, Residual, Transformer, attention_mask, time_embedding
 
 
 class Stage(nn.Module):
@@ -25,6 +25,21 @@ class Stage(nn.Module):
         for block in self.blocks:
             x = block(x, seen)
         return x * mask
+
+
+def stage_reach(config: FlowConfig) -> int:
+    """Frames of its level before and after one that decide what a stage makes of it; attention has to be bounded."""
+    assert config.reach is not None
+    return RESIDUAL_REACH + config.blocks * config.reach
+
+
+def unet_reach(config: FlowConfig) -> int:
+    """Frames before and after one that decide the flow at it; at most, since halves of pairs are counted whole."""
+    levels = len(config.channels)
+    stages = sum(2 * stage_reach(config) * 2**level for level in range(levels))
+    between = sum((1 + 2) * 2**level for level in range(levels - 1))
+    middle = config.middle * stage_reach(config) * 2 ** (levels - 1)
+    return stages + between + middle + 1 + 2 ** (levels - 1)
 
 
 class UNet(nn.Module):

@@ -44,6 +44,11 @@ class Vocoder(nn.Module):
         self.last_norm = FrameNorm(sizes.width)
         self.spectrum = nn.Conv1d(sizes.width, mel.window + 2, 1)
 
+    @property
+    def reach(self) -> int:
+        """Frames before and after a moment that decide how it sounds."""
+        return (len(self.blocks) + 1) * (KERNEL // 2) + self.window // self.hop
+
     def forward(self, mel: torch.Tensor) -> torch.Tensor:
         """float32 [B, frames x hop], of mels as models see them, [B, bands, frames]."""
         x = self.first_norm(self.first(mel.to(self.first.weight.dtype)))

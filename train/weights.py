@@ -110,9 +110,9 @@ def audio_rows(config: Config, corpus: Corpus) -> dict[str, torch.Tensor]:
     """Where a new vocabulary's audio rows start, by codebook: float32 [entries, hidden], each column standardised;
     `checkpoints.vocabulary_surgery.spread` lays them among the text rows.
 
-    Empty unless `stage.audio_rows` is centroids and the stage trains a speech LM that starts from a backbone. A random projection keeps the
-    distances between centroids (Johnson and Lindenstrauss), so codes of like sounds begin with like rows. Raises
-    BadInput where the corpus has no centroids.
+    Empty unless `stage.audio_rows` is centroids and the stage trains a speech LM that starts from a backbone. A random
+    projection keeps the distances between centroids (Johnson and Lindenstrauss), so codes of like sounds begin with
+    like rows. Raises BadInput where the corpus has no centroids.
     """
     begins = config.stage.weights == BACKBONE and config.stage.kind is not StageKind.decoder
     if config.stage.audio_rows is not AudioRows.centroids or not begins:

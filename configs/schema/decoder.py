@@ -39,7 +39,9 @@ class FlowConfig:
     encoder_layers: int = 6
     heads: int = 8  # of all attention
     head_dim: int = 64
-    channels: list[int] = field(default_factory=lambda: [256, 256])  # of the U-Net's levels; all but the last halve time
+    channels: list[int] = field(
+        default_factory=lambda: [256, 256]
+    )  # of the U-Net's levels; all but the last halve time
     blocks: int = 4  # transformer blocks a level
     middle: int = 12  # of the deepest level's stages, each with as many blocks
     reach: int | None = None  # frames before and after that attention sees, counted at its level; None: all

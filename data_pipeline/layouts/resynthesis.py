@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -66,7 +67,7 @@ def _crops(groups: int, most: int, rng: np.random.Generator) -> list[tuple[int, 
     if groups <= most:
         return [(0, groups)]
     edges = [0, *range(int(rng.integers(1, most + 1)), groups, most), groups]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(itertools.pairwise(edges))
 
 
 def _decoded(utterance: Utterance) -> np.ndarray:

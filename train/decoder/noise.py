@@ -1,4 +1,4 @@
-"""The noise that a mel flows from: known at every frame by itself, so that pieces of a stream have that of the whole."""
+"""The noise that a mel flows from: known at every frame by itself, so that pieces of a stream have the whole's."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Codes to sound: what a run of the stage `flow`, and perhaps one of the stage `vocoder`, have learnt.
 
-    decoder = Decoder.load(Path("runs/decoder/flow"), Path("runs/decoder/vocoder"))
-    wave, rate = decoder.decode(ids)
-    for piece in decoder.stream(chunks): ...
+decoder = Decoder.load(Path("runs/decoder/flow"), Path("runs/decoder/vocoder"))
+wave, rate = decoder.decode(ids)
+for piece in decoder.stream(chunks): ...
 """
 
 from __future__ import annotations

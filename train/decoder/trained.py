@@ -56,7 +56,7 @@ def read_part(folder: Path, objective: str) -> Part:
     config = load_config(checkpoint / CONFIG_FILE)
     if config.stage.kind is not StageKind.decoder or config.stage.objective != objective:
         raise BadInput(
-            f"{checkpoint} is of a stage of kind {config.stage.kind.value} and objective {config.stage.objective}, not of "
-            f"a decoder's {objective}"
+            f"{checkpoint} is of a stage of kind {config.stage.kind.value} and objective {config.stage.objective}, not "
+            f"of a decoder's {objective}"
         )
     return Part(checkpoint, config.decoder, Vocabulary.load(checkpoint))

@@ -143,7 +143,9 @@ def check_waves(layouts: Mapping[str, Layout], config: DecoderConfig) -> None:
             raise BadInput(f"source {source}: its layout's rate {rate} is not decoder.mel.rate={config.mel.rate}")
         speaker = layout.options.get("speaker", "")
         if speaker != config.speaker:
-            raise BadInput(f"source {source}: its layout's speaker {speaker!r} is not decoder.speaker={config.speaker!r}")
+            raise BadInput(
+                f"source {source}: its layout's speaker {speaker!r} is not decoder.speaker={config.speaker!r}"
+            )
 
 
 def waves_of(batch: Batch) -> Waves:

@@ -3,6 +3,7 @@ resolutions (UnivNet, 2106.07889, section 2.2)."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +32,7 @@ class Period(nn.Module):
         super().__init__()
         self.period = period
         widths = [1, width, 4 * width, 16 * width, 32 * width]
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(itertools.pairwise(widths))
         self.layers = nn.ModuleList(
             [
                 *(weight_norm(nn.Conv2d(i, o, (5, 1), (3, 1), padding=(2, 0))) for i, o in pairs),

@@ -115,7 +115,7 @@ class Flow(nn.Module):
     ) -> torch.Tensor:
         """Squared error of the flow, added up over all bands of all real frames, a scalar in fp32.
 
-        ids: int64 [B, codes]; lengths: int64 [B]; speakers: [B, width]; mel: [B, bands, most frames]; frames: int64 [B].
+        ids: int64 [B, most codes]; speakers: [B, width]; mel: [B, bands, most frames]; lengths, frames: int64 [B].
         """
         mask = mask_of(frames, mel.shape[2])
         prompted = mask_of(drawn.prompt, mel.shape[2])

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-
 RESIDUAL_REACH = 2  # frames before and after one that a `Residual` sees
 
 

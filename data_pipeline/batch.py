@@ -52,6 +52,19 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Wave:
+    """The sound that a whole sample's codes stand for, for models that say codes aloud.
+
+    samples: float32 [n], at the rate of the layout that made it. speaker: float32 [width], the voice; width 0 where no
+    encoder was named. seed: of whatever is drawn with this sample, so that it does not depend on the topology.
+    """
+
+    samples: np.ndarray
+    speaker: np.ndarray
+    seed: int
+
+
+@dataclass(frozen=True)
 class Sample:
     """What a layout makes of utterances. All arrays have the same length T.
 
@@ -59,7 +72,7 @@ class Sample:
     of the places before. modality: uint8, same shape (`Vocabulary.modalities`). group: int32 [T], equal for neighbours
     that must not be cut apart. key: which sample this is, equal on every topology. audio_seconds: speech that the
     tokens and slots stand for. slots: runs of places that features fill; their tokens are -1. targets: further things
-    to predict, by name.
+    to predict, by name. wave: the sound itself, where the layout gives it.
     """
 
     tokens: np.ndarray
@@ -70,6 +83,7 @@ class Sample:
     audio_seconds: float = 0.0
     slots: tuple[FeatureSlots, ...] = ()
     targets: Mapping[str, Target] = field(default_factory=dict)
+    wave: Wave | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -83,7 +97,8 @@ class Pack:
     same shape, the weight of that prediction, 0 on every sample's last place and on padding. label_modality: uint8,
     same shape. positions: int64 [T], from 0 in each sample. lengths: places of each sample, padding (if any) last, so
     that they add up to T. keys: the samples. padding: how many of the T places are padding. slots, targets: those of
-    the samples, at their places in the pack; a target has weight 0 where a sample lacks it.
+    the samples, at their places in the pack; a target has weight 0 where a sample lacks it. waves: of the samples, in
+    order, where they have any.
     """
 
     tokens: np.ndarray
@@ -97,6 +112,7 @@ class Pack:
     audio_seconds: float
     slots: tuple[FeatureSlots, ...] = ()
     targets: Mapping[str, Target] = field(default_factory=dict)
+    waves: tuple[Wave, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -122,6 +138,21 @@ class TargetRow:
 
 
 @dataclass(frozen=True)
+class Waves:
+    """The sounds of a batch's S samples, and which places of its row each sample has.
+
+    samples: float32 [S, longest sound], silence after each; lengths: int64 [S]; speakers: float32 [S, width]; seeds:
+    int64 [S]; places: int64 [S, longest sample], of N, -1 after each sample's last.
+    """
+
+    samples: torch.Tensor
+    lengths: torch.Tensor
+    speakers: torch.Tensor
+    seeds: torch.Tensor
+    places: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Batch:
     """A micro-batch of packs laid end to end as one row of N = packs x T tokens, on a device.
 
@@ -129,7 +160,8 @@ class Batch:
     cu_seqlens: int32 [samples + 1], where each sample starts, and N; longest: tokens of the longest sample. chunks:
     which places attend to which; one, the whole row, unless `context.share_of` cut it. packs: int32 [1, N], the number
     of each place's pack, -1 for padding; None: one pack without padding. sources: uint8 [1, N], the number of each
-    place's source in the mixture, 0 on padding; None: not asked for. splices: by encoder; targets: by name.
+    place's source in the mixture, 0 on padding; None: not asked for. splices: by encoder; targets: by name. waves: the
+    samples' sounds; None: they have none.
     """
 
     tokens: torch.Tensor
@@ -144,6 +176,7 @@ class Batch:
     sources: torch.Tensor | None = None
     splices: Mapping[str, Splice] = field(default_factory=dict)
     targets: Mapping[str, TargetRow] = field(default_factory=dict)
+    waves: Waves | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         return _moved(self, device)
@@ -175,6 +208,7 @@ def collate(packs: Sequence[Pack], sources: Sequence[str] = ()) -> Batch:
             name: TargetRow(torch.from_numpy(target.values)[None], torch.from_numpy(target.weight)[None])
             for name, target in laid_targets([(pack.targets, len(pack.tokens)) for pack in packs]).items()
         },
+        waves=_waves(packs),
     )
 
 
@@ -227,6 +261,30 @@ def _splices(packs: Sequence[Pack]) -> dict[str, Splice]:
     }
 
 
+def _waves(packs: Sequence[Pack]) -> Waves | None:
+    starts = np.cumsum([0, *(len(pack.tokens) for pack in packs)]).tolist()
+    waves = [wave for pack in packs for wave in pack.waves]
+    if not waves:
+        return None
+    ranges = [
+        range(begin, begin + length)
+        for start, pack in zip(starts, packs, strict=False)
+        for begin, length in zip(start + np.cumsum([0, *pack.lengths]), pack.lengths[: len(pack.waves)], strict=False)
+    ]
+    samples = np.zeros((len(waves), max(len(wave.samples) for wave in waves)), np.float32)
+    places = np.full((len(waves), max(map(len, ranges))), -1, np.int64)
+    for row, (wave, own) in enumerate(zip(waves, ranges, strict=True)):
+        samples[row, : len(wave.samples)] = wave.samples
+        places[row, : len(own)] = own
+    return Waves(
+        samples=torch.from_numpy(samples),
+        lengths=torch.tensor([len(wave.samples) for wave in waves]),
+        speakers=torch.from_numpy(np.stack([wave.speaker for wave in waves])),
+        seeds=torch.tensor([wave.seed for wave in waves]),
+        places=torch.from_numpy(places),
+    )
+
+
 def _moved(part: Any, device: torch.device | str) -> Any:
     """`part` with every tensor in it on `device`; to a GPU through pinned memory, so that nobody waits."""
     pinned = torch.device(device).type == "cuda"
@@ -236,6 +294,8 @@ def _moved(part: Any, device: torch.device | str) -> Any:
             values[name] = (value.pin_memory() if pinned else value).to(device, non_blocking=True)
         elif isinstance(value, Mapping):
             values[name] = {key: _moved(inner, device) for key, inner in value.items()}
+        elif isinstance(value, Waves):
+            values[name] = _moved(value, device)
         elif name == "chunks":
             values[name] = tuple(_moved(chunk, device) for chunk in value)
     return type(part)(**values)

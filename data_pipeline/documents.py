@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,8 @@ class Documents:
 
     `counts`: documents of each shard, int64 [shards]. `spoken`: count only documents with speech. `filter`: an
     expression over columns of the index; utterances that it drops are not read, and a document may have none left.
-    `whole`: a document has all its utterances, or none: not some that are undamaged and pass the filter.
+    `whole`: a document has all its utterances, or none: not some that are undamaged and pass the filter. `audio`: they
+    come with their sound, where the corpus keeps it.
     """
 
     def __init__(
@@ -39,8 +41,10 @@ class Documents:
         spoken: bool,
         filter: str | None = None,
         whole: bool = False,
+        audio: bool = False,
     ) -> None:
         self._whole = whole
+        self._audio = audio
         self.filter = filter
         self._keeps = None if filter is None else _parse(filter)
         self._corpus = corpus
@@ -100,7 +104,7 @@ class Documents:
             try:
                 utterance = reader.read(sample)
                 check_codes(utterance, self._corpus.vocabulary)
-                read.append(utterance)
+                read.append(replace(utterance, audio=reader.read_audio(sample)) if self._audio else utterance)
             except DamagedSample as damaged:
                 self.damage.add(damaged)
             except BadInput:

@@ -217,7 +217,7 @@ class _Opening:
         try:
             layout = find_layout(source.layout or "", source.options)
             layout.check(own.vocabulary)
-            kinds = {"spoken": layout.spoken, "whole": layout.of_whole_documents}
+            kinds = {"spoken": layout.spoken, "whole": layout.of_whole_documents, "audio": layout.hears}
             documents = Documents(own, self._split, self._damage, filter=source.filter, **kinds)
         except BadInput as error:
             raise BadInput(f"source {name}: {error}") from None

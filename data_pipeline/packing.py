@@ -141,4 +141,5 @@ def _lay(samples: Sequence[Sample], length: int, padding_id: int, columns: tuple
         audio_seconds=sum(sample.audio_seconds for sample in samples),
         slots=tuple(slots),
         targets=laid_targets(parts),
+        waves=tuple(sample.wave for sample in samples if sample.wave is not None),
     )

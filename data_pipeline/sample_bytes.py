@@ -22,7 +22,7 @@ import numpy as np
 from data_pipeline.utterance import Utterance, Word
 
 _MEMBER_NAME = re.compile(rb"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)?\.[a-z0-9]+")  # nothing that could be a path
-STORED = [f.name for f in fields(Utterance) if f.name not in ("codes", "features")]
+STORED = [f.name for f in fields(Utterance) if f.name not in ("codes", "features", "audio")]
 _texts = attrgetter(*(f.name for f in fields(Utterance) if f.type == "str"))
 BAD_ARCHIVE = (  # what zipfile and numpy raise on flipped bytes; RuntimeError is "encrypted" or "not supported"
     *(OSError, ValueError, TypeError, LookupError, EOFError, RuntimeError, MemoryError, SyntaxError),
@@ -32,7 +32,7 @@ BAD_ARCHIVE = (  # what zipfile and numpy raise on flipped bytes; RuntimeError i
 # threads, and two that compile at once make a sound file look damaged.
 READING_HEADERS = threading.RLock()
 LEFT_OUT_KINDS = ("role", "too_long")  # of whole documents or samples, that a layout or a pack cannot take
-DAMAGE_KINDS = ("missing", "index", "truncated", "checksum", "members", "json", "codes", "features")
+DAMAGE_KINDS = ("missing", "index", "truncated", "checksum", "members", "json", "codes", "features", "audio")
 
 
 class DamagedSample(Exception):

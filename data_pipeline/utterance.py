@@ -25,7 +25,8 @@ class Utterance:
     spoken. `recording`, `start` (seconds) and `channel` say what it was cut from, `role` who speaks in a chat (system,
     human or assistant), `style` how it is said where its source tells, such as RAP. `quality` holds what was measured,
     by column. Utterances of one `document` stand next to each other, in order, in one shard; those of a conversation
-    are its turns, or parts of them, spoken or written.
+    are its turns, or parts of them, spoken or written. `audio` is its sound, a FLAC file at 16 kHz, for readers that
+    ask for it (None: they did not, or the corpus keeps none).
     """
 
     key: str
@@ -45,6 +46,7 @@ class Utterance:
     quality: dict[str, float] = field(default_factory=dict)
     codes: dict[str, np.ndarray] = field(default_factory=dict)
     features: dict[str, np.ndarray] = field(default_factory=dict)
+    audio: bytes | None = None
 
     @property
     def spoken(self) -> bool:

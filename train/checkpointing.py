@@ -19,7 +19,7 @@ from checkpoints.retention import prune
 from checkpoints.saving import Contents, Saver
 from configs.compose import to_yaml
 from configs.parameter_names import is_lora
-from configs.schema import Config, Verification
+from configs.schema import Config, StageKind, Verification
 from data_pipeline.loader import Loader, merge_states
 from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
@@ -159,7 +159,7 @@ class Checkpoints:
             vocabulary=self._vocabulary.describe(),
             texts={**self._vocabulary.files(), CONFIG_FILE: to_yaml(self._config)},
             origin=lora.origin(self._config.stage.lora),
-            backbone=describe(self._config.backbone),
+            backbone=None if self._config.stage.kind is StageKind.decoder else describe(self._config.backbone),
         )
         return self._engine.sharded_state(optimizer=True, loading=False), contents
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from configs.schema import Config
+from configs.schema import Config, StageKind
 from data_pipeline.corpus import Corpus
 from data_pipeline.entropy import unigram_entropy
 from runtime import records
@@ -179,7 +179,10 @@ class Journal:
                 )
 
     def _utilisation(self, fed: Tally, seconds: float) -> dict[str, float | None]:
-        """Model TFLOP/s of one device, and MFU and HFU, None where no peak is known."""
+        """Model TFLOP/s of one device, and MFU and HFU, None where no peak is known; nothing of a decoder, whose FLOPs
+        nobody has counted."""
+        if self._config.stage.kind is StageKind.decoder:
+            return {}
         vocabulary = self._corpus.vocabulary.padded_size
         flops = step_flops(
             self._config.backbone,

@@ -18,7 +18,7 @@ from checkpoints.agreement import gather, highest
 from checkpoints.maps import check_architecture
 from checkpoints.vocabulary_surgery import spread
 from configs.checks import check
-from configs.schema import Config
+from configs.schema import Config, StageKind
 from data_pipeline.batch import Batch, Pack, collate
 from data_pipeline.build import corpus_folder
 from data_pipeline.corpus import Corpus
@@ -37,6 +37,7 @@ from train.models.attention.kernels import check_kernel
 from train.models.routing import added
 from train.models.speech_lm import check_layouts
 from train.objectives.build import check_objective, objective_of
+from train.objectives.decoding import check_waves
 from train.objectives.objective import StageObjective
 from train.observe.observer import Observer
 from train.observe.phases import CHECKPOINT, INCIDENT, VALIDATION
@@ -75,11 +76,7 @@ def newest_logits(config: Config, stop: StopFlag) -> tuple[list[Pack], torch.Ten
 def _joined(config: Config, stop: StopFlag) -> Iterator[Stage]:
     """The stage on this rank, in a process group that lasts as long as the context."""
     check(config, int(os.environ.get("WORLD_SIZE", "1")))
-    check_architecture(config)
-    layouts = layouts_of(config.mixture.sources)
-    check_layouts(layouts)
-    check_objective(config.stage.objective, layouts)
-    check_kernel(config)
+    _check_model(config)
     corpus = Corpus.open(corpus_folder(config))
     objective = objective_of(config, corpus)
     startup.passed("corpus")
@@ -91,6 +88,18 @@ def _joined(config: Config, stop: StopFlag) -> Iterator[Stage]:
         yield Stage(config, corpus, engine, objective, stop)
     finally:
         process_groups.leave()
+
+
+def _check_model(config: Config) -> None:
+    """Raises BadInput where what is trained cannot take what the mixture's layouts make."""
+    layouts = layouts_of(config.mixture.sources)
+    if config.stage.kind is StageKind.decoder:
+        check_waves(layouts, config.decoder)
+        return
+    check_architecture(config)
+    check_layouts(layouts)
+    check_objective(config.stage.objective, layouts)
+    check_kernel(config)
 
 
 class Stage:

@@ -16,7 +16,7 @@ from checkpoints.lora import merge
 from checkpoints.manifest import MANIFEST_FILE, MODEL_PREFIX, read_manifest
 from checkpoints.store import complete_checkpoints
 from configs.parameter_names import matching
-from configs.schema import AudioRows, Config
+from configs.schema import AudioRows, Config, StageKind
 from data_pipeline.build import cache_root, corpus_folder
 from data_pipeline.codecs.kmeans import Quantiser
 from data_pipeline.codecs.whisper_kmeans import codebook_file
@@ -71,7 +71,8 @@ def source(config: Config) -> Path | None:
     own do not continue the checkpoint's.
     """
     if config.stage.weights == BACKBONE:
-        return _native(config) if config.backbone.weights else None
+        from_backbone = config.backbone.weights and config.stage.kind is not StageKind.decoder
+        return _native(config) if from_backbone else None
     checkpoint = _named(config)
     manifest = read_manifest(checkpoint)
     if not lora.updated(manifest.tensors):
@@ -109,11 +110,12 @@ def audio_rows(config: Config, corpus: Corpus) -> dict[str, torch.Tensor]:
     """Where a new vocabulary's audio rows start, by codebook: float32 [entries, hidden], each column standardised;
     `checkpoints.vocabulary_surgery.spread` lays them among the text rows.
 
-    Empty unless `stage.audio_rows` is centroids and the stage starts from a backbone. A random projection keeps the
-    distances between centroids (Johnson and Lindenstrauss), so codes of like sounds begin with like rows. Raises
-    BadInput where the corpus has no centroids.
+    Empty unless `stage.audio_rows` is centroids and the stage trains a speech LM that starts from a backbone. A random
+    projection keeps the distances between centroids (Johnson and Lindenstrauss), so codes of like sounds begin with
+    like rows. Raises BadInput where the corpus has no centroids.
     """
-    if config.stage.audio_rows is not AudioRows.centroids or config.stage.weights != BACKBONE:
+    begins = config.stage.weights == BACKBONE and config.stage.kind is not StageKind.decoder
+    if config.stage.audio_rows is not AudioRows.centroids or not begins:
         return {}
     rows = {}
     for book in corpus.vocabulary.codebooks:

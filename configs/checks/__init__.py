@@ -8,6 +8,8 @@ from configs.checks.attention import check_attention
 from configs.checks.cluster import check_cluster
 from configs.checks.codec import check_codec
 from configs.checks.data import check_making, check_mixture
+from configs.checks.decoder import OBJECTIVES as DECODER_OBJECTIVES
+from configs.checks.decoder import check_decoder
 from configs.checks.engine import check_engine
 from configs.checks.experts import check_experts
 from configs.checks.loss import check_loss
@@ -39,6 +41,7 @@ def check(config: Config, processes: int | None = None) -> None:
     check_attention(config)
     check_topology(config)
     check_engine(config)
+    check_decoder(config)
     check_pipeline(config)
     check_training(config)
     check_observe(config, processes)
@@ -124,7 +127,7 @@ def _check_signs(config: Config, sections: Collection[str] | None = None) -> Non
 def _check_names(config: Config) -> None:
     for key, value, known in (
         ("engine.name", config.engine.name, ENGINES),
-        ("stage.objective", config.stage.objective, OBJECTIVES),
+        ("stage.objective", config.stage.objective, (*OBJECTIVES, *DECODER_OBJECTIVES)),
         ("optimizer.name", config.optimizer.name, OPTIMIZERS),
         ("tracker.wandb", config.tracker.wandb, TRACKER_MODES),
     ):

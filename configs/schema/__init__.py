@@ -21,6 +21,7 @@ from configs.schema.data import (
     SpeechSourceConfig,
     SynthesisConfig,
 )
+from configs.schema.decoder import DecoderConfig, FlowConfig, MelConfig, VocoderConfig
 from configs.schema.loss import LossConfig
 from configs.schema.model import (
     AudioRows,
@@ -70,15 +71,18 @@ __all__ = [
     "ContainerKind",
     "CorpusConfig",
     "CutConfig",
+    "DecoderConfig",
     "EngineConfig",
     "Event",
     "ExpertKernel",
     "ExpertsConfig",
     "ExportConfig",
+    "FlowConfig",
     "Launcher",
     "LoaderConfig",
     "LoraConfig",
     "LossConfig",
+    "MelConfig",
     "MixtureConfig",
     "NewRows",
     "NotifyConfig",
@@ -108,6 +112,7 @@ __all__ = [
     "TrackerConfig",
     "TrainConfig",
     "Verification",
+    "VocoderConfig",
 ]
 
 
@@ -125,6 +130,7 @@ class Config:
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
     stage: StageConfig = field(default_factory=StageConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     loss: LossConfig = field(default_factory=LossConfig)

@@ -26,6 +26,7 @@ from data_pipeline.layouts.groups import frame_columns
 from data_pipeline.layouts.interleaved import interleaved, spans
 from data_pipeline.layouts.paired import asr, tts
 from data_pipeline.layouts.residual import csm
+from data_pipeline.layouts.resynthesis import resynthesis
 from data_pipeline.layouts.segments import intlv, itts
 from data_pipeline.layouts.single import continuation, text
 from data_pipeline.layouts.templates import template_of
@@ -45,6 +46,7 @@ _LAYOUTS: dict[str, Callable[..., list[Sample]]] = {
     "interleaved": interleaved,
     "intlv": intlv,
     "itts": itts,
+    "resynthesis": resynthesis,
     "spans": spans,
     "text": text,
     "tts": tts,
@@ -98,7 +100,12 @@ class Layout:
     @property
     def whole(self) -> bool:
         """Whether its samples make no sense in pieces: one that is longer than a pack is left out, not cut."""
-        return self.name in _CHATS
+        return self.name in _CHATS or self.hears
+
+    @property
+    def hears(self) -> bool:
+        """Whether it wants the sound of utterances, and gives it to its samples (`data_pipeline.batch.Wave`)."""
+        return self.name == "resynthesis"
 
     @property
     def of_whole_documents(self) -> bool:
@@ -109,7 +116,7 @@ class Layout:
     def plain(self) -> bool:
         """Whether its samples are one column of tokens and nothing else: no feature slots, no further targets."""
         settings = self._settings()
-        return not (self.name in _SEVERAL_COLUMNS or settings.get("frames") or settings.get("encoder"))
+        return not (self.hears or self.name in _SEVERAL_COLUMNS or settings.get("frames") or settings.get("encoder"))
 
     def check(self, vocabulary: Vocabulary) -> None:
         """Raises BadInput, before any document is read, for a vocabulary without its special tokens or with codebooks

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipeline.batch import FeatureSlots, Sample
+from data_pipeline.batch import FeatureSlots, Sample, Wave
 from data_pipeline.layouts.groups import frame_columns, group_seconds, lay_groups
 from data_pipeline.utterance import Utterance
 from data_pipeline.vocabulary import Vocabulary
@@ -141,8 +141,8 @@ class Assembly:
         """Add the end-of-text token."""
         return self.special(self.vocabulary.end_of_text, weight)
 
-    def sample(self, key: str) -> Sample:
-        """The Sample."""
+    def sample(self, key: str, wave: Wave | None = None) -> Sample:
+        """The Sample, with its sound where there is one."""
         tokens = np.concatenate(self._tokens)
         weights = np.concatenate(self._weights)
         counts = [len(piece) for piece in self._tokens]
@@ -160,6 +160,7 @@ class Assembly:
             key=key,
             audio_seconds=spoken + self._seconds,
             slots=tuple(self._slots),
+            wave=wave,
         )
 
     def _add(self, rows: np.ndarray, weight: float | np.ndarray, width: int) -> Assembly:

@@ -24,10 +24,13 @@ def mel_power(wave: np.ndarray, window: int, hop: int, bands: int) -> np.ndarray
 
 
 @lru_cache(8)
-def mel_filters(window: int, bands: int) -> np.ndarray:
-    """float32 [window // 2 + 1, bands]: triangles over the frequencies of a transform of `window` samples."""
-    frequencies = np.fft.rfftfreq(window, 1 / SAMPLE_RATE)
-    edges = _hertz(np.linspace(0.0, _mels(SAMPLE_RATE / 2), bands + 2))
+def mel_filters(
+    window: int, bands: int, rate: int = SAMPLE_RATE, lowest: float = 0.0, highest: float = SAMPLE_RATE / 2
+) -> np.ndarray:
+    """float32 [window // 2 + 1, bands]: triangles over the frequencies of a transform of `window` samples at `rate` Hz,
+    from `lowest` to `highest` Hz."""
+    frequencies = np.fft.rfftfreq(window, 1 / rate)
+    edges = _hertz(np.linspace(_mels(lowest), _mels(highest), bands + 2))
     rising = (frequencies[:, None] - edges[None, :-2]) / np.diff(edges)[:-1]
     falling = (edges[None, 2:] - frequencies[:, None]) / np.diff(edges)[1:]
     triangles = np.maximum(0.0, np.minimum(rising, falling))

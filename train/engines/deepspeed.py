@@ -1,4 +1,5 @@
-"""The DeepSpeed engine: ZeRO-0 to 3 around the same SpeechLM, with Megatron-Core's tensor parallelism up to ZeRO-2."""
+"""The DeepSpeed engine: ZeRO-0 to 3 around the same SpeechLM, with Megatron-Core's tensor parallelism up to ZeRO-2, or
+around another model that an objective brings along."""
 
 from __future__ import annotations
 
@@ -22,9 +23,10 @@ from train.engines.deepspeed_config import deepspeed_config
 from train.engines.deepspeed_cut import fill_and_cut, hollow_model
 from train.engines.deepspeed_folder import save_folder
 from train.engines.deepspeed_state import ZeroState, gathered, inventory
-from train.engines.protocol import Engine, Evidence, Objective, Outcome
+from train.engines.protocol import Engine, Evidence, Objective, Outcome, OwnModel
 from train.engines.trained_set import adapt, freeze, groups_of
 from train.models.initialise import BeginRows, initialise, place_rows
+from train.models.replicated import Replicated
 from train.models.speech_lm import SpeechLM, run
 from train.models.trunk import trunk_of
 from train.observe import collectives
@@ -62,11 +64,17 @@ class DeepSpeedEngine:
         self.stopwatch = Stopwatch(device)
         collectives.mark(self.stopwatch)
         cut = self.stage == 3  # the model is never whole
-        self.model = hollow_model(config, padded_vocabulary, device) if cut else _whole_model(config, padded_vocabulary)
-        adapt(config.stage.lora, [self.model])
-        if not cut:
-            initialise(self.model, config.train.seed, config.backbone.init_std)
-            self.model.to(device)
+        self._run = objective.run if isinstance(objective, OwnModel) else run
+        self.model: Any
+        if isinstance(objective, OwnModel):
+            assert not cut, "checked: a decoder is not cut up"
+            self.model = _drawn(objective, config.train.seed).to(device)
+        else:
+            self.model = hollow_model(config, padded_vocabulary, device) if cut else _whole(config, padded_vocabulary)
+            adapt(config.stage.lora, [self.model])
+            if not cut:
+                initialise(self.model, config.train.seed, config.backbone.init_std)
+                self.model.to(device)
         self.trained = freeze(config, [self.model])
         if any_rank(not any(parameter.requires_grad for parameter in self.model.parameters()), device):
             raise BadInput(
@@ -117,7 +125,7 @@ class DeepSpeedEngine:
         for number, asked in enumerate(step.account.asked, start=1):
             self.engine.set_gradient_accumulation_boundary(number == len(batches))
             with self.stopwatch.phase(FORWARD):
-                losses = run(self.engine, asked.batch, asked.targets)
+                losses = self._run(self.engine, asked.batch, asked.targets)
                 loss = step.account.loss(asked, losses) * self.data_size
             with self.stopwatch.phase(BACKWARD):
                 self.engine.backward(loss, scale_wrt_gas=False)
@@ -134,7 +142,7 @@ class DeepSpeedEngine:
         account = StepAccount(self.objective, batches, extra, self.device)
         with torch.no_grad():
             for asked in account.asked:
-                account.loss(asked, run(self.engine, asked.batch, asked.targets))
+                account.loss(asked, self._run(self.engine, asked.batch, asked.targets))
         return account.close(None)
 
     def logits(self, batch: Batch) -> torch.Tensor | None:
@@ -244,8 +252,15 @@ def counts_in_norm(parameter: torch.nn.Parameter) -> bool:
     return split or parallel_state.get_tensor_model_parallel_rank() == 0
 
 
-def _whole_model(config: Config, padded_vocabulary: int) -> SpeechLM:
+def _whole(config: Config, padded_vocabulary: int) -> SpeechLM:
     return SpeechLM(config.backbone, trunk_of(config, padded_vocabulary), padded_vocabulary)
+
+
+def _drawn(objective: OwnModel, seed: int) -> Replicated:
+    """An objective's own model, the same on every rank."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return objective.build()
 
 
 def sum_partial_gradients(model: torch.nn.Module) -> None:

@@ -23,6 +23,7 @@ from checkpoints.manifest import MODEL_PREFIX
 from train.engines import deepspeed_library
 from train.engines.distributed_state import cut, parts_of
 from train.engines.optimizer_state import MASTER, step_of
+from train.models.replicated import Replicated
 from train.models.speech_lm import SpeechLM
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -43,7 +44,7 @@ class Held:
     owner: int
 
 
-def inventory(model: SpeechLM, data_size: int, *, by_layer: bool) -> list[Held]:
+def inventory(model: SpeechLM | Replicated, data_size: int, *, by_layer: bool) -> list[Held]:
     """All parameters of a model that ZeRO has not cut up yet, in one order on all data-parallel ranks.
 
     `by_layer`: optimiser state goes by names with the layer's number, since not all layers have some.
@@ -60,7 +61,7 @@ def inventory(model: SpeechLM, data_size: int, *, by_layer: bool) -> list[Held]:
     ]
 
 
-def _templates(model: SpeechLM, **metadata: bool) -> dict[str, Template]:
+def _templates(model: SpeechLM | Replicated, **metadata: bool) -> dict[str, Template]:
     sharded = model.sharded_state_dict(metadata={"distrib_optim_sharding_type": "fully_reshardable", **metadata})
     return {name: part for name, part in sharded.items() if isinstance(part, ShardedTensor | ShardedTensorFactory)}
 

@@ -12,6 +12,7 @@ import torch
 from data_pipeline.batch import Batch
 from train.models.heads.terms import Losses, Targets
 from train.models.initialise import BeginRows
+from train.models.replicated import Replicated
 from train.models.routing import Routing
 from train.trainable import Trained
 
@@ -53,8 +54,8 @@ class Objective(Protocol):
     @property
     def terms(self) -> int: ...
 
-    def targets(self, batch: Batch) -> Targets:
-        """What `run` asks the model of a batch; both on the CPU."""
+    def targets(self, batch: Batch) -> Targets | Any:
+        """What `run` asks the model of a batch; both on the CPU. An `OwnModel`'s are its own: anything with `to`."""
 
     def counts(self, batch: Batch) -> torch.Tensor:
         """float64 [terms]; known from the batch alone."""
@@ -67,6 +68,18 @@ class Objective(Protocol):
 
         Added up over all micro-batches of all data-parallel ranks it is the loss of the step.
         """
+
+
+@runtime_checkable
+class OwnModel(Protocol):
+    """An objective of another model than SpeechLM: one that every rank holds whole
+    (`train.models.replicated.Replicated`)."""
+
+    def build(self) -> Replicated:
+        """The model on the CPU, its weights drawn by torch's global generator."""
+
+    def run(self, model: torch.nn.Module, batch: Batch, targets: Any) -> Losses:
+        """Forward a batch through what `build` made, or a wrapper around it; `targets` are the objective's own."""
 
 
 class Engine(Protocol):

@@ -16,6 +16,7 @@ from configs.schema import Config, LoraConfig
 from runtime.exits import BadInput
 from train.models.lora import adaptable, add_lora
 from train.models.parameters import named_parameters
+from train.models.replicated import Replicated
 from train.models.speech_lm import SpeechLM
 from train.trainable import Group, Trained, plan
 
@@ -36,7 +37,7 @@ def adapt(lora: LoraConfig | None, models: Sequence[SpeechLM]) -> None:
         add_lora(model, lora)
 
 
-def freeze(config: Config, models: Sequence[SpeechLM]) -> Trained:
+def freeze(config: Config, models: Sequence[SpeechLM | Replicated]) -> Trained:
     """Plan with the parameters of all ranks, and freeze those of `models`, this rank's chunks, that are not trained.
 
     All ranks call this, before anything counts on gradients. Raises BadInput on all of them, with the same line.
@@ -46,11 +47,11 @@ def freeze(config: Config, models: Sequence[SpeechLM]) -> Trained:
     for model in models:
         for named in named_parameters(model):
             named.parameter.requires_grad_(trained.trains(named.name))
-    _bound_backward(models)
+    _bound_backward([model for model in models if isinstance(model, SpeechLM)])
     return trained
 
 
-def groups_of(models: Sequence[SpeechLM], trained: Trained) -> dict[torch.nn.Parameter, Group]:
+def groups_of(models: Sequence[SpeechLM | Replicated], trained: Trained) -> dict[torch.nn.Parameter, Group]:
     """The group of each trained parameter of this rank's chunks."""
     return {
         named.parameter: trained.groups[trained.group_of[named.name]]

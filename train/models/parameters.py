@@ -11,6 +11,8 @@ from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.transformer.module import MegatronModule
 
+from train.models.replicated import Replicated
+
 _NUMBERED = ("layers.", "experts.")  # after which the numbers of stacked layers, then of experts, stand in a name
 
 
@@ -23,7 +25,7 @@ class Named:
     elements: int
 
 
-def named_parameters(model: MegatronModule) -> Iterator[Named]:
+def named_parameters(model: MegatronModule | Replicated) -> Iterator[Named]:
     """Parameters of a model or a chunk of one, under the names that `configs.parameter_names` describes.
 
     They follow from Megatron's sharded state dict, so they do not depend on which implementation of a layer is at

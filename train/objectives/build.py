@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from configs.schema import Config
+from configs.schema import Config, StageKind
 from data_pipeline.corpus import Corpus
 from data_pipeline.layouts import Layout, layouts_of
 from runtime.exits import BadInput
+from train.objectives.decoding import decoding
 from train.objectives.next_token import NextToken, told_apart
 from train.objectives.objective import StageObjective
 
 
 def objective_of(config: Config, corpus: Corpus) -> StageObjective:
     """The objective that `stage.objective` names. Raises BadInput where options and corpus do not go together."""
+    if config.stage.kind is StageKind.decoder:
+        return decoding(config, corpus.vocabulary)
     sources = told_apart(tuple(layouts_of(config.mixture.sources)))
     return NextToken(corpus.vocabulary.modalities, config.loss, sources)
 

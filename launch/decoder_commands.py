@@ -1,0 +1,31 @@
+"""What the commands of the speech decoder do."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from launch.runfolder import load_run
+from runtime.exits import DONE, BadInput
+
+
+def resynthesize(options: Namespace) -> int:
+    """Sound files through codes and back: FILE.wav in the folder `--out` for each."""
+    from data_pipeline.build import corpus_folder
+    from data_pipeline.codecs.registry import learns, open_codec
+    from train.decoder.resynthesis import said_again, write_wav
+    from train.decoder.synthesis import Decoder
+
+    run, folder = Path(options.run_folder), Path(options.out)
+    targets = {sound: folder / f"{Path(sound).stem}.wav" for sound in options.sounds}
+    if len(set(targets.values())) < len(targets):
+        raise BadInput("two of the sound files have the same name: they would be written to one file")
+    config = load_run(run)
+    decoder = Decoder.load(run, Path(options.vocoder) if options.vocoder else None, options.device)
+    codec = open_codec(config.codec, corpus_folder(config) if learns(config.codec) else None)
+    folder.mkdir(parents=True, exist_ok=True)
+    for sound, target in targets.items():
+        wave = said_again(decoder, codec, config, Path(sound), stream=options.stream)
+        write_wav(target, wave, decoder.rate)
+        print(f"{target}\t{len(wave) / decoder.rate:.2f} s", flush=True)
+    return DONE

@@ -1,0 +1,1 @@
+"""The speech decoder's stage, and sound made with what it trained."""

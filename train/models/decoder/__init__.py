@@ -1,0 +1,1 @@
+"""Models that turn codes into sound: what the speech decoder is made of."""

@@ -104,13 +104,15 @@ class Splice:
     """All vectors of one encoder in a batch, and the places they fill.
 
     vectors: float16 [frames, width], run after run; runs: int32 [runs + 1], where each begins in them, and frames;
-    places: int64 [P], of N; frames: int64 [P], how many vectors, in order, each place stands for.
+    places: int64 [P], of N; frames: int64 [P], how many vectors, in order, each place stands for; longest: vectors of
+    the longest run.
     """
 
     vectors: torch.Tensor
     runs: torch.Tensor
     places: torch.Tensor
     frames: torch.Tensor
+    longest: int
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,7 @@ def _splices(packs: Sequence[Pack]) -> dict[str, Splice]:
                 np.concatenate([np.arange(run.places) + start + run.start for start, run in found])
             ),
             frames=torch.from_numpy(np.concatenate([run.frames for _, run in found])),
+            longest=max(len(run.vectors) for _, run in found),
         )
         for encoder, found in sorted(by_encoder.items())
     }

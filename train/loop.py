@@ -17,6 +17,7 @@ import torch.distributed as dist
 from checkpoints.agreement import gather, highest
 from checkpoints.maps import check_architecture
 from checkpoints.vocabulary_surgery import spread
+from configs.audio_input import audio_input_of
 from configs.checks import check
 from configs.schema import Config
 from data_pipeline.batch import Batch, Pack, collate
@@ -76,7 +77,7 @@ def _joined(config: Config, stop: StopFlag) -> Iterator[Stage]:
     check(config, int(os.environ.get("WORLD_SIZE", "1")))
     check_architecture(config)
     layouts = layouts_of(config.mixture.sources)
-    check_layouts(layouts)
+    check_layouts(layouts, audio_input_of(config))
     check_objective(config.stage.objective, layouts)
     check_kernel(config)
     corpus = Corpus.open(corpus_folder(config))

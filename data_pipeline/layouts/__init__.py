@@ -107,9 +107,14 @@ class Layout:
 
     @property
     def plain(self) -> bool:
-        """Whether its samples are one column of tokens and nothing else: no feature slots, no further targets."""
+        """Whether its samples are one column of tokens, with feature slots in it or not, and no further targets."""
+        return not (self.name in _SEVERAL_COLUMNS or self._settings().get("frames"))
+
+    @property
+    def hears(self) -> tuple[str, int] | None:
+        """The features that its slots hold, and how many frames of them a place stands for; None: it has no slots."""
         settings = self._settings()
-        return not (self.name in _SEVERAL_COLUMNS or settings.get("frames") or settings.get("encoder"))
+        return (settings["encoder"], settings["stride"]) if settings.get("encoder") else None
 
     def check(self, vocabulary: Vocabulary) -> None:
         """Raises BadInput, before any document is read, for a vocabulary without its special tokens or with codebooks

@@ -28,6 +28,10 @@ _RANGE = re.compile(r"<(\d+)-(\d+)>")
 _WIDEST = 10_000  # numbers in one range: no model has more layers
 
 
+AUDIO_INPUT = ("adapter.", "encoder.")
+"""What names of parameters begin with that a text LLM has none of, as a stage that adds them finds it."""
+
+
 def is_lora(name: str) -> bool:
     """Whether a parameter is one of the two factors of a LoRA update."""
     return name.rpartition(".")[2] in (LORA_A, LORA_B)

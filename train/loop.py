@@ -24,7 +24,7 @@ from data_pipeline.batch import Batch, Pack, collate
 from data_pipeline.build import corpus_folder
 from data_pipeline.corpus import Corpus
 from data_pipeline.layouts import layouts_of
-from data_pipeline.loader import make_loader, validation_packs
+from data_pipeline.loader import control_packs, make_loader, validation_packs
 from runtime import startup
 from runtime.exits import Halted, StoppedEarly
 from runtime.signals import StopFlag
@@ -37,7 +37,7 @@ from train.journal import Journal
 from train.models.attention.kernels import check_kernel
 from train.models.routing import added
 from train.models.speech_lm import check_layouts
-from train.objectives.next_token import NextToken, check_objective, told_apart
+from train.objectives.next_token import TEXT, NextToken, check_objective, told_apart
 from train.observe.observer import Observer
 from train.observe.phases import CHECKPOINT, INCIDENT, VALIDATION
 from train.progress import Feeding, Progress, Tally
@@ -107,6 +107,7 @@ class Stage:
         self.loader = make_loader(config, corpus, split="train", **ranks)
         self.feeding = Feeding(self.loader, corpus.vocabulary)
         self.validation = validation_packs(config, corpus, **ranks)
+        self.control = control_packs(config, corpus, **ranks)
         self.journal = Journal(config, corpus, dist.get_world_size(), engine.trained) if dist.get_rank() == 0 else None
         self.checkpoints = Checkpoints(config, engine, self.loader, corpus.vocabulary, self.journal, self._say)
         self.observer = Observer(config)
@@ -348,9 +349,16 @@ class Stage:
             self.journal.validation(self.progress.step, terms, time.perf_counter() - started)
 
     def _measure(self) -> dict[str, float]:
-        """Losses over the fixed validation packs. A stop signal abandons it; the resumed run measures again."""
+        """Losses over the fixed validation packs, and of text that was given another one's sound. A stop signal abandons
+        it; the resumed run measures again."""
+        terms = self._losses(self.validation)
+        if self.control:
+            terms[f"{TEXT}_shuffled"] = self._losses(self.control)[TEXT]
+        return terms
+
+    def _losses(self, packs: list[Pack]) -> dict[str, float]:
         sums, counts, routing = np.zeros(self.objective.terms), np.zeros(self.objective.terms), []
-        batches = self._micro_batches(self.validation)
+        batches = self._micro_batches(packs)
         together = self.config.parallel.pipeline  # enough micro-batches a time to fill the pipeline
         for start in range(0, len(batches), together):
             self._stop_if_asked()

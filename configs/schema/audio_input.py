@@ -40,5 +40,5 @@ class AdapterConfig:
     hidden: int = 2048  # inner width of mlp and pooling
     layers: int = 2  # of transformer, as wide as the encoder
     heads: int = 8  # of transformer
-    # Validation also gives each sample the sound of another one, as its control: losses <name>_shuffled.
+    # Validation also gives each sample the sound of another one, as its control: loss text_shuffled.
     control: bool = True

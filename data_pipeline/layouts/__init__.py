@@ -114,7 +114,9 @@ class Layout:
     def hears(self) -> tuple[str, int] | None:
         """The features that its slots hold, and how many frames of them a place stands for; None: it has no slots."""
         settings = self._settings()
-        return (settings["encoder"], settings["stride"]) if settings.get("encoder") else None
+        if not settings.get("encoder") or settings.get("form") == "TQTA":
+            return None
+        return settings["encoder"], settings["stride"]
 
     def check(self, vocabulary: Vocabulary) -> None:
         """Raises BadInput, before any document is read, for a vocabulary without its special tokens or with codebooks

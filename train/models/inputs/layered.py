@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint, sharded_state_dict_default
 
 
@@ -19,10 +20,11 @@ class Layered(torch.nn.Module):
         """Megatron-Core's: `<prefix>layers.<name>` with the layer as first axis, or under its number where optimiser
         state is of some layers alone."""
         by_number = bool((metadata or {}).get("non_homogeneous_layers"))
+        group = parallel_state.get_tensor_model_parallel_group()
         state: dict[str, Any] = {}
         for name, module in self.named_children():
             if name != "layers":
-                state |= sharded_state_dict_default(module, f"{prefix}{name}.", sharded_offsets, metadata)
+                state |= sharded_state_dict_default(module, f"{prefix}{name}.", sharded_offsets, metadata, group)
         for number, layer in enumerate(self.layers):
             offset = () if by_number else ((0, number, len(self.layers)),)
             held = make_sharded_tensors_for_checkpoint(
@@ -30,6 +32,7 @@ class Layered(torch.nn.Module):
                 f"{prefix}layers.{number}." if by_number else f"{prefix}layers.",
                 {},
                 (*sharded_offsets, *offset),
+                tp_group=group,
                 dp_cp_group=(metadata or {}).get("dp_cp_group"),
             )
             state |= {f"{prefix}layers.{number}.{key.removeprefix(f'{prefix}layers.')}": of for key, of in held.items()}

@@ -34,6 +34,7 @@ from configs.schema.model import (
     RopeScaling,
     RopeScalingKind,
     StageConfig,
+    StageKind,
 )
 from configs.schema.notify import Event, NotifyConfig
 from configs.schema.observe import ObserveConfig, ProfileConfig
@@ -105,6 +106,7 @@ __all__ = [
     "SourceConfig",
     "SpeechSourceConfig",
     "StageConfig",
+    "StageKind",
     "SynthesisConfig",
     "Tasks",
     "TrackerConfig",

@@ -216,18 +216,18 @@ def _splices(packs: Sequence[Pack]) -> dict[str, Splice]:
     for start, pack in zip(starts.tolist(), packs, strict=False):
         for run in pack.slots:
             by_encoder.setdefault(run.encoder, []).append((start, run))
-    return {
-        encoder: Splice(
-            vectors=torch.from_numpy(np.concatenate([run.vectors for _, run in found])),
-            runs=torch.tensor([0, *np.cumsum([len(run.vectors) for _, run in found])], dtype=torch.int32),
-            places=torch.from_numpy(
-                np.concatenate([np.arange(run.places) + start + run.start for start, run in found])
-            ),
-            frames=torch.from_numpy(np.concatenate([run.frames for _, run in found])),
-            longest=max(len(run.vectors) for _, run in found),
-        )
-        for encoder, found in sorted(by_encoder.items())
-    }
+    return {encoder: splice_of(found) for encoder, found in sorted(by_encoder.items())}
+
+
+def splice_of(found: Sequence[tuple[int, FeatureSlots]]) -> Splice:
+    """Runs of one encoder's slots, each with the place that its pack begins at, as one."""
+    return Splice(
+        vectors=torch.from_numpy(np.concatenate([run.vectors for _, run in found])),
+        runs=torch.tensor([0, *np.cumsum([len(run.vectors) for _, run in found])], dtype=torch.int32),
+        places=torch.from_numpy(np.concatenate([np.arange(run.places) + start + run.start for start, run in found])),
+        frames=torch.from_numpy(np.concatenate([run.frames for _, run in found])),
+        longest=max(len(run.vectors) for _, run in found),
+    )
 
 
 def _moved(part: Any, device: torch.device | str) -> Any:

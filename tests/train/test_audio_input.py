@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,12 +21,12 @@ from configs.audio_input import AudioInput
 from configs.schema import AdapterConfig, AdapterKind, Config, EncoderConfig
 from data_pipeline.batch import Pack
 from data_pipeline.corpus import Corpus
-from data_pipeline.loader import make_loader
+from data_pipeline.loader import control_packs, make_loader, validation_packs
 from launch.commands import export_run
 from tests.data_pipeline.synthetic import make_corpus
 from tests.ranks import run_ranks
 from tests.train.runs import run_config, stage, tiny_config
-from tests.train.test_lora import same_curve
+from tests.train.test_lora import check, same_curve
 from tests.train.test_resume import write
 from train.models.inputs.adapter import make_adapter
 from train.models.inputs.encoder import WhisperEncoder
@@ -246,7 +247,9 @@ def test_resumed_on_another_topology_and_then_given_low_rank_updates(corpus: Pat
 
     changes |= {"stage__lora": {"rank": 4, "alpha": 8.0}, "stage__weights": str(tmp_path / "run/checkpoints/step-00000006")}
     changes |= {"train__steps": 1, "optimizer__lr": 1e-12, "optimizer__warmup_steps": 0}
-    run_config(tiny_config(tmp_path / "next", corpus, **changes))
+    config = tiny_config(tmp_path / "next", corpus, **changes)
+    run_config(config)
+    export_run(config)
     before, after = (
         NativeReader(tmp_path / place / "tensors")
         for place in ("run/checkpoints/step-00000006", "next/checkpoints/step-00000001")
@@ -255,6 +258,9 @@ def test_resumed_on_another_topology_and_then_given_low_rank_updates(corpus: Pat
         if name.startswith(("model.adapter.", "model.encoder.")):
             torch.testing.assert_close(after.read(name), before.read(name), rtol=0, atol=1e-6)
     assert "model.decoder.layers.mlp.linear_fc1.lora_a" in after.tensors
+
+    assert run_ranks(check, 1, str(tmp_path / "next")) == [0], "an exported LLM, adapter and encoder compute the same"
+    assert json.loads((tmp_path / "next/export/check.json").read_text())["same_argmax"] == 1.0
 
 
 def test_what_cannot_be_heard_is_refused_in_one_line(
@@ -273,3 +279,25 @@ def test_what_cannot_be_heard_is_refused_in_one_line(
         config = tiny_config(tmp_path / str(number), where, **hearing("mlp", in_model=False, **wrong))
         assert run_ranks(stage, 1, write(config)) == [2]
         assert line in capfd.readouterr().err
+
+
+# --- the control ------------------------------------------------------------------------------------------------------
+
+
+def test_a_control_hears_another_utterance_at_the_same_places(corpus: Path, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, corpus, **hearing("mlp", in_model=False, train__validate_every=1))
+    opened = Corpus.open(corpus)
+    packs = validation_packs(config, opened, rank=0, world=1)
+    control = control_packs(config, opened, rank=0, world=1)
+    assert [pack.keys for pack in control] == [pack.keys for pack in packs]
+    own = {run.vectors.tobytes(): run for pack in packs for run in pack.slots}
+    assert len(own) > 2
+    for pack, other in zip(packs, control, strict=True):
+        np.testing.assert_array_equal(pack.tokens, other.tokens)
+        for run, heard in zip(pack.slots, other.slots, strict=True):
+            assert (run.start, run.places, run.vectors.shape) == (heard.start, heard.places, heard.vectors.shape)
+            assert not (run.vectors[:5] == heard.vectors[:5]).all(), "an utterance is its own control"
+            assert any((heard.vectors[:5] == one.vectors[:5]).all() for one in own.values())
+    halves = [control_packs(config, opened, rank=rank, world=2) for rank in range(2)]
+    for mine, whole in zip([*halves[0], *halves[1]], [*control[::2], *control[1::2]], strict=True):
+        assert [run.vectors.tobytes() for run in mine.slots] == [run.vectors.tobytes() for run in whole.slots]

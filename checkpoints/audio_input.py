@@ -1,14 +1,15 @@
 """Adapter and encoder of a native checkpoint as plain safetensors, beside an exported text LLM.
 
-    adapter.safetensors      by the names of train/models/inputs/adapter.py
-    encoder.safetensors      where it is part of the model: by transformers' names of it inside of a Whisper
-    audio_input.json         how they are used: the adapter's form and the encoder, and what slots hold
+adapter.safetensors      by the names of train/models/inputs/adapter.py
+encoder.safetensors      where it is part of the model: by transformers' names of it inside of a Whisper
+audio_input.json         how they are used: the adapter's form and the encoder, and what slots hold
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -31,8 +32,8 @@ CONFIG_FILE = "audio_input.json"
 
 
 def export_audio_input(native: Path, out: Path, audio: AudioInput, dtype: Precision) -> Path:
-    """Write the folder `out`, which is returned. Raises BadInput where the checkpoint has no adapter, or not the encoder
-    that `audio` says is part of the model."""
+    """Write the folder `out`, which is returned. Raises BadInput where the checkpoint has no adapter, or not the
+    encoder that `audio` says is part of the model."""
     reader = NativeReader(native / TENSORS)
     held = {name.removeprefix(MODEL_PREFIX) for name in reader.tensors if name.startswith(MODEL_PREFIX)}
 
@@ -47,16 +48,16 @@ def export_audio_input(native: Path, out: Path, audio: AudioInput, dtype: Precis
         if audio.encoder.in_model:
             encoder = foreign_tensors(WHISPER_ENCODER, held, read, {"encoder_layers": audio.encoder.layers})
             save_file({name: tensor.contiguous() for name, tensor in encoder}, partial / ENCODER_FILE)
-        described = {"features": audio.features, "stride": audio.stride}
+        described: dict[str, Any] = {"features": audio.features, "stride": audio.stride}
         for name, section in (("adapter", audio.adapter), ("encoder", audio.encoder)):
-            described[name] = OmegaConf.to_container(OmegaConf.structured(section), enum_to_str=True)  # type: ignore[assignment]
+            described[name] = OmegaConf.to_container(OmegaConf.structured(section), enum_to_str=True)
         write_file(partial / CONFIG_FILE, json.dumps(described, indent=2) + "\n")
     return out
 
 
 def _unstacked(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Layers, which native checkpoints stack, one by one."""
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         head, layers, leaf = name.partition("layers.")
         parts = {f"{head}layers.{number}.{leaf}": one.clone() for number, one in enumerate(tensor)} if layers else {}

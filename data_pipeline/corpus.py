@@ -117,8 +117,9 @@ def write_manifest(
     """Declare the corpus at `folder` complete.
 
     `entries` has what `describe_shard` gave, by split; None: every finished shard in `folder`/train and /valid is
-    described now. `codecs` is kept as it is (JSON-ready): what made the codes, with hashes; `left_out` and
-    `features` likewise. The content hash covers the shards, the vocabulary, the tokenizer and the codecs. Returns the corpus, opened.
+    described now. `codecs` is kept as it is (JSON-ready): what made the codes, with hashes; `left_out` and `features`
+    likewise. The content hash covers the shards, the vocabulary, the tokenizer and the codecs. Returns the corpus,
+    opened.
     """
     if entries is None:
         splits = {

@@ -1,4 +1,4 @@
-"""Sources whose layouts hear through an encoder: what their corpora have to keep for it, and a control for validation."""
+"""Layouts that hear through an encoder: what corpora have to keep for them, and a control for validation."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def check_features(config: Config, layout: Layout, corpus: Corpus) -> None:
         return  # read without a model
     kept, width = corpus.features[name], audio.width
     if kept["width"] != width:
-        raise BadInput(f"{corpus.folder}: features {name} are {kept['width']} wide, encoder {audio.encoder.name} {width}")
+        raise BadInput(
+            f"{corpus.folder}: features {name} are {kept['width']} wide, encoder {audio.encoder.name} {width}"
+        )
     if kept["kind"] == VECTORS and audio.encoder.weights is not None and kept["encoder"] != encoder_identity(config):
         raise BadInput(f"{corpus.folder}: features {name} are of {kept['encoder']}, not {encoder_identity(config)}")
 

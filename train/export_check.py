@@ -26,7 +26,7 @@ from train.logits_check import TOLERANCE, Comparison
 from train.stage import run_rank
 
 if TYPE_CHECKING:
-    from train.models.inputs.exported import ExportedAudioInput
+    from train.exported_audio import ExportedAudioInput
 
 EXPORT = Path("export") / "hf"
 AUDIO = Path("export") / "audio_input"
@@ -47,8 +47,8 @@ class Agreement:
 def compare(
     native: torch.Tensor, packs: list[Pack], exported: Any, audio: ExportedAudioInput | None = None
 ) -> Agreement:
-    """native: logits [1, N, V] of `packs` laid end to end; audio: what places that are heard go through. Padding is left
-    out."""
+    """native: logits [1, N, V] of `packs` laid end to end; audio: what places that are heard go through. Padding is
+    left out."""
     start, comparison = 0, Comparison()
     for pack in packs:
         place = start
@@ -108,7 +108,7 @@ def _audio_input(config: Config, folder: Path) -> ExportedAudioInput | None:
     audio = audio_input_of(config)
     if audio is None:
         return None
-    from train.models.inputs.exported import ExportedAudioInput
+    from train.exported_audio import ExportedAudioInput
 
     return ExportedAudioInput(folder, audio, config.backbone.hidden, config.backbone.embedding_multiplier)
 

@@ -355,8 +355,8 @@ class Stage:
             self.journal.validation(self.progress.step, terms, time.perf_counter() - started)
 
     def _measure(self) -> dict[str, float]:
-        """Losses over the fixed validation packs, and of text that was given another one's sound. A stop signal abandons
-        it; the resumed run measures again."""
+        """Losses over the fixed validation packs, and of text that was given another one's sound. A stop signal
+        abandons it; the resumed run measures again."""
         terms = self._losses(self.validation)
         if self.control and TEXT in terms:
             terms[f"{TEXT}_shuffled"] = self._losses(self.control)[TEXT]

@@ -56,7 +56,8 @@ def check(config: Config, processes: int | None = None) -> None:
 
 
 def check_corpus(config: Config) -> None:
-    """Raise BadInput for the first value that cannot work in what a corpus is built from: `corpus`, `codec`, `encoder`."""
+    """Raise BadInput for the first value that cannot work in what a corpus is built from: `corpus`, `codec` and
+    `encoder`."""
     _check_signs(config, ("corpus",))
     check_making(config.corpus)
     check_codec(config.codec)

@@ -25,7 +25,9 @@ def check_features(config: Config) -> None:
     if encoder is None:
         return
     if features and encoder.weights is None:
-        raise BadInput(f"corpus.features={features}: encoder.weights is null, and what random weights hear is of no use")
+        raise BadInput(
+            f"corpus.features={features}: encoder.weights is null, and what random weights hear is of no use"
+        )
     if encoder.kind not in ENCODER_KINDS:
         raise BadInput(f"encoder.kind={encoder.kind}: not one of {', '.join(ENCODER_KINDS)}")
     if not _NAME.fullmatch(encoder.name):

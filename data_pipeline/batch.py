@@ -120,13 +120,15 @@ class Splice:
     """All vectors of one encoder in a batch, and the places they fill.
 
     vectors: float16 [frames, width], run after run; runs: int32 [runs + 1], where each begins in them, and frames;
-    places: int64 [P], of N; frames: int64 [P], how many vectors, in order, each place stands for.
+    places: int64 [P], of N; frames: int64 [P], how many vectors, in order, each place stands for; longest: vectors of
+    the longest run.
     """
 
     vectors: torch.Tensor
     runs: torch.Tensor
     places: torch.Tensor
     frames: torch.Tensor
+    longest: int
 
 
 @dataclass(frozen=True)
@@ -248,17 +250,18 @@ def _splices(packs: Sequence[Pack]) -> dict[str, Splice]:
     for start, pack in zip(starts.tolist(), packs, strict=False):
         for run in pack.slots:
             by_encoder.setdefault(run.encoder, []).append((start, run))
-    return {
-        encoder: Splice(
-            vectors=torch.from_numpy(np.concatenate([run.vectors for _, run in found])),
-            runs=torch.tensor([0, *np.cumsum([len(run.vectors) for _, run in found])], dtype=torch.int32),
-            places=torch.from_numpy(
-                np.concatenate([np.arange(run.places) + start + run.start for start, run in found])
-            ),
-            frames=torch.from_numpy(np.concatenate([run.frames for _, run in found])),
-        )
-        for encoder, found in sorted(by_encoder.items())
-    }
+    return {encoder: splice_of(found) for encoder, found in sorted(by_encoder.items())}
+
+
+def splice_of(found: Sequence[tuple[int, FeatureSlots]]) -> Splice:
+    """Runs of one encoder's slots, each with the place that its pack begins at, as one."""
+    return Splice(
+        vectors=torch.from_numpy(np.concatenate([run.vectors for _, run in found])),
+        runs=torch.tensor([0, *np.cumsum([len(run.vectors) for _, run in found])], dtype=torch.int32),
+        places=torch.from_numpy(np.concatenate([np.arange(run.places) + start + run.start for start, run in found])),
+        frames=torch.from_numpy(np.concatenate([run.frames for _, run in found])),
+        longest=max(len(run.vectors) for _, run in found),
+    )
 
 
 def _waves(packs: Sequence[Pack]) -> Waves | None:

@@ -24,7 +24,8 @@ SPLITS = ("train", "valid")
 class Corpus:
     """A folder of shards under one manifest. `splits` maps "train" and "valid" to the manifest's entries:
     {file, samples, documents, spoken_documents, bytes, xxh3, characters, duration, frames: {codebook: n}}. `left_out`
-    says what its build left out, by kind: {count, examples}."""
+    says what its build left out, by kind: {count, examples}; `features` what it keeps of encoders, by the name that
+    samples have it under: {encoder, kind, width}."""
 
     folder: Path
     name: str
@@ -34,6 +35,7 @@ class Corpus:
     splits: dict[str, list[dict[str, Any]]]
     totals: dict[str, Any]
     left_out: dict[str, Any] = field(default_factory=dict)
+    features: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path) -> Corpus:
@@ -54,7 +56,7 @@ class Corpus:
                 raise BadInput(f"{path}: format {manifest['format']}, but this version reads {MANIFEST_FORMAT}")
             described = manifest.pop("vocabulary")
             parts = {key: manifest[key] for key in ("name", "content_hash", "codecs", "splits", "totals")}
-            parts["left_out"] = manifest.get("left_out", {})
+            parts |= {key: manifest.get(key, {}) for key in ("left_out", "features")}
             for entry in (entry for split in SPLITS for entry in parts["splits"][split]):
                 _ = entry["documents"], entry["spoken_documents"]  # what reading relies on
                 if not _is_inside(entry["file"]):
@@ -110,12 +112,14 @@ def write_manifest(
     codecs: Mapping[str, Any],
     entries: Mapping[str, list[dict[str, Any]]] | None = None,
     left_out: Mapping[str, Any] | None = None,
+    features: Mapping[str, Any] | None = None,
 ) -> Corpus:
     """Declare the corpus at `folder` complete.
 
     `entries` has what `describe_shard` gave, by split; None: every finished shard in `folder`/train and /valid is
-    described now. `codecs` is kept as it is (JSON-ready): what made the codes, with hashes; `left_out` likewise. The
-    content hash covers the shards, the vocabulary, the tokenizer and the codecs. Returns the corpus, opened.
+    described now. `codecs` is kept as it is (JSON-ready): what made the codes, with hashes; `left_out` and `features`
+    likewise. The content hash covers the shards, the vocabulary, the tokenizer and the codecs. Returns the corpus,
+    opened.
     """
     if entries is None:
         splits = {
@@ -135,6 +139,7 @@ def write_manifest(
         "splits": splits,
         "totals": {split: _totals(held) for split, held in splits.items()},
         "left_out": dict(left_out or {}),
+        "features": dict(features or {}),
     }
     replace_atomically(folder / MANIFEST_FILE, json.dumps(manifest, indent=2).encode())
     return Corpus.open(folder)

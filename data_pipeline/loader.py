@@ -16,6 +16,7 @@ from data_pipeline.corpus import Corpus
 from data_pipeline.damage import DamageTally
 from data_pipeline.feed import Feed, LocalFeed
 from data_pipeline.feed_workers import WorkerFeed
+from data_pipeline.hearing import with_others_sound
 from data_pipeline.lanes import Lane
 from data_pipeline.mixture import Mixture, open_mixture
 from data_pipeline.packing import filler
@@ -215,3 +216,12 @@ def validation_packs(config: Config, corpus: Corpus, *, rank: int, world: int) -
         packs.append(pack)
         damage.merge(lane.take_damage())
     return packs[rank::world]
+
+
+def control_packs(config: Config, corpus: Corpus, *, rank: int, world: int) -> list[Pack]:
+    """The validation packs once more, each sample with the sound of another one of the whole split; empty where none is
+    heard through an adapter, or no control is asked for."""
+    if config.adapter is None or not config.adapter.control or not config.train.validate_every:
+        return []
+    packs = validation_packs(config, corpus, rank=0, world=1)
+    return with_others_sound(packs)[rank::world] if any(pack.slots for pack in packs) else []

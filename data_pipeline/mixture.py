@@ -14,6 +14,7 @@ from data_pipeline.batch import Sample
 from data_pipeline.corpus import Corpus
 from data_pipeline.damage import DamageTally
 from data_pipeline.documents import Documents
+from data_pipeline.hearing import check_features, spoken_documents_suffice
 from data_pipeline.layouts import Layout, check_same_columns, find_layout
 from data_pipeline.order import Cursor, Order
 from data_pipeline.packing import split_long
@@ -217,12 +218,14 @@ class _Opening:
         try:
             layout = find_layout(source.layout or "", source.options)
             layout.check(own.vocabulary)
-            kinds = {"spoken": layout.spoken, "whole": layout.of_whole_documents, "audio": layout.hears}
+            check_features(self._config, layout, own)
+            spoken = layout.spoken or spoken_documents_suffice(layout, own)
+            kinds = {"spoken": spoken, "whole": layout.of_whole_documents, "audio": layout.sounds}
             documents = Documents(own, self._split, self._damage, filter=source.filter, **kinds)
         except BadInput as error:
             raise BadInput(f"source {name}: {error}") from None
         if not len(documents):
-            kind = "documents with speech" if layout.spoken else "documents"
+            kind = "documents with speech" if spoken else "documents"
             raise BadInput(f"source {name}: {own.folder} has no {kind} in its {self._split} split")
         order = Order(documents.counts, seed=seed_of(self._seed, name), block=self._block)
         epochs = source.epochs if self._split == "train" else None

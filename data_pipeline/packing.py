@@ -41,7 +41,7 @@ def split_long(sample: Sample, length: int) -> list[Sample]:
                 group=sample.group[start:end],
                 key=f"{sample.key}#{len(pieces)}",
                 audio_seconds=sample.audio_seconds * int(np.count_nonzero(is_audio[start:end])) / audio,
-                slots=_slots_between(sample.slots, start, end),
+                slots=slots_between(sample.slots, start, end),
                 targets={
                     name: Target(target.values[start:end], target.weight[start:end])
                     for name, target in sample.targets.items()
@@ -52,7 +52,7 @@ def split_long(sample: Sample, length: int) -> list[Sample]:
     return pieces
 
 
-def _slots_between(slots: Sequence[FeatureSlots], start: int, end: int) -> tuple[FeatureSlots, ...]:
+def slots_between(slots: Sequence[FeatureSlots], start: int, end: int) -> tuple[FeatureSlots, ...]:
     """The parts of the runs that lie in [start, end), counted from `start`."""
     parts = []
     for run in slots:

@@ -8,6 +8,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from configs.audio_input import audio_input_of
 from configs.compose import to_yaml
 from configs.schema import Config, Launcher, StageKind
 from launch import training
@@ -22,6 +23,7 @@ from runtime.log_lines import Level
 from runtime.signals import stoppable
 
 EXPORT = Path("export") / "hf"
+AUDIO_EXPORT = Path("export") / "audio_input"
 EXPORT_CHECK = Path("export") / "check.json"
 REPORT = Path("report.html")
 
@@ -196,7 +198,9 @@ def _submit(stages: list[Config], words: Sequence[str]) -> int:
 
 
 def export_run(config: Config) -> Path:
-    """The newest usable checkpoint of a run as a Hugging Face folder; returns the folder."""
+    """The newest usable checkpoint of a run as a Hugging Face folder, which is returned; adapter and encoder, which no
+    class of transformers knows, as files beside."""
+    from checkpoints.audio_input import export_audio_input
     from checkpoints.convert import export_huggingface
     from checkpoints.readers import reading
     from checkpoints.store import newest_usable
@@ -207,7 +211,11 @@ def export_run(config: Config) -> Path:
     if checkpoint is None:
         raise BadInput(f"{folder} has no usable checkpoint to export")
     vocabulary = Vocabulary.load(checkpoint)
+    audio = audio_input_of(config)
     with reading(checkpoint), stoppable() as stop:
+        if audio is not None:
+            export_audio_input(checkpoint, folder / AUDIO_EXPORT, audio, config.export.dtype)
+            _say(f"adapter exported to {folder / AUDIO_EXPORT}")
         return export_huggingface(
             checkpoint,
             folder / EXPORT,
@@ -256,6 +264,6 @@ def _older(product: Path, source: Path) -> bool:
 
 def _say_results(folder: Path) -> None:
     print(f"\nResults in {folder}:")
-    for name in (CONFIG_FILE, "metrics.jsonl", REPORT, "checkpoints", EXPORT):
+    for name in (CONFIG_FILE, "metrics.jsonl", REPORT, "checkpoints", EXPORT, AUDIO_EXPORT):
         if (folder / name).exists():
             print(f"  {folder / name}")

@@ -17,5 +17,8 @@ with at_once(without=MERELY_PROBED):
     torch.set_num_threads(1)
     emulate_cuda()
     absent_names.fill_in()
-    for name in ("megatron.core.dist_checkpointing", "megatron.core.optimizer", "train.engines.megatron", "train.loop"):
+    for name in (
+        *("megatron.core.dist_checkpointing", "megatron.core.optimizer", "train.engines.megatron", "train.loop"),
+        "transformers.models.whisper.modeling_whisper",
+    ):
         importlib.import_module(name)

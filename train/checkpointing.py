@@ -13,12 +13,13 @@ from checkpoints import lora, store
 from checkpoints.agreement import gather
 from checkpoints.atomic import remove
 from checkpoints.layout import step_of
-from checkpoints.manifest import problems
+from checkpoints.manifest import MODEL_PREFIX, problems, read_manifest
 from checkpoints.maps import describe
 from checkpoints.retention import prune
 from checkpoints.saving import Contents, Saver
+from configs.audio_input import audio_input_of
 from configs.compose import to_yaml
-from configs.parameter_names import is_lora
+from configs.parameter_names import AUDIO_INPUT, is_lora
 from configs.schema import Config, StageKind, Verification
 from data_pipeline.loader import Loader, merge_states
 from data_pipeline.vocabulary import Vocabulary
@@ -36,6 +37,11 @@ def engine_of(config: Config) -> dict[str, Any]:
     """The engine that wrote a checkpoint, as its manifest tells: to know, not to load it by."""
     engine = config.engine
     return {"engine": engine.name, **({"zero_stage": engine.zero_stage} if engine.name == "deepspeed" else {})}
+
+
+def _added(name: str) -> bool:
+    """Whether a parameter is of what a stage adds to a model."""
+    return is_lora(name) or name.removeprefix(MODEL_PREFIX).startswith(AUDIO_INPUT)
 
 
 class Checkpoints:
@@ -234,9 +240,24 @@ class Checkpoints:
         self._engine.load_state(state, optimizer=optimizer)
 
     def start_from(self, checkpoint: Path) -> None:
-        """Take the first weights of a new run. Low-rank updates that the checkpoint does not hold stay as drawn."""
-        state = store.load(checkpoint, self._engine.sharded_state(optimizer=False, loading=True), optional=is_lora)
+        """Take the first weights of a new run. Low-rank updates, adapter and encoder that the checkpoint does not hold
+        stay as they are."""
+        state = store.load(checkpoint, self._engine.sharded_state(optimizer=False, loading=True), optional=_added)
         self._engine.load_state(state, optimizer=False)
+        self._say_audio_input(checkpoint)
+
+    def _say_audio_input(self, checkpoint: Path) -> None:
+        """Where a stage begins with an adapter or encoder, or ends with one that was there."""
+        held = {name.removeprefix(MODEL_PREFIX).partition(".")[0] for name in read_manifest(checkpoint).tensors}
+        audio = audio_input_of(self._config)
+        for part, here, origin in (
+            ("adapter", audio is not None, "drawn"),
+            ("encoder", audio is not None and audio.encoder.in_model, "as published"),
+        ):
+            if here and part not in held:
+                self._say(f"{checkpoint} has no {part}: this stage's begins {origin}")
+            elif part in held and not here:
+                self._say(f"warning: {checkpoint} has an {part}, which this stage does not: it is left behind")
 
     def _newest_usable(self) -> Path | None:
         contents = self._config.checkpoint.verify is Verification.contents

@@ -11,18 +11,25 @@ import os
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from configs.audio_input import audio_input_of
 from configs.schema import AttentionKernel, Config, EngineConfig, ParallelConfig, Precision
 from data_pipeline.batch import Pack
+from data_pipeline.packing import slots_between
 from runtime.exits import BadInput, leave
 from runtime.log_lines import stamp_output
 from runtime.signals import StopFlag
 from train.logits_check import TOLERANCE, Comparison
 from train.stage import run_rank
 
+if TYPE_CHECKING:
+    from train.exported_audio import ExportedAudioInput
+
 EXPORT = Path("export") / "hf"
+AUDIO = Path("export") / "audio_input"
 CHECK_FILE = Path("export") / "check.json"
 PACKS = 4
 
@@ -37,15 +44,24 @@ class Agreement:
     same_argmax: float
 
 
-def compare(native: torch.Tensor, packs: list[Pack], exported: torch.nn.Module) -> Agreement:
-    """native: logits [1, N, V] of `packs` laid end to end. Padding is left out."""
+def compare(
+    native: torch.Tensor, packs: list[Pack], exported: Any, audio: ExportedAudioInput | None = None
+) -> Agreement:
+    """native: logits [1, N, V] of `packs` laid end to end; audio: what places that are heard go through. Padding is
+    left out."""
     start, comparison = 0, Comparison()
     for pack in packs:
         place = start
         for length in pack.lengths[: len(pack.keys)]:
-            ids = torch.from_numpy(pack.tokens[place - start : place - start + length])[None]
+            ids = torch.from_numpy(pack.tokens[place - start : place - start + length])
             with torch.no_grad():
-                comparison.add(native[0, place : place + length], exported(input_ids=ids).logits[0])
+                if audio is None:
+                    logits = exported(input_ids=ids[None]).logits[0]
+                else:
+                    slots = slots_between(pack.slots, place - start, place - start + length)
+                    read = audio.embeddings(ids, slots, exported.get_input_embeddings())
+                    logits = exported(inputs_embeds=read).logits[0]
+                comparison.add(native[0, place : place + length], logits)
             place += length
         start += len(pack.tokens)
     return Agreement(comparison.tokens, comparison.samples, comparison.max_abs, comparison.same_argmax)
@@ -77,7 +93,7 @@ def check_export(config: Config, stop: StopFlag) -> None:
         packs, native = newest_logits(alone, stop)
         logging.disable_progress_bar()
         exported = AutoModelForCausalLM.from_pretrained(folder / EXPORT, dtype=torch.float32).eval()
-        agreement = compare(native, packs, exported)
+        agreement = compare(native, packs, exported, _audio_input(alone, folder / AUDIO))
     (folder / CHECK_FILE).write_text(json.dumps(asdict(agreement), indent=2) + "\n", encoding="utf-8")
     line = (
         f"export checked on {agreement.tokens} tokens in {agreement.samples} packed samples: largest logit difference "
@@ -86,6 +102,15 @@ def check_export(config: Config, stop: StopFlag) -> None:
     if config.export.dtype is Precision.fp32 and agreement.max_difference > TOLERANCE:
         raise BadInput(f"{line}; more than {TOLERANCE:.0e} is not the same model")
     print(f"megaphone: {line}", flush=True)
+
+
+def _audio_input(config: Config, folder: Path) -> ExportedAudioInput | None:
+    audio = audio_input_of(config)
+    if audio is None:
+        return None
+    from train.exported_audio import ExportedAudioInput
+
+    return ExportedAudioInput(folder, audio, config.backbone.hidden, config.backbone.embedding_multiplier)
 
 
 def main(arguments: list[str]) -> int:

@@ -17,13 +17,14 @@ import torch.distributed as dist
 from checkpoints.agreement import gather, highest
 from checkpoints.maps import check_architecture
 from checkpoints.vocabulary_surgery import spread
+from configs.audio_input import audio_input_of
 from configs.checks import check
 from configs.schema import Config, StageKind
 from data_pipeline.batch import Batch, Pack, collate
 from data_pipeline.build import corpus_folder
 from data_pipeline.corpus import Corpus
 from data_pipeline.layouts import layouts_of
-from data_pipeline.loader import make_loader, validation_packs
+from data_pipeline.loader import control_packs, make_loader, validation_packs
 from runtime import startup
 from runtime.exits import Halted, StoppedEarly
 from runtime.signals import StopFlag
@@ -38,6 +39,7 @@ from train.models.routing import added
 from train.models.speech_lm import check_layouts
 from train.objectives.build import check_objective, objective_of
 from train.objectives.decoding import check_waves
+from train.objectives.next_token import TEXT
 from train.objectives.objective import StageObjective
 from train.observe.observer import Observer
 from train.observe.phases import CHECKPOINT, INCIDENT, VALIDATION
@@ -97,7 +99,7 @@ def _check_model(config: Config) -> None:
         check_waves(layouts, config.decoder)
         return
     check_architecture(config)
-    check_layouts(layouts)
+    check_layouts(layouts, audio_input_of(config))
     check_objective(config.stage.objective, layouts)
     check_kernel(config)
 
@@ -118,6 +120,7 @@ class Stage:
         self.loader = make_loader(config, corpus, split="train", **ranks)
         self.feeding = Feeding(self.loader, corpus.vocabulary)
         self.validation = validation_packs(config, corpus, **ranks)
+        self.control = control_packs(config, corpus, **ranks)
         self.journal: Journal | None = None
         if dist.get_rank() == 0:
             self.journal = Journal(config, corpus, dist.get_world_size(), engine.trained, objective.main)
@@ -361,9 +364,16 @@ class Stage:
             self.journal.validation(self.progress.step, terms, time.perf_counter() - started)
 
     def _measure(self) -> dict[str, float]:
-        """Losses over the fixed validation packs. A stop signal abandons it; the resumed run measures again."""
+        """Losses over the fixed validation packs, and of text that was given another one's sound. A stop signal
+        abandons it; the resumed run measures again."""
+        terms = self._losses(self.validation)
+        if self.control and TEXT in terms:
+            terms[f"{TEXT}_shuffled"] = self._losses(self.control)[TEXT]
+        return terms
+
+    def _losses(self, packs: list[Pack]) -> dict[str, float]:
         sums, counts, routing = np.zeros(self.objective.terms), np.zeros(self.objective.terms), []
-        batches = self._micro_batches(self.validation)
+        batches = self._micro_batches(packs)
         together = self.config.parallel.pipeline  # enough micro-batches a time to fill the pipeline
         for start in range(0, len(batches), together):
             self._stop_if_asked()

@@ -36,7 +36,7 @@ class Trained:
     """The plan of a stage, equal on all ranks.
 
     elements: global size of every parameter by name, a tied embedding once; group_of: group of every trained
-    parameter by name; groups: those with a trained parameter, by name, embedding, head and trunk first.
+    parameter by name; groups: those with a trained parameter, by name, `DEFAULT_GROUPS` first.
     """
 
     elements: Mapping[str, int]
@@ -124,7 +124,8 @@ def default_group(name: str) -> str:
     """Group of a parameter that no configured group claims. A tied head is named after the embedding, and is in it."""
     if name.startswith("output_layer."):
         return "head"
-    return "embedding" if name.startswith("embedding.") else "trunk"
+    first = name.partition(".")[0]
+    return first if first in ("embedding", "adapter", "encoder") else "trunk"
 
 
 def without_layer(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from configs.checks.attention import check_attention
+from configs.checks.audio_input import check_adapter, check_features
 from configs.checks.cluster import check_cluster
 from configs.checks.codec import check_codec
 from configs.checks.data import check_making, check_mixture
@@ -40,6 +41,7 @@ def check(config: Config, processes: int | None = None) -> None:
     check_backbone(config)
     check_attention(config)
     check_topology(config)
+    check_adapter(config)
     check_engine(config)
     check_decoder(config)
     check_pipeline(config)
@@ -57,12 +59,14 @@ def check(config: Config, processes: int | None = None) -> None:
 
 
 def check_corpus(config: Config) -> None:
-    """Raise BadInput for the first value that cannot work in what a corpus is built from: `corpus` and `codec`."""
+    """Raise BadInput for the first value that cannot work in what a corpus is built from: `corpus`, `codec` and
+    `encoder`."""
     _check_signs(config, ("corpus",))
     check_making(config.corpus)
     check_codec(config.codec)
     check_quality(config.corpus.quality)
     check_alignment(config.corpus.alignment)
+    check_features(config)
 
 
 # --- one kind of check each -----------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from configs.schema.audio_input import AdapterConfig, AdapterKind, EncoderConfig
 from configs.schema.cluster import ClusterConfig, ContainerConfig, ContainerKind, Launcher, PreflightConfig, Tasks
 from configs.schema.data import (
     AlignmentConfig,
@@ -58,6 +59,8 @@ from configs.schema.training import (
 )
 
 __all__ = [
+    "AdapterConfig",
+    "AdapterKind",
     "AlignmentConfig",
     "AttentionKernel",
     "AudioRows",
@@ -72,6 +75,7 @@ __all__ = [
     "CorpusConfig",
     "CutConfig",
     "DecoderConfig",
+    "EncoderConfig",
     "EngineConfig",
     "Event",
     "ExpertKernel",
@@ -128,6 +132,8 @@ class Config:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     codec: CodecConfig = field(default_factory=CodecConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    encoder: EncoderConfig | None = None  # None: neither corpus nor model has one
+    adapter: AdapterConfig | None = None  # None: the model hears through codes alone
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)

@@ -115,6 +115,7 @@ class CorpusConfig:
     shard_minutes: float = 4.0  # speech in one shard; also the unit of resumable work
     longest_seconds: float = 30.0  # of an utterance; longer ones are cut between words, or where it is quietest
     keep_audio: bool = True  # flac beside the codes, for reports
+    features: list[str] = field(default_factory=list)  # kept of `encoder` for adapters: vectors, mel (float16)
     specials: list[str] = field(
         default_factory=lambda: ["<|audio_start|>", "<|audio_end|>", "<|transcribe|>", "<|speak|>"]
     )  # special tokens of its vocabulary, in the order of their ids; layouts ask for theirs by name

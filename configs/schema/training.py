@@ -82,7 +82,7 @@ class ParallelConfig:
     recompute_modules: list[str] = field(default_factory=lambda: ["core_attn"])  # also mlp, layernorm; of selective
 
 
-DEFAULT_GROUPS = ("embedding", "head", "trunk")
+DEFAULT_GROUPS = ("embedding", "head", "trunk", "adapter", "encoder")
 """Parameter groups that are always there; what no group of `optimizer.groups` claims falls into one of them."""
 
 
@@ -107,7 +107,7 @@ class OptimizerConfig:
     schedule: Schedule = Schedule.cosine
     warmup_steps: int = 0
     floor: float = 0.1  # last learning rate over the highest (linear, cosine)
-    lr_multipliers: dict[str, float] = field(default_factory=dict)  # by group: embedding, head, trunk
+    lr_multipliers: dict[str, float] = field(default_factory=dict)  # by group: embedding, head, trunk, adapter, encoder
     groups: dict[str, ParameterGroupConfig] = field(default_factory=dict)  # further groups by name
 
 

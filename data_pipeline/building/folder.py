@@ -11,6 +11,7 @@ import xxhash
 
 from configs.schema import Config, SpeechSourceConfig
 from data_pipeline.alignment.registry import open_aligner
+from data_pipeline.building.listening import describe_features
 from data_pipeline.cache import cache_root
 from data_pipeline.codecs import codebooks_of, codec_identity, learns
 from data_pipeline.codecs.whisper_kmeans import pooling
@@ -67,6 +68,7 @@ def corpus_identity(config: Config) -> dict[str, Any]:
     unused = unused - {"voice"} if says_turns(config) else unused
     unused = unused | {"quality" if synthesises(config) else "synthesis"}
     unused = unused | ({"vocabulary_rows"} if corpus.vocabulary_rows is None else set())
+    unused = unused | ({"features"} if not corpus.features else set())
     if corpus.speech is None:
         material: dict[str, Any] = {"text": find_source(corpus.text).identity(), "voice": voice_identity(corpus.voice)}
     else:
@@ -80,6 +82,8 @@ def corpus_identity(config: Config) -> dict[str, Any]:
             material["voice"] = voice_identity(corpus.voice)
     if not synthesises(config):
         material["measures"] = [measure.identity() for measure in open_measures(corpus.quality)]
+    if corpus.features:
+        material["features"] = describe_features(config)
     return {
         "format": BUILD_FORMAT,
         "corpus": {key: value for key, value in asdict(corpus).items() if key not in unused},

@@ -35,6 +35,7 @@ from data_pipeline.building.folder import (
     synthesises,
 )
 from data_pipeline.building.left_out import LeftOut
+from data_pipeline.building.listening import describe_features
 from data_pipeline.building.parts import vocabulary_of
 from data_pipeline.building.plan_file import Plan, PlanEntry, is_planned, write_plan
 from data_pipeline.building.tasks import (
@@ -275,6 +276,7 @@ class _Job:
             codecs={self.config.codec.name: _describe_codec(self.config, self.folder)},
             entries=entries,
             left_out=left_out.describe(),
+            features=describe_features(self.config),
         )
         return corpus, left_out
 

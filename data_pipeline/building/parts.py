@@ -22,6 +22,7 @@ from runtime.exits import BadInput
 
 if TYPE_CHECKING:
     from data_pipeline.alignment.aligner import Aligner
+    from data_pipeline.building.listening import Listener
     from data_pipeline.codecs.whisper_kmeans import FeatureExtractor
     from data_pipeline.quality.measure import Measure
     from data_pipeline.sources.recording import Recording, Segment, SpeechSource
@@ -87,6 +88,13 @@ class Parts:
         from data_pipeline.codecs.whisper_kmeans import FeatureExtractor
 
         return FeatureExtractor(self.config.codec)
+
+    @cached_property
+    def listener(self) -> Listener | None:
+        """What makes the features that the corpus keeps of an encoder; None: it keeps none."""
+        from data_pipeline.building.listening import Listener
+
+        return Listener(self.config) if self.config.corpus.features else None
 
     @cached_property
     def codec(self) -> Codec:

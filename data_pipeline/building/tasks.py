@@ -76,10 +76,11 @@ def stage_shard(config: Config, cache: Path, folder: Path, number: int) -> None:
     left_out = LeftOut()
     with ShardWriter(staged(folder, planned.file)) as shard:
         for gathered in _gathered(_pieces(parts, planned, left_out)):
-            said = [piece.wave for piece in gathered if len(piece.wave)]
-            for of_piece in parts.extractor.features(said) if said else ():
+            said = [piece for piece in gathered if len(piece.wave)]
+            for of_piece in parts.extractor.features([piece.wave for piece in said]) if said else ():
                 for name, frames in of_piece.items():
                     features[name].append(frames)
+            _listen(parts, said)
             for piece in gathered:
                 shard.write(piece.utterance, piece.flac)
     _save_json(_staged_left_out(folder, planned.file), left_out.describe())
@@ -166,8 +167,16 @@ def _encoded(parts: Parts, pieces: Iterable[Piece]) -> Iterator[tuple[Utterance,
         found = codec.encode([piece.at(codec.sample_rate) for piece in said]) if said else []
         for piece, codes in zip(said, found, strict=True):
             piece.utterance.codes.update(codes)
+        _listen(parts, said)
         for piece in gathered:
             yield piece.utterance, piece.flac
+
+
+def _listen(parts: Parts, said: list[Piece]) -> None:
+    """Give utterances what the corpus keeps of an encoder."""
+    if parts.listener is not None and said:
+        for piece, features in zip(said, parts.listener.features([piece.wave for piece in said]), strict=True):
+            piece.utterance.features.update(features)
 
 
 def _gathered(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
@@ -208,7 +217,7 @@ def _whole(
         if all(codes.shape[1] for codes in utterance.codes.values()):
             yield utterance, flac
         elif utterance.role:
-            yield replace(utterance, codes={}, words=(), duration=0.0), None
+            yield replace(utterance, codes={}, features={}, words=(), duration=0.0), None
         else:
             left_out.add("too_short", utterance.key)
 

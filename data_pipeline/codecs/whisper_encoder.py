@@ -94,6 +94,7 @@ class WhisperFeatures:
         self._device = device
         self._budget = batch_samples(batch_seconds, device, SAMPLE_RATE)
         self.layers = len(self._encoder.layers)
+        self.width = int(self._encoder.config.d_model)
 
     def hidden_states(self, waves: Sequence[np.ndarray], layers: Collection[int]) -> list[dict[int, np.ndarray]]:
         """float32 [frames, width] of each wave by layer (1 is the first), frames = samples / 320 rounded down, at
@@ -105,7 +106,7 @@ class WhisperFeatures:
         wanted = [layer for layer in layers if not 1 <= layer <= self.layers]
         if wanted:
             raise BadInput(f"codec layer {wanted[0]}: the encoder has layers 1 to {self.layers}")
-        pieces, owners = windows([_whole_frames(wave) for wave in waves], WINDOW * SAMPLE_RATE)
+        pieces, owners = windows([whole_frames(wave) for wave in waves], WINDOW * SAMPLE_RATE)
         encoded: list[dict[int, np.ndarray]] = [{} for _ in pieces]
         for batch in batches([len(piece) for piece in pieces], self._budget):
             for index, states in zip(batch, self._encode([pieces[i] for i in batch], layers), strict=True):
@@ -140,7 +141,7 @@ class WhisperFeatures:
         return hidden + self._encoder.embed_positions.weight[: hidden.shape[1]]
 
 
-def _whole_frames(wave: np.ndarray) -> np.ndarray:
+def whole_frames(wave: np.ndarray) -> np.ndarray:
     """`wave` cut to a whole number of frames, or padded with silence to one."""
     samples = max(len(wave) // FRAME, 1) * FRAME
     return np.pad(wave, (0, max(samples - len(wave), 0)))[:samples]

@@ -100,10 +100,10 @@ class Layout:
     @property
     def whole(self) -> bool:
         """Whether its samples make no sense in pieces: one that is longer than a pack is left out, not cut."""
-        return self.name in _CHATS or self.hears
+        return self.name in _CHATS or self.sounds
 
     @property
-    def hears(self) -> bool:
+    def sounds(self) -> bool:
         """Whether it wants the sound of utterances, and gives it to its samples (`data_pipeline.batch.Wave`)."""
         return self.name == "resynthesis"
 
@@ -114,9 +114,17 @@ class Layout:
 
     @property
     def plain(self) -> bool:
-        """Whether its samples are one column of tokens and nothing else: no feature slots, no further targets."""
+        """Whether its samples are one column of tokens, with feature slots in it or not: no further targets,
+        no sound."""
+        return not (self.sounds or self.name in _SEVERAL_COLUMNS or self._settings().get("frames"))
+
+    @property
+    def hears(self) -> tuple[str, int] | None:
+        """The features that its slots hold, and how many frames of them a place stands for; None: it has no slots."""
         settings = self._settings()
-        return not (self.hears or self.name in _SEVERAL_COLUMNS or settings.get("frames") or settings.get("encoder"))
+        if not settings.get("encoder") or settings.get("form") == "TQTA":
+            return None
+        return settings["encoder"], settings["stride"]
 
     def check(self, vocabulary: Vocabulary) -> None:
         """Raises BadInput, before any document is read, for a vocabulary without its special tokens or with codebooks

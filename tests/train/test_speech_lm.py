@@ -14,12 +14,12 @@ from train.progress import tally
 
 
 def test_layouts_of_more_than_one_column_are_refused_before_training():
-    """In one line that names the source, whichever of columns, slots or targets it is."""
+    """In one line that names the source, whichever of columns or targets it is."""
     fine = {"talk.asr": find_layout("asr", {}), "chats": find_layout("units", {})}
-    check_layouts(fine)
-    for name, options in (("csm", {}), ("text", {"frames": True}), ("channels", {}), ("units", {"encoder": "whisper"})):
+    check_layouts(fine, None)
+    for name, options in (("csm", {}), ("text", {"frames": True}), ("channels", {})):
         with pytest.raises(BadInput, match=f"source talk.other: layout {name} makes .* reads one column of tokens"):
-            check_layouts(fine | {"talk.other": find_layout(name, options)})
+            check_layouts(fine | {"talk.other": find_layout(name, options)}, None)
 
 
 def test_tokens_of_all_columns_are_counted_by_modality():

@@ -7,7 +7,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,7 @@ def dry_run(
 
     Raises BadInput for whatever training refuses, with the rank's number where only that rank knows it.
     """
+    from configs.audio_input import audio_input_of
     from configs.checks import check
     from data_pipeline.layouts import layouts_of
     from train.dryrun.rank import build_rank
@@ -77,7 +78,9 @@ def dry_run(
     from train.models.speech_lm import check_layouts
 
     check(config, gpus)
-    check_layouts(layouts_of(config.mixture.sources))
+    check_layouts(layouts_of(config.mixture.sources), audio_input_of(config))
+    if config.encoder is not None:  # nothing is read here
+        config = replace(config, encoder=replace(config.encoder, weights=None))
     rows = vocabulary_rows(config)
     if step and config.backbone.experts is not None:
         step = False

@@ -35,7 +35,7 @@ class Transcriber:
             raise BadInput(f"{export} holds no export; make it with: megaphone checkpoint export {config.run.folder}")
         self.vocabulary = Vocabulary.load(export)
         self._layout = layout_for(config.mixture, "asr", "audio_weight")
-        if not self._layout.plain:
+        if not self._layout.plain or self._layout.hears:
             raise BadInput("this model hears through an encoder or frames of several codes, which no export holds yet")
         self._model = load_exported(export, str(export), self.vocabulary.size, device=device, bf16=bf16)
 

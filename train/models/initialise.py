@@ -19,25 +19,34 @@ from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 
 from configs.parameter_names import LORA_A, LORA_B
+from train.models.inputs.adapter import LAST
+from train.models.inputs.published import PublishedEncoder
 from train.models.speech_lm import SpeechLM
 
 BeginRows: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+ADAPTER, ENCODER = "adapter.", "encoder."
 _RESIDUAL_OUTPUTS = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight", ".experts.linear_fc2.weight")
 
 
 @torch.no_grad()
 def initialise(model: SpeechLM, seed: int, std: float) -> None:
     """Fill `model` in place: matrices N(0, std), residual outputs N(0, std / sqrt(2 layers)), norms 1, biases 0, and
-    LoRA's factors as `train.models.lora` says."""
+    LoRA's factors as `train.models.lora` says. Of an adapter, matrices N(0, 1 / sqrt(inputs)), the last one std times
+    that: it begins with vectors as large as token embeddings. An encoder has its published weights."""
     for _, fill in fillers(model, seed, std):
         fill()
 
 
 def fillers(model: SpeechLM, seed: int, std: float) -> Iterator[tuple[torch.nn.Parameter, Callable[[], None]]]:
     """Every parameter of `model`, and what fills it as `initialise` does: what it holds by the time that is called."""
+    audio = model.config.audio_input
+    published = PublishedEncoder(audio.encoder) if audio is not None and audio.encoder.weights is not None else None
     for value in nested_values(model.sharded_state_dict()):
         if isinstance(value, ShardedTensor | ShardedTensorFactory) and value.data is not None:
-            yield cast(torch.nn.Parameter, value.data), partial(_fill_parts, value, seed, std, model.config.num_layers)
+            fill = partial(_fill_parts, value, seed, std, model.config.num_layers)
+            if published is not None and value.key.startswith(ENCODER):
+                fill = partial(published.fill, value)
+            yield cast(torch.nn.Parameter, value.data), fill
 
 
 @torch.no_grad()
@@ -86,6 +95,8 @@ def _fill(tensor: ShardedTensor, seed: int, std: float, layers: int) -> None:
         return
     if tensor.key.endswith(_RESIDUAL_OUTPUTS):
         std = std / math.sqrt(2 * layers)
+    if tensor.key.startswith(ADAPTER):
+        std = (std if tensor.key in LAST else 1.0) / math.sqrt(math.prod(shape[1:]))
     name = f"{seed}/{tensor.key}/{tensor.global_offset[:stacked]}"
     generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") >> 1)
     whole = torch.empty(shape)

@@ -1,4 +1,4 @@
-"""SpeechLM: a text LLM whose vocabulary also holds audio codes."""
+"""SpeechLM: a text LLM whose vocabulary also holds audio codes, and that may hear through an encoder's vectors."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from megatron.core import parallel_state
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
 from megatron.core.models.gpt import GPTModel
 
+from configs.audio_input import AudioInput
 from configs.schema import BackboneConfig
-from data_pipeline.batch import Batch
+from data_pipeline.batch import Batch, Splice
 from data_pipeline.layouts import Layout
 from runtime.exits import BadInput
 from train.models.attention.row import packed_row
@@ -19,6 +20,9 @@ from train.models.experts import part_of_sequence
 from train.models.gradients import Embedding
 from train.models.heads.language import LANGUAGE, LanguageHead
 from train.models.heads.terms import Targets
+from train.models.inputs.adapter import make_adapter
+from train.models.inputs.encoder import WhisperEncoder
+from train.models.inputs.splice import heard, mark_partial, spliced
 from train.models.trunk import trunk_spec
 from train.models.trunk_config import TrunkConfig
 
@@ -61,6 +65,32 @@ class SpeechLM(GPTModel):
             self.output_layer.looked_up = True
             # Megatron-Core's own head and embedding would need one, for each to hand over a gradient.
             self.shared_embedding_or_output_weight().zero_out_wgrad = False
+        if self.pre_process and config.audio_input is not None:
+            self._add_audio_input(config.audio_input)
+
+    def _add_audio_input(self, audio: AudioInput) -> None:
+        """Adapter, and encoder where it is part of the model: whole on every tensor-parallel rank."""
+        if audio.encoder.in_model:
+            self.encoder = WhisperEncoder(audio.encoder).to(self.config.params_dtype)
+        self.adapter = make_adapter(audio, self.config.hidden_size).to(self.config.params_dtype)
+        if self.config.sequence_parallel:
+            mark_partial([module for name, module in self.named_children() if name in ("adapter", "encoder")])
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        attention_mask: None,
+        *,
+        splice: Splice | None = None,
+        **given: Any,
+    ) -> Any:
+        """As Megatron-Core's; splice: what is heard, and where in the row."""
+        if self.pre_process and self.config.audio_input is not None:
+            hidden = self.embedding(input_ids=input_ids.clamp(min=0), position_ids=position_ids)
+            places = heard(self.config.audio_input, self.adapter, getattr(self, "encoder", None), splice)
+            given["decoder_input"] = spliced(hidden, places, splice, cut=self.config.sequence_parallel)
+        return super().forward(input_ids, position_ids, attention_mask, **given)
 
     def _preprocess(self, *, padding_mask: torch.Tensor | None = None, **given: Any) -> tuple[Any, ...]:
         """Megatron-Core's beginning of the forward pass; `padding_mask` is `Batch.packs`, for the routers of experts.
@@ -80,13 +110,26 @@ class SpeechLM(GPTModel):
         return {LANGUAGE: self.output_layer(hidden_states, weight=weight, targets=labels)}
 
 
-def check_layouts(layouts: Mapping[str, Layout]) -> None:
-    """Raises BadInput for a layout, by its source, of which `run` cannot take all that it makes."""
+def check_layouts(layouts: Mapping[str, Layout], audio: AudioInput | None) -> None:
+    """Raises BadInput for a layout, by its source, of which `run` cannot take all that it makes; audio: what the model
+    hears through."""
     for source, layout in layouts.items():
         if not layout.plain:
             raise BadInput(
-                f"source {source}: layout {layout.name} makes several columns, feature slots or further targets with "
-                "these options, and the model reads one column of tokens"
+                f"source {source}: layout {layout.name} makes several columns, further targets or sound with these "
+                "options, and the model reads one column of tokens"
+            )
+        if layout.hears is None:
+            continue
+        if audio is None:
+            raise BadInput(
+                f"source {source}: layout {layout.name} gives places to the features {layout.hears[0]}, and the model "
+                "has no adapter to hear them through: choose one, such as adapter=mlp"
+            )
+        if layout.hears != (audio.features, audio.stride):
+            raise BadInput(
+                f"source {source}: layout {layout.name} has the options encoder {layout.hears[0]}, stride "
+                f"{layout.hears[1]}; the model hears encoder {audio.features}, stride {audio.stride}"
             )
 
 
@@ -101,6 +144,7 @@ def run(model: torch.nn.Module, batch: Batch, targets: Targets | None = None) ->
         position_ids=batch.positions,
         attention_mask=None,
         labels=targets,
+        splice=next(iter(batch.splices.values()), None),
         packed_seq_params=packed_row(batch),
         padding_mask=batch.packs,
     )

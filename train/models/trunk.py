@@ -12,6 +12,7 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
+from configs.audio_input import AudioInput, audio_input_of
 from configs.pipeline import settled
 from configs.schema import (
     AttentionKernel,
@@ -40,6 +41,7 @@ def trunk_of(config: Config, vocabulary_rows: int) -> TrunkConfig:
         expert_kernel=config.train.experts,
         row_packs=config.train.micro_batch,
         accumulate=config.engine.name == "megatron" and not config.backbone.experts,
+        audio_input=audio_input_of(config),
     )
 
 
@@ -53,6 +55,7 @@ def transformer_config(
     expert_kernel: ExpertKernel = ExpertKernel.auto,
     row_packs: int = 1,
     accumulate: bool = False,
+    audio_input: AudioInput | None = None,
 ) -> TrunkConfig:
     """Megatron's configuration of this backbone on this topology; no dropout, no biases but (optionally) of QKV.
 
@@ -109,6 +112,7 @@ def transformer_config(
         masked_softmax_fusion=False,
         gradient_accumulation_fusion=accumulate,
         persist_layer_norm=False,
+        audio_input=audio_input,
         **_recomputed(parallel, backbone),
         **mixture(backbone, parallel, grouped=grouped(expert_kernel, half=bf16), row_packs=row_packs),
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from megatron.core.transformer import TransformerConfig
 
+from configs.audio_input import AudioInput
 from configs.schema import AttentionKernel, ExpertsConfig, Positions, RopeScaling
 
 
@@ -13,7 +14,7 @@ from configs.schema import AttentionKernel, ExpertsConfig, Positions, RopeScalin
 class TrunkConfig(TransformerConfig):
     """positions, rope_..., ..._multiplier, logits_divisor, experts: as in `BackboneConfig`. kernel: which one computes
     attention, never auto. row_packs: most packs that a row holds whose routing is counted. grouped_experts: one product
-    for all experts."""
+    for all experts. audio_input: what the model hears through beside codes, if through anything."""
 
     positions: Positions = Positions.rope
     rope_base: float = 10000.0
@@ -27,3 +28,4 @@ class TrunkConfig(TransformerConfig):
     experts: ExpertsConfig | None = None
     row_packs: int = 1
     grouped_experts: bool = False
+    audio_input: AudioInput | None = None

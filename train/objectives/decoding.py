@@ -134,7 +134,7 @@ def check_waves(layouts: Mapping[str, Layout], config: DecoderConfig) -> None:
     """Raises BadInput for a layout, by its source, that gives no sound, or other sound than the decoder is
     made for."""
     for source, layout in layouts.items():
-        if not layout.hears:
+        if not layout.sounds:
             raise BadInput(
                 f"source {source}: layout {layout.name} gives no sound, which a decoder learns from; use resynthesis"
             )

@@ -1,7 +1,7 @@
 """Parts of speech models beside the text LLM, as maps of published names into namespaces of native ones.
 
-Native names begin with `audio_encoder.`, `adapter.`, `depth.` or `heads.`. So far these are maps alone: no module here
-computes or trains the parts yet.
+Native names begin with `encoder.`, `adapter.`, `depth.` or `heads.`. Of the last two there are maps alone: no module
+here computes or trains them yet.
 """
 
 from __future__ import annotations

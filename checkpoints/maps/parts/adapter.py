@@ -1,6 +1,6 @@
 """What turns an encoder's vectors into the LLM's: one linear layer (Qwen2-Audio) or two (Voxtral, LLaVA's form).
 
-Weights alone. The module that computes it comes later.
+`train.models.inputs.adapter` computes two, LLaMA-Omni's and MiniCPM-o's way.
 """
 
 from __future__ import annotations

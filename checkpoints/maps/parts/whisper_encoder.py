@@ -1,6 +1,6 @@
 """Whisper's encoder, by itself or inside of a model that listens with it (Whisper, Qwen2-Audio, Voxtral).
 
-Weights alone: these models differ in how they pool, mask and normalise. The module that computes it comes later.
+`train.models.inputs.encoder` computes and trains it; models differ in how they pool, mask and normalise what it gives.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from checkpoints.maps.config_form import whole
 from checkpoints.maps.parts.part import Part, Placed
 from checkpoints.rules import COPY, LAYER, Rule
 
-_NATIVE = "audio_encoder."
+_NATIVE = "encoder."
 _SINGLE = (
     *("conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias"),
     *("embed_positions.weight", "layer_norm.weight", "layer_norm.bias"),

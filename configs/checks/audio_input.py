@@ -1,0 +1,58 @@
+"""Encoder and adapter: values that cannot work, refused in one line."""
+
+from __future__ import annotations
+
+import re
+
+from configs.audio_input import FEATURES
+from configs.schema import AdapterKind, Config
+from runtime.exits import BadInput
+
+ENCODER_KINDS = ("whisper",)
+_NAME = re.compile(r"\w+")  # a part of a file's name, between dots
+
+
+def check_features(config: Config) -> None:
+    """What a corpus keeps of an encoder, and the encoder."""
+    encoder, features = config.encoder, config.corpus.features
+    for kind in features:
+        if kind not in FEATURES:
+            raise BadInput(f"corpus.features={features}: {kind} is not one of {', '.join(FEATURES)}")
+    if features and encoder is None:
+        raise BadInput(f"corpus.features={features} are an encoder's: choose one, such as encoder=whisper_tiny_en")
+    if features and config.corpus.speech is None and not config.corpus.voice.startswith("piper:"):
+        raise BadInput(f"corpus.features={features} are of sound, and corpus.voice={config.corpus.voice} makes none")
+    if encoder is None:
+        return
+    if features and encoder.weights is None:
+        raise BadInput(
+            f"corpus.features={features}: encoder.weights is null, and what random weights hear is of no use"
+        )
+    if encoder.kind not in ENCODER_KINDS:
+        raise BadInput(f"encoder.kind={encoder.kind}: not one of {', '.join(ENCODER_KINDS)}")
+    if not _NAME.fullmatch(encoder.name):
+        raise BadInput(f"encoder.name={encoder.name}: has to be letters, digits and underscores")
+    for key in ("mels", "width", "layers", "heads", "ffn", "positions"):
+        if getattr(encoder, key) < 1:
+            raise BadInput(f"encoder.{key}={getattr(encoder, key)}: has to be above 0")
+    if encoder.width % encoder.heads:
+        raise BadInput(f"encoder.heads={encoder.heads} does not divide encoder.width={encoder.width}")
+
+
+def check_adapter(config: Config) -> None:
+    """The adapter, beside an encoder and on a topology that it can be on."""
+    adapter, encoder = config.adapter, config.encoder
+    if adapter is None:
+        return
+    if encoder is None:
+        raise BadInput("adapter needs an encoder whose vectors it hears: choose one, such as encoder=whisper_tiny_en")
+    for key in ("stride", "hidden", "layers", "heads"):
+        if getattr(adapter, key) < 1:
+            raise BadInput(f"adapter.{key}={getattr(adapter, key)}: has to be above 0")
+    if adapter.kind is AdapterKind.transformer and encoder.width % adapter.heads:
+        raise BadInput(f"adapter.heads={adapter.heads} does not divide encoder.width={encoder.width}")
+    if config.parallel.context > 1:
+        raise BadInput(
+            f"parallel.context={config.parallel.context} with an adapter: places that an encoder's vectors fill cannot "
+            "be cut for context parallelism yet; take parallel.context=1"
+        )

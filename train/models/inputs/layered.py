@@ -1,0 +1,39 @@
+"""Modules with a stack of alike layers, kept in checkpoints as the trunk's are: stacked under one name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint, sharded_state_dict_default
+
+
+class Layered(torch.nn.Module):
+    """A module whose `layers` are alike, the same on all ranks that hold it."""
+
+    layers: torch.nn.ModuleList
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Megatron-Core's: `<prefix>layers.<name>` with the layer as first axis, or under its number where optimiser
+        state is of some layers alone."""
+        by_number = bool((metadata or {}).get("non_homogeneous_layers"))
+        group = parallel_state.get_tensor_model_parallel_group()
+        state: dict[str, Any] = {}
+        for name, module in self.named_children():
+            if name != "layers":
+                state |= sharded_state_dict_default(module, f"{prefix}{name}.", sharded_offsets, metadata, group)
+        for number, layer in enumerate(self.layers):
+            offset = () if by_number else ((0, number, len(self.layers)),)
+            held = make_sharded_tensors_for_checkpoint(
+                layer.state_dict(keep_vars=True),
+                f"{prefix}layers.{number}." if by_number else f"{prefix}layers.",
+                {},
+                (*sharded_offsets, *offset),
+                tp_group=group,
+                dp_cp_group=(metadata or {}).get("dp_cp_group"),
+            )
+            state |= {f"{prefix}layers.{number}.{key.removeprefix(f'{prefix}layers.')}": of for key, of in held.items()}
+        return state

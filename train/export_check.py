@@ -42,7 +42,7 @@ def compare(native: torch.Tensor, packs: list[Pack], exported: torch.nn.Module) 
     start, comparison = 0, Comparison()
     for pack in packs:
         place = start
-        for length in pack.lengths[: len(pack.keys)]:
+        for length in pack.read:
             ids = torch.from_numpy(pack.tokens[place - start : place - start + length])[None]
             with torch.no_grad():
                 comparison.add(native[0, place : place + length], exported(input_ids=ids).logits[0])

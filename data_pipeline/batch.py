@@ -153,11 +153,11 @@ class Batch:
     """A micro-batch of packs laid end to end as one row of N = packs x T tokens, on a device.
 
     tokens, labels, loss_weight (float32) and label_modality (uint8): [1, N], or [1, N, C]; positions: int64 [1, N];
-    cu_seqlens: int32 [segments + 1], where each sample, or segment of one, starts, and N; longest: tokens of the longest
-    of them. pairs: which of them were preferred to which; None: there are none. chunks:
-    which places attend to which; one, the whole row, unless `context.share_of` cut it. packs: int32 [1, N], the number
-    of each place's pack, -1 for padding; None: one pack without padding. sources: uint8 [1, N], the number of each
-    place's source in the mixture, 0 on padding; None: not asked for. splices: by encoder; targets: by name.
+    cu_seqlens: int32 [segments + 1], where each sample, or segment of one, starts, and N; longest: tokens of the
+    longest of these; pairs: which of them was preferred to which, None where none was. chunks: which places attend to
+    which; one, the whole row, unless `context.share_of` cut it. packs: int32 [1, N], the number of each place's pack,
+    -1 for padding; None: one pack without padding. sources: uint8 [1, N], the number of each place's source in the
+    mixture, 0 on padding; None: not asked for. splices: by encoder; targets: by name.
     """
 
     tokens: torch.Tensor

@@ -3,8 +3,9 @@
 A parameter's name is its name in a native checkpoint, with the layer's number in the whole model where layers are
 stacked under one name: `embedding.word_embeddings.weight`, `decoder.layers.3.self_attention.linear_qkv.weight`,
 `decoder.layers.3.mlp.linear_fc1.layer_norm_weight`, `decoder.final_layernorm.weight`, `output_layer.weight` (where the
-head is not tied to the embedding). A layer of experts has `decoder.layers.3.pre_mlp_layernorm.weight`,
-`decoder.layers.3.mlp.router.weight` and `decoder.layers.3.mlp.experts.experts.5.linear_fc1.weight`, numbered likewise.
+head is not tied to the embedding), `reward_head.weight` (of a reward model). A layer of experts has
+`decoder.layers.3.pre_mlp_layernorm.weight`, `decoder.layers.3.mlp.router.weight` and
+`decoder.layers.3.mlp.experts.experts.5.linear_fc1.weight`, numbered likewise.
 A name is the same on every topology and engine.
 
 A pattern has to match the whole name. `*` stands for any characters, dots included, `?` for one, `[ab]` for one of
@@ -21,6 +22,7 @@ from runtime.exits import BadInput
 
 LORA_A = "lora_a"
 LORA_B = "lora_b"
+REWARD_HEAD = "reward_head.weight"
 
 _RANGE = re.compile(r"<(\d+)-(\d+)>")
 _WIDEST = 10_000  # numbers in one range: no model has more layers
@@ -29,6 +31,11 @@ _WIDEST = 10_000  # numbers in one range: no model has more layers
 def is_lora(name: str) -> bool:
     """Whether a parameter is one of the two factors of a LoRA update."""
     return name.rpartition(".")[2] in (LORA_A, LORA_B)
+
+
+def is_added(name: str) -> bool:
+    """Whether a stage may have a parameter that the checkpoint it starts from lacks."""
+    return is_lora(name) or name.endswith(REWARD_HEAD)
 
 
 def matcher(pattern: str) -> re.Pattern[str]:

@@ -18,7 +18,7 @@ from checkpoints.maps import describe
 from checkpoints.retention import prune
 from checkpoints.saving import Contents, Saver
 from configs.compose import to_yaml
-from configs.parameter_names import is_lora
+from configs.parameter_names import is_added
 from configs.schema import Config, Verification
 from data_pipeline.loader import Loader, merge_states
 from data_pipeline.vocabulary import Vocabulary
@@ -234,8 +234,9 @@ class Checkpoints:
         self._engine.load_state(state, optimizer=optimizer)
 
     def start_from(self, checkpoint: Path) -> None:
-        """Take the first weights of a new run. Low-rank updates that the checkpoint does not hold stay as drawn."""
-        state = store.load(checkpoint, self._engine.sharded_state(optimizer=False, loading=True), optional=is_lora)
+        """Take the first weights of a new run. Low-rank updates and a reward head that the checkpoint does not hold
+        stay as drawn."""
+        state = store.load(checkpoint, self._engine.sharded_state(optimizer=False, loading=True), optional=is_added)
         self._engine.load_state(state, optimizer=False)
 
     def _newest_usable(self) -> Path | None:

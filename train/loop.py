@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from checkpoints.agreement import gather, highest
+from checkpoints.layout import step_of
 from checkpoints.maps import check_architecture
 from checkpoints.vocabulary_surgery import spread
 from configs.checks import check
@@ -27,7 +28,7 @@ from data_pipeline.loader import make_loader, validation_packs
 from runtime import startup
 from runtime.exits import Halted, StoppedEarly
 from runtime.signals import StopFlag
-from train import weights
+from train import reference, weights
 from train.checkpointing import Checkpoints
 from train.engines import process_groups
 from train.engines.build import build_engine
@@ -37,7 +38,7 @@ from train.models.attention.kernels import check_kernel
 from train.models.routing import added
 from train.models.speech_lm import check_layouts
 from train.objectives.build import check_objective, objective_of
-from train.objectives.objective import StageObjective
+from train.objectives.objective import Referring, StageObjective
 from train.observe.observer import Observer
 from train.observe.phases import CHECKPOINT, INCIDENT, VALIDATION
 from train.progress import Feeding, Progress, Tally
@@ -160,6 +161,8 @@ class Stage:
 
     def evaluate(self) -> None:
         checkpoint = self.checkpoints.load_newest()
+        self.progress.step = step_of(checkpoint) or 0
+        self._refer()
         terms = self._measure()
         self._say(f"{checkpoint}: " + "  ".join(f"{name} {value:.4f}" for name, value in terms.items()))
 
@@ -184,6 +187,21 @@ class Stage:
         if self.journal:
             self.journal.start(self.progress)
         self.checkpoints.prepare()
+        self._refer()
+
+    def _refer(self) -> None:
+        """Give an objective that compares with the stage's first weights what those say."""
+        if isinstance(self.objective, Referring):
+            begun = self.progress.step > 0
+            self._at("measuring the first weights")
+            found = reference.measured(
+                self.config, self.corpus, self.engine, self.objective, begun=begun, between=self._between_parts
+            )
+            self.objective.references.update(found)
+
+    def _between_parts(self) -> None:
+        self._stop_if_asked()
+        self._at("measuring the first weights")
 
     def _note_start(self) -> None:
         """Once, after the first step: write down what the time to it went into."""

@@ -13,6 +13,7 @@ from configs.checks.experts import check_experts
 from configs.checks.loss import check_loss
 from configs.checks.observe import check_observe
 from configs.checks.pipeline import check_micro_batches, check_pipeline
+from configs.checks.preference import PAIRS, check_preference
 from configs.checks.quality import check_alignment, check_quality
 from configs.checks.resilience import check_resilience
 from configs.checks.topology import check_data_parallel, check_topology, data_parallel_size
@@ -21,7 +22,7 @@ from configs.schema import Config
 from runtime.exits import BadInput
 
 ENGINES = ("megatron", "deepspeed")
-OBJECTIVES = ("pretrain", "sft")
+OBJECTIVES = ("pretrain", "sft", *PAIRS)
 OPTIMIZERS = ("adamw",)
 TRACKER_MODES = ("offline", "online", "disabled")
 
@@ -43,6 +44,7 @@ def check(config: Config, processes: int | None = None) -> None:
     check_training(config)
     check_observe(config, processes)
     check_loss(config)
+    check_preference(config)
     check_trained(config)
     check_resilience(config)
     check_cluster(config)

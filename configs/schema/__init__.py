@@ -37,6 +37,7 @@ from configs.schema.model import (
 )
 from configs.schema.notify import Event, NotifyConfig
 from configs.schema.observe import ObserveConfig, ProfileConfig
+from configs.schema.preference import PreferenceConfig
 from configs.schema.resilience import OnIncident, ResilienceConfig
 from configs.schema.training import (
     AttentionKernel,
@@ -89,6 +90,7 @@ __all__ = [
     "ParameterGroupConfig",
     "Positions",
     "Precision",
+    "PreferenceConfig",
     "PreflightConfig",
     "ProfileConfig",
     "QualityConfig",
@@ -128,6 +130,7 @@ class Config:
     stage: StageConfig = field(default_factory=StageConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)

@@ -40,6 +40,7 @@ def trunk_of(config: Config, vocabulary_rows: int) -> TrunkConfig:
         expert_kernel=config.train.experts,
         row_packs=config.train.micro_batch,
         accumulate=config.engine.name == "megatron" and not config.backbone.experts,
+        reward=config.stage.objective == "reward",
     )
 
 
@@ -53,10 +54,12 @@ def transformer_config(
     expert_kernel: ExpertKernel = ExpertKernel.auto,
     row_packs: int = 1,
     accumulate: bool = False,
+    reward: bool = False,
 ) -> TrunkConfig:
     """Megatron's configuration of this backbone on this topology; no dropout, no biases but (optionally) of QKV.
 
-    accumulate: the engine has buffers that linear layers may add their gradients to, as Megatron's has.
+    accumulate: the engine has buffers that linear layers may add their gradients to, as Megatron's has. reward: as in
+    `TrunkConfig`.
     """
     bf16 = precision is Precision.bf16
     return TrunkConfig(
@@ -82,6 +85,7 @@ def transformer_config(
         residual_multiplier=backbone.residual_multiplier,
         logits_divisor=backbone.logits_divisor,
         softmax_scale=backbone.attention_scale,
+        reward=reward,
         kernel=chosen(attention, backbone.positions, half=bf16),
         hidden_dropout=0.0,
         attention_dropout=0.0,

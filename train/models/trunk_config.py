@@ -13,7 +13,7 @@ from configs.schema import AttentionKernel, ExpertsConfig, Positions, RopeScalin
 class TrunkConfig(TransformerConfig):
     """positions, rope_..., ..._multiplier, logits_divisor, experts: as in `BackboneConfig`. kernel: which one computes
     attention, never auto. row_packs: most packs that a row holds whose routing is counted. grouped_experts: one product
-    for all experts."""
+    for all experts. reward: the last stage has a reward head, which answers in the place of the language model's."""
 
     positions: Positions = Positions.rope
     rope_base: float = 10000.0
@@ -27,3 +27,4 @@ class TrunkConfig(TransformerConfig):
     experts: ExpertsConfig | None = None
     row_packs: int = 1
     grouped_experts: bool = False
+    reward: bool = False

@@ -4,22 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from configs.checks.preference import PAIRS
 from configs.schema import Config
 from data_pipeline.corpus import Corpus
 from data_pipeline.layouts import Layout, layouts_of
 from runtime.exits import BadInput
 from train.objectives.next_token import NextToken, told_apart
 from train.objectives.objective import StageObjective
+from train.objectives.preference import DirectPreference
+from train.objectives.reward import BradleyTerry
 
 
 def objective_of(config: Config, corpus: Corpus) -> StageObjective:
     """The objective that `stage.objective` names. Raises BadInput where options and corpus do not go together."""
+    if config.stage.objective == "dpo":
+        return DirectPreference(corpus.vocabulary.modalities, config.preference, config.loss)
+    if config.stage.objective == "reward":
+        return BradleyTerry()
     sources = told_apart(tuple(layouts_of(config.mixture.sources)))
     return NextToken(corpus.vocabulary.modalities, config.loss, sources)
 
 
 def check_objective(objective: str, layouts: Mapping[str, Layout]) -> None:
-    """Raises BadInput for an sft over a mixture, its layouts by source, that has no layout of chats."""
+    """Raises BadInput for a mixture, its layouts by source, that an objective cannot learn from: an sft without a
+    layout of chats, pairs for an objective that compares none, and the other way round."""
+    for source, layout in layouts.items():
+        if layout.of_pairs != (objective in PAIRS):
+            wanted = (
+                "takes layout preferences alone" if objective in PAIRS else f"learns no pairs; {' and '.join(PAIRS)} do"
+            )
+            raise BadInput(f"source {source}: stage.objective={objective} {wanted}, and this layout is {layout.name}")
     if objective == "sft" and not any(layout.whole for layout in layouts.values()):
         names = ", ".join(dict.fromkeys(layout.name for layout in layouts.values()))
         raise BadInput(

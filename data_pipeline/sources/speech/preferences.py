@@ -54,14 +54,14 @@ def preferences(
 
 def _parts(row: dict[str, Any], names: tuple[str, str, str], keys: Keys) -> tuple[list[Any], list[Any], list[Any]]:
     """The messages of prompt, chosen and rejected answer."""
-    prompt, *answers = names
-    chosen, rejected = (_messages(row.get(name), keys, name, "assistant") for name in answers)
+    prompt, first, second = names
+    chosen, rejected = (_messages(row.get(name), keys, name, "assistant") for name in (first, second))
     if row.get(prompt) is not None:
         return _messages(row[prompt], keys, prompt, "human"), chosen, rejected
     shared = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False))))
     if not shared or shared in (len(chosen), len(rejected)):
         raise NoConversation(
-            "conversation", f"no {prompt}, and {names[1]} and {names[2]} do not begin alike and differ"
+            "conversation", f"no {prompt}, and {first} and {second} do not begin alike and then differ"
         )
     return chosen[:shared], chosen[shared:], rejected[shared:]
 

@@ -11,6 +11,7 @@ from configs.checks.data import check_making, check_mixture
 from configs.checks.engine import check_engine
 from configs.checks.experts import check_experts
 from configs.checks.loss import check_loss
+from configs.checks.merge import check_merge
 from configs.checks.observe import check_observe
 from configs.checks.pipeline import check_micro_batches, check_pipeline
 from configs.checks.preference import PAIRS, check_preference
@@ -45,6 +46,7 @@ def check(config: Config, processes: int | None = None) -> None:
     check_observe(config, processes)
     check_loss(config)
     check_preference(config)
+    check_merge(config)
     check_trained(config)
     check_resilience(config)
     check_cluster(config)

@@ -22,6 +22,7 @@ from configs.schema.data import (
     SynthesisConfig,
 )
 from configs.schema.loss import LossConfig
+from configs.schema.merge import MergeConfig
 from configs.schema.model import (
     AudioRows,
     BackboneConfig,
@@ -80,6 +81,7 @@ __all__ = [
     "LoaderConfig",
     "LoraConfig",
     "LossConfig",
+    "MergeConfig",
     "MixtureConfig",
     "NewRows",
     "NotifyConfig",
@@ -131,6 +133,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    merge: MergeConfig = field(default_factory=MergeConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)

@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from checkpoints.atomic import write_file
+from checkpoints.atomic import remove, write_file
 from checkpoints.layout import complete_checkpoints, step_folder
 from checkpoints.manifest import problems, read_manifest
 from checkpoints.tools.average import average
@@ -36,7 +36,9 @@ def _merge(config: Config, stop: StopFlag) -> None:
     sources = [_newest(folder.parent / stage / "checkpoints", stage) for stage in weights]
     last = read_manifest(sources[-1])
     out = step_folder(folder / "checkpoints", last.step)
-    if not complete_checkpoints(out.parent) or problems(out):
+    if problems(out):
+        if out.exists():
+            remove(out)
         told = ", ".join(f"{weight:g} x {source}" for source, weight in zip(sources, weights.values(), strict=True))
         print(f"megaphone: averaging {told}", flush=True)
         average(sources, list(weights.values()), out)

@@ -17,12 +17,16 @@ from train.objectives.reward import BradleyTerry
 
 def objective_of(config: Config, corpus: Corpus) -> StageObjective:
     """The objective that `stage.objective` names. Raises BadInput where options and corpus do not go together."""
+    return objective_over(config, corpus.vocabulary.modalities, told_apart(tuple(layouts_of(config.mixture.sources))))
+
+
+def objective_over(config: Config, modalities: tuple[str, ...], sources: tuple[str, ...] = ()) -> StageObjective:
+    """The same over a vocabulary's modalities, text first, and the sources to be told apart."""
     if config.stage.objective == "dpo":
-        return DirectPreference(corpus.vocabulary.modalities, config.preference, config.loss)
+        return DirectPreference(modalities, config.preference, config.loss)
     if config.stage.objective == "reward":
         return BradleyTerry()
-    sources = told_apart(tuple(layouts_of(config.mixture.sources)))
-    return NextToken(corpus.vocabulary.modalities, config.loss, sources)
+    return NextToken(modalities, config.loss, sources)
 
 
 def check_objective(objective: str, layouts: Mapping[str, Layout]) -> None:

@@ -33,7 +33,7 @@ def _merge(config: Config, stop: StopFlag) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
     folder, weights = Path(config.run.folder), config.merge.weights
-    sources = [_newest(folder.parent / stage / "checkpoints", stage) for stage in weights]
+    sources = [newest(folder.parent / stage / "checkpoints", stage) for stage in weights]
     last = read_manifest(sources[-1])
     out = step_folder(folder / "checkpoints", last.step)
     if problems(out):
@@ -47,7 +47,8 @@ def _merge(config: Config, stop: StopFlag) -> None:
     write_file(folder / RESULTS_FILE, json.dumps(results, indent=2) + "\n")
 
 
-def _newest(checkpoints: Path, stage: str) -> Path:
+def newest(checkpoints: Path, stage: str) -> Path:
+    """A stage's newest checkpoint, of those in its folder. Raises BadInput where there is none."""
     found = complete_checkpoints(checkpoints)
     if not found:
         raise BadInput(f"merge.weights.{stage}: no checkpoint in {checkpoints}; run that stage first")

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from configs.schema import Config, StageKind
+from runtime.exits import BadInput
 from tests.checkpoints.native import make_native, read_native, trained, weights
 from tests.ranks import RankFailed, run_ranks
 from tests.train.runs import tiny_config
@@ -72,6 +73,9 @@ def test_earlier_stages_become_one_by_weight_and_a_killed_merge_the_same(tmp_pat
     assert Path(results["checkpoint"]).stat().st_mtime_ns == before, "what is there is not made again"
 
 
-def test_a_stage_that_did_not_run_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_stage_that_did_not_run_is_named(tmp_path: Path) -> None:
+    from train.merge import newest
+
     assert run_ranks(merge, 1, write(config_of(tmp_path))) == [2]
-    assert "merge.weights.dpo: no checkpoint in" in capfd.readouterr().err
+    with pytest.raises(BadInput, match=r"merge.weights.dpo: no checkpoint in .*/dpo/checkpoints; run that stage first"):
+        newest(tmp_path / "dpo/checkpoints", "dpo")

@@ -274,10 +274,11 @@ def _check_earlier(config: Config, recipe: Recipe | None) -> None:
     if source != "backbone" and source not in earlier and not Path(source).is_dir():
         known = ", ".join(["backbone", *earlier])
         raise BadInput(f"stage.weights={source}: neither {known} nor a checkpoint folder that is there")
-    for option, stage in references(config):
+    averaged = ((f"merge.weights.{stage}", stage) for stage in config.merge.weights)
+    for option, stage in (*((f"{option}=stage:{stage}", stage) for option, stage in references(config)), *averaged):
         if stage not in earlier:
             known = f"there are {', '.join(earlier)}" if earlier else "there is none"
-            raise BadInput(f"{option}=stage:{stage}: no earlier stage of that name; {known}")
+            raise BadInput(f"{option}: no earlier stage of that name; {known}")
 
 
 # --- messages -----------------------------------------------------------------------------------------------------

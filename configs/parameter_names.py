@@ -3,11 +3,11 @@
 A parameter's name is its name in a native checkpoint, with the layer's number in the whole model where layers are
 stacked under one name: `embedding.word_embeddings.weight`, `decoder.layers.3.self_attention.linear_qkv.weight`,
 `decoder.layers.3.mlp.linear_fc1.layer_norm_weight`, `decoder.final_layernorm.weight`, `output_layer.weight` (where the
-head is not tied to the embedding). A layer of experts has `decoder.layers.3.pre_mlp_layernorm.weight`,
-`decoder.layers.3.mlp.router.weight` and `decoder.layers.3.mlp.experts.experts.5.linear_fc1.weight`, numbered likewise.
-A model that hears through an adapter has `adapter.*`, such as `adapter.linear_1.weight`, and with the encoder inside
-`encoder.*` by transformers' names of it: `encoder.conv1.weight`, `encoder.layers.3.fc1.weight`. A name is the
-same on every topology and engine.
+head is not tied to the embedding), `reward_head.weight` (of a reward model). A layer of experts has
+`decoder.layers.3.pre_mlp_layernorm.weight`, `decoder.layers.3.mlp.router.weight` and
+`decoder.layers.3.mlp.experts.experts.5.linear_fc1.weight`, numbered likewise. A model that hears through an adapter has
+`adapter.*`, such as `adapter.linear_1.weight`, and with the encoder inside `encoder.*` by transformers' names of it:
+`encoder.conv1.weight`, `encoder.layers.3.fc1.weight`. A name is the same on every topology and engine.
 
 A pattern has to match the whole name. `*` stands for any characters, dots included, `?` for one, `[ab]` for one of
 these, `<8-15>` for a number from 8 to 15.
@@ -23,6 +23,7 @@ from runtime.exits import BadInput
 
 LORA_A = "lora_a"
 LORA_B = "lora_b"
+REWARD_HEAD = "reward_head.weight"
 
 _RANGE = re.compile(r"<(\d+)-(\d+)>")
 _WIDEST = 10_000  # numbers in one range: no model has more layers
@@ -35,6 +36,11 @@ AUDIO_INPUT = ("adapter.", "encoder.")
 def is_lora(name: str) -> bool:
     """Whether a parameter is one of the two factors of a LoRA update."""
     return name.rpartition(".")[2] in (LORA_A, LORA_B)
+
+
+def is_added(name: str) -> bool:
+    """Whether a stage may have a parameter that the checkpoint it starts from lacks."""
+    return is_lora(name) or name.endswith(REWARD_HEAD) or name.removeprefix("model.").startswith(AUDIO_INPUT)
 
 
 def matcher(pattern: str) -> re.Pattern[str]:

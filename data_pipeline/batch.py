@@ -72,7 +72,9 @@ class Sample:
     of the places before. modality: uint8, same shape (`Vocabulary.modalities`). group: int32 [T], equal for neighbours
     that must not be cut apart. key: which sample this is, equal on every topology. audio_seconds: speech that the
     tokens and slots stand for. slots: runs of places that features fill; their tokens are -1. targets: further things
-    to predict, by name. wave: the sound itself, where the layout gives it.
+    to predict, by name. wave: the sound itself, where the layout gives it. segments: lengths of its parts, in order,
+    which see nothing of each other and are in one batch all the same, as the two answers of a preference, the chosen
+    one first; empty: it is one.
     """
 
     tokens: np.ndarray
@@ -84,6 +86,7 @@ class Sample:
     slots: tuple[FeatureSlots, ...] = ()
     targets: Mapping[str, Target] = field(default_factory=dict)
     wave: Wave | None = None
+    segments: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -93,12 +96,13 @@ class Sample:
 class Pack:
     """Samples laid end to end up to the sequence length T, as next-token prediction.
 
-    tokens, labels: int64 [T] (or [T, C]); labels[t] is the place after t of the same sample. loss_weight: float32,
-    same shape, the weight of that prediction, 0 on every sample's last place and on padding. label_modality: uint8,
-    same shape. positions: int64 [T], from 0 in each sample. lengths: places of each sample, padding (if any) last, so
+    tokens, labels: int64 [T] (or [T, C]); labels[t] is the place after t of the same segment. loss_weight: float32,
+    same shape, the weight of that prediction, 0 on every segment's last place and on padding. label_modality: uint8,
+    same shape. positions: int64 [T], from 0 in each segment. lengths: places of each sample, padding (if any) last, so
     that they add up to T. keys: the samples. padding: how many of the T places are padding. slots, targets: those of
     the samples, at their places in the pack; a target has weight 0 where a sample lacks it. waves: of the samples, in
-    order, where they have any.
+    order, where they have any. segments: lengths of the segments of each sample that has several, by its number in
+    `keys`.
     """
 
     tokens: np.ndarray
@@ -113,6 +117,18 @@ class Pack:
     slots: tuple[FeatureSlots, ...] = ()
     targets: Mapping[str, Target] = field(default_factory=dict)
     waves: tuple[Wave, ...] = ()
+    segments: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def attended(self) -> tuple[int, ...]:
+        """Lengths of what attention stays within: of every segment of every sample, and of the padding."""
+        each = (self.segments.get(number, (length,)) for number, length in enumerate(self.lengths))
+        return tuple(length for lengths in each for length in lengths)
+
+    @property
+    def read(self) -> tuple[int, ...]:
+        """The same without the padding."""
+        return self.attended[:-1] if self.padding else self.attended
 
 
 @dataclass(frozen=True)
@@ -155,15 +171,28 @@ class Waves:
 
 
 @dataclass(frozen=True)
+class Pairs:
+    """The samples of a batch that have two segments, a preferred answer and one that was not.
+
+    keys: those of the samples, as in `Sample`. segments: int64 [pairs, 2], which of the batch's segments
+    (`Batch.cu_seqlens`) the two are, the preferred one first.
+    """
+
+    keys: tuple[str, ...]
+    segments: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Batch:
     """A micro-batch of packs laid end to end as one row of N = packs x T tokens, on a device.
 
     tokens, labels, loss_weight (float32) and label_modality (uint8): [1, N], or [1, N, C]; positions: int64 [1, N];
-    cu_seqlens: int32 [samples + 1], where each sample starts, and N; longest: tokens of the longest sample. chunks:
-    which places attend to which; one, the whole row, unless `context.share_of` cut it. packs: int32 [1, N], the number
-    of each place's pack, -1 for padding; None: one pack without padding. sources: uint8 [1, N], the number of each
-    place's source in the mixture, 0 on padding; None: not asked for. splices: by encoder; targets: by name. waves: the
-    samples' sounds; None: they have none.
+    cu_seqlens: int32 [segments + 1], where each sample, or segment of one, starts, and N; longest: tokens of the
+    longest of these; pairs: which of them was preferred to which, None where none was. chunks: which places attend to
+    which; one, the whole row, unless `context.share_of` cut it. packs: int32 [1, N], the number of each place's pack,
+    -1 for padding; None: one pack without padding. sources: uint8 [1, N], the number of each place's source in the
+    mixture, 0 on padding; None: not asked for. splices: by encoder; targets: by name. waves: the samples' sounds; None:
+    they have none.
     """
 
     tokens: torch.Tensor
@@ -179,6 +208,7 @@ class Batch:
     splices: Mapping[str, Splice] = field(default_factory=dict)
     targets: Mapping[str, TargetRow] = field(default_factory=dict)
     waves: Waves | None = None
+    pairs: Pairs | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         return _moved(self, device)
@@ -191,7 +221,7 @@ def collate(packs: Sequence[Pack], sources: Sequence[str] = ()) -> Batch:
     def row(name: str) -> torch.Tensor:
         return torch.from_numpy(np.concatenate([getattr(pack, name) for pack in packs]))[None]
 
-    lengths = [length for pack in packs for length in pack.lengths]
+    lengths = [length for pack in packs for length in pack.attended]
     return Batch(
         tokens=row("tokens"),
         labels=row("labels"),
@@ -211,7 +241,22 @@ def collate(packs: Sequence[Pack], sources: Sequence[str] = ()) -> Batch:
             for name, target in laid_targets([(pack.targets, len(pack.tokens)) for pack in packs]).items()
         },
         waves=_waves(packs),
+        pairs=_pairs(packs),
     )
+
+
+def _pairs(packs: Sequence[Pack]) -> Pairs | None:
+    keys: list[str] = []
+    firsts: list[int] = []
+    before = 0
+    for pack in packs:
+        for number in range(len(pack.lengths)):
+            segments = len(pack.segments.get(number, (0,)))
+            if segments == 2:
+                keys.append(pack.keys[number])
+                firsts.append(before)
+            before += segments
+    return Pairs(tuple(keys), torch.tensor(firsts)[:, None] + torch.arange(2)) if keys else None
 
 
 def _numbered(pack: Pack, number: int) -> np.ndarray:
@@ -297,8 +342,8 @@ def _moved(part: Any, device: torch.device | str) -> Any:
             values[name] = (value.pin_memory() if pinned else value).to(device, non_blocking=True)
         elif isinstance(value, Mapping):
             values[name] = {key: _moved(inner, device) for key, inner in value.items()}
-        elif isinstance(value, Waves):
-            values[name] = _moved(value, device)
         elif name == "chunks":
             values[name] = tuple(_moved(chunk, device) for chunk in value)
+        elif isinstance(value, Pairs | Waves):
+            values[name] = _moved(value, device)
     return type(part)(**values)

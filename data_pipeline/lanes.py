@@ -135,7 +135,7 @@ class Lane:
 
     def _balanced(self, packs: list[Pack]) -> list[Pack]:
         """`packs` in the order in which they are handed out from turn `_turn` on."""
-        costs = np.array([sum(length * length for length in pack.lengths) for pack in packs])
+        costs = np.array([sum(length * length for length in pack.attended) for pack in packs])
         step, place = np.divmod(self.number + self._lanes * (self._turn + np.arange(len(packs))), self._batch)
         wanted = (place / self._batch + step * GOLDEN) % 1.0
         order = np.empty(len(packs), np.int64)

@@ -67,13 +67,17 @@ class Source:
         if self.documents.remote:
             self.documents.want(self.order.next_shards(cursor, lane, lanes))
         number = self.order.document(cursor, lane, lanes)
-        rng = np.random.default_rng(seed_of(self.seed, self.name, cursor.epoch, number))
-        utterances = self.documents.read(number)
-        laid = self._laid(utterances, rng, length) if utterances else []
-        named = (replace(sample, key=f"{self.name}/{cursor.epoch}/{sample.key}") for sample in laid)
-        samples = [piece for sample in named for piece in split_long(sample, length)]
+        samples = self.samples(number, cursor.epoch, length)
         after = self.order.normal(Cursor(cursor.epoch, cursor.place + 1), lane, lanes)
         return samples, Taken(*after, taken.tokens + sum(map(len, samples)))
+
+    def samples(self, number: int, epoch: int, length: int) -> list[Sample]:
+        """What document `number` becomes in an epoch, wherever in it that comes."""
+        rng = np.random.default_rng(seed_of(self.seed, self.name, epoch, number))
+        utterances = self.documents.read(number)
+        laid = self._laid(utterances, rng, length) if utterances else []
+        named = (replace(sample, key=f"{self.name}/{epoch}/{sample.key}") for sample in laid)
+        return [piece for sample in named for piece in split_long(sample, length)]
 
     def _laid(self, utterances: list[Utterance], rng: np.random.Generator, length: int) -> list[Sample]:
         """The samples of a document. One that the layout finds damaged gives none, and counts as damaged; those that

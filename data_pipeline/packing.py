@@ -16,7 +16,7 @@ def split_long(sample: Sample, length: int) -> list[Sample]:
     """Cut a sample of more than `length` places into pieces of at most that many, between groups only.
 
     The pieces are samples of their own: keys end in `#0`, `#1`, ..., seconds of audio go with the audio tokens and
-    feature slots. Raises BadInput where one group is longer than `length`.
+    feature slots. Raises BadInput where one group is longer than `length`. Samples of several segments are not cut.
     """
     if len(sample) <= length:
         return [sample]
@@ -116,6 +116,7 @@ def _lay(samples: Sequence[Sample], length: int, padding_id: int, columns: tuple
     loss_weight = np.zeros(shape, np.float32)
     label_modality = np.zeros(shape, np.uint8)
     slots: list[FeatureSlots] = []
+    nothing = tokens[0].copy()
     start = 0
     for sample in samples:
         end = start + len(sample)
@@ -123,18 +124,22 @@ def _lay(samples: Sequence[Sample], length: int, padding_id: int, columns: tuple
         labels[start : end - 1] = sample.tokens[1:]
         loss_weight[start : end - 1] = sample.loss_weight[1:]
         label_modality[start : end - 1] = sample.modality[1:]
+        for last in start - 1 + np.cumsum(sample.segments[:-1], dtype=np.int64):
+            labels[last], loss_weight[last], label_modality[last] = nothing, 0, 0
         slots += [replace(run, start=start + run.start) for run in sample.slots]
         start = end
     parts = [(sample.targets, len(sample)) for sample in samples]
     if padding:
         lengths.append(padding)
         parts.append(({}, padding))
+    segments = {number: sample.segments for number, sample in enumerate(samples) if len(sample.segments) > 1}
+    attended = [length for number, whole in enumerate(lengths) for length in segments.get(number, (whole,))]
     return Pack(
         tokens=tokens,
         labels=labels,
         loss_weight=loss_weight,
         label_modality=label_modality,
-        positions=np.concatenate([np.arange(n, dtype=np.int64) for n in lengths]),
+        positions=np.concatenate([np.arange(n, dtype=np.int64) for n in attended]),
         lengths=tuple(lengths),
         keys=tuple(sample.key for sample in samples),
         padding=padding,
@@ -142,4 +147,5 @@ def _lay(samples: Sequence[Sample], length: int, padding_id: int, columns: tuple
         slots=tuple(slots),
         targets=laid_targets(parts),
         waves=tuple(sample.wave for sample in samples if sample.wave is not None),
+        segments=segments,
     )

@@ -23,10 +23,10 @@ class Utterance:
     `codes` maps a codebook's name to integers of shape [rows, frames], one row but for residual codebooks; `features`
     maps an encoder's name to float16 of shape [frames, width]. `duration` is in seconds, 0 for text that was not
     spoken. `recording`, `start` (seconds) and `channel` say what it was cut from, `role` who speaks in a chat (system,
-    human or assistant), `style` how it is said where its source tells, such as RAP. `quality` holds what was measured,
-    by column. Utterances of one `document` stand next to each other, in order, in one shard; those of a conversation
-    are its turns, or parts of them, spoken or written. `audio` is its sound, a FLAC file at 16 kHz, for readers that
-    ask for it (None: they did not, or the corpus keeps none).
+    human or assistant; chosen or rejected, of two answers to compare), `style` how it is said where its source tells,
+    such as RAP. `quality` holds what was measured, by column. Utterances of one `document` stand next to each other, in
+    order, in one shard; those of a conversation are its turns, or parts of them, spoken or written. `audio` is its
+    sound, a FLAC file at 16 kHz, for readers that ask for it (None: they did not, or the corpus keeps none).
     """
 
     key: str

@@ -19,7 +19,7 @@ from checkpoints.retention import prune
 from checkpoints.saving import Contents, Saver
 from configs.audio_input import audio_input_of
 from configs.compose import to_yaml
-from configs.parameter_names import AUDIO_INPUT, is_lora
+from configs.parameter_names import is_added
 from configs.schema import Config, StageKind, Verification
 from data_pipeline.loader import Loader, merge_states
 from data_pipeline.vocabulary import Vocabulary
@@ -37,11 +37,6 @@ def engine_of(config: Config) -> dict[str, Any]:
     """The engine that wrote a checkpoint, as its manifest tells: to know, not to load it by."""
     engine = config.engine
     return {"engine": engine.name, **({"zero_stage": engine.zero_stage} if engine.name == "deepspeed" else {})}
-
-
-def _added(name: str) -> bool:
-    """Whether a parameter is of what a stage adds to a model."""
-    return is_lora(name) or name.removeprefix(MODEL_PREFIX).startswith(AUDIO_INPUT)
 
 
 class Checkpoints:
@@ -240,9 +235,9 @@ class Checkpoints:
         self._engine.load_state(state, optimizer=optimizer)
 
     def start_from(self, checkpoint: Path) -> None:
-        """Take the first weights of a new run. Low-rank updates, adapter and encoder that the checkpoint does not hold
-        stay as they are."""
-        state = store.load(checkpoint, self._engine.sharded_state(optimizer=False, loading=True), optional=_added)
+        """Take the first weights of a new run. Low-rank updates, adapter, encoder and a reward head that the checkpoint
+        does not hold stay as they are."""
+        state = store.load(checkpoint, self._engine.sharded_state(optimizer=False, loading=True), optional=is_added)
         self._engine.load_state(state, optimizer=False)
         self._say_audio_input(checkpoint)
 

@@ -52,7 +52,7 @@ def compare(
     start, comparison = 0, Comparison()
     for pack in packs:
         place = start
-        for length in pack.lengths[: len(pack.keys)]:
+        for length in pack.read:
             ids = torch.from_numpy(pack.tokens[place - start : place - start + length])
             with torch.no_grad():
                 if audio is None:

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from checkpoints.agreement import gather, highest
+from checkpoints.layout import step_of
 from checkpoints.maps import check_architecture
 from checkpoints.vocabulary_surgery import spread
 from configs.audio_input import audio_input_of
@@ -28,7 +29,7 @@ from data_pipeline.loader import control_packs, make_loader, validation_packs
 from runtime import startup
 from runtime.exits import Halted, StoppedEarly
 from runtime.signals import StopFlag
-from train import weights
+from train import reference, weights
 from train.checkpointing import Checkpoints
 from train.engines import process_groups
 from train.engines.build import build_engine
@@ -40,7 +41,7 @@ from train.models.speech_lm import check_layouts
 from train.objectives.build import check_objective, objective_of
 from train.objectives.decoding import check_waves
 from train.objectives.next_token import TEXT
-from train.objectives.objective import StageObjective
+from train.objectives.objective import Referring, StageObjective
 from train.observe.observer import Observer
 from train.observe.phases import CHECKPOINT, INCIDENT, VALIDATION
 from train.progress import Feeding, Progress, Tally
@@ -172,6 +173,8 @@ class Stage:
 
     def evaluate(self) -> None:
         checkpoint = self.checkpoints.load_newest()
+        self.progress.step = step_of(checkpoint) or 0
+        self._refer()
         terms = self._measure()
         self._say(f"{checkpoint}: " + "  ".join(f"{name} {value:.4f}" for name, value in terms.items()))
 
@@ -196,6 +199,21 @@ class Stage:
         if self.journal:
             self.journal.start(self.progress)
         self.checkpoints.prepare()
+        self._refer()
+
+    def _refer(self) -> None:
+        """Give an objective that compares with the stage's first weights what those say."""
+        if isinstance(self.objective, Referring):
+            begun = self.progress.step > 0
+            self._at("measuring the first weights")
+            found = reference.measured(
+                self.config, self.corpus, self.engine, self.objective, begun=begun, between=self._between_parts
+            )
+            self.objective.references.update(found)
+
+    def _between_parts(self) -> None:
+        self._stop_if_asked()
+        self._at("measuring the first weights")
 
     def _note_start(self) -> None:
         """Once, after the first step: write down what the time to it went into."""

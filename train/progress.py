@@ -125,7 +125,7 @@ def tally(
         (np.bincount(vocabulary.modality_of(ids[ids >= 0]), minlength=len(vocabulary.modalities)) for ids in real),
         start=np.zeros(len(vocabulary.modalities)),
     )
-    lengths = np.concatenate([np.asarray(pack.lengths[: len(pack.keys)], dtype=np.float64) for pack in packs])
+    lengths = np.concatenate([np.asarray(pack.read, dtype=np.float64) for pack in packs])
     by_source = dict.fromkeys(sources, 0.0)
     for pack in packs if sources else ():
         for key, length in zip(pack.keys, pack.lengths, strict=False):  # padding, which has no key, is last

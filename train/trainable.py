@@ -103,6 +103,8 @@ def trained_names(stage: StageConfig, names: Iterable[str]) -> set[str]:
     patterns = stage.trainable if stage.trainable is not None else [] if factors else ["*"]
     chosen = _found(patterns, known, "stage.trainable") | factors
     chosen -= _found(stage.frozen, known, "stage.frozen")
+    if stage.objective == "reward":
+        chosen -= {name for name in chosen if name.startswith("output_layer.")}  # nobody asks for logits
     if not chosen:
         raise BadInput("stage.trainable and stage.frozen leave no parameter to train")
     return chosen

@@ -14,8 +14,10 @@ from configs.checks.decoder import check_decoder
 from configs.checks.engine import check_engine
 from configs.checks.experts import check_experts
 from configs.checks.loss import check_loss
+from configs.checks.merge import check_merge
 from configs.checks.observe import check_observe
 from configs.checks.pipeline import check_micro_batches, check_pipeline
+from configs.checks.preference import PAIRS, check_preference
 from configs.checks.quality import check_alignment, check_quality
 from configs.checks.resilience import check_resilience
 from configs.checks.topology import check_data_parallel, check_topology, data_parallel_size
@@ -24,7 +26,7 @@ from configs.schema import Config
 from runtime.exits import BadInput
 
 ENGINES = ("megatron", "deepspeed")
-OBJECTIVES = ("pretrain", "sft")
+OBJECTIVES = ("pretrain", "sft", *PAIRS)
 OPTIMIZERS = ("adamw",)
 TRACKER_MODES = ("offline", "online", "disabled")
 
@@ -48,6 +50,8 @@ def check(config: Config, processes: int | None = None) -> None:
     check_training(config)
     check_observe(config, processes)
     check_loss(config)
+    check_preference(config)
+    check_merge(config)
     check_trained(config)
     check_resilience(config)
     check_cluster(config)

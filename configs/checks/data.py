@@ -46,7 +46,7 @@ def check_cut(cut: CutConfig, where: str) -> None:
         raise BadInput(f"{where}.channels={cut.channels}: not one of mix, each")
 
 
-ROLES = ("system", "human", "assistant")  # in conversations
+ROLES = ("system", "human", "assistant", "chosen", "rejected")  # in conversations, and the answers of preferences
 
 
 def check_making(corpus: CorpusConfig) -> None:

@@ -24,6 +24,7 @@ from configs.schema.data import (
 )
 from configs.schema.decoder import DecoderConfig, FlowConfig, MelConfig, VocoderConfig
 from configs.schema.loss import LossConfig
+from configs.schema.merge import MergeConfig
 from configs.schema.model import (
     AudioRows,
     BackboneConfig,
@@ -39,6 +40,7 @@ from configs.schema.model import (
 )
 from configs.schema.notify import Event, NotifyConfig
 from configs.schema.observe import ObserveConfig, ProfileConfig
+from configs.schema.preference import PreferenceConfig
 from configs.schema.resilience import OnIncident, ResilienceConfig
 from configs.schema.training import (
     AttentionKernel,
@@ -87,6 +89,7 @@ __all__ = [
     "LoraConfig",
     "LossConfig",
     "MelConfig",
+    "MergeConfig",
     "MixtureConfig",
     "NewRows",
     "NotifyConfig",
@@ -97,6 +100,7 @@ __all__ = [
     "ParameterGroupConfig",
     "Positions",
     "Precision",
+    "PreferenceConfig",
     "PreflightConfig",
     "ProfileConfig",
     "QualityConfig",
@@ -140,6 +144,8 @@ class Config:
     stage: StageConfig = field(default_factory=StageConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    merge: MergeConfig = field(default_factory=MergeConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)

@@ -25,6 +25,7 @@ from data_pipeline.layouts.dialogues import asr_dialogue, tts_dialogue
 from data_pipeline.layouts.groups import frame_columns
 from data_pipeline.layouts.interleaved import interleaved, spans
 from data_pipeline.layouts.paired import asr, tts
+from data_pipeline.layouts.preferences import preferences
 from data_pipeline.layouts.residual import csm
 from data_pipeline.layouts.resynthesis import resynthesis
 from data_pipeline.layouts.segments import intlv, itts
@@ -46,6 +47,7 @@ _LAYOUTS: dict[str, Callable[..., list[Sample]]] = {
     "interleaved": interleaved,
     "intlv": intlv,
     "itts": itts,
+    "preferences": preferences,
     "resynthesis": resynthesis,
     "spans": spans,
     "text": text,
@@ -54,7 +56,9 @@ _LAYOUTS: dict[str, Callable[..., list[Sample]]] = {
     "units": units,
 }
 _SEVERAL_COLUMNS = {"channels", "csm"}
-_CHATS = {"asr_dialogue", "chat", "tts_dialogue"}
+_CHATS = {"asr_dialogue", "chat", "preferences", "tts_dialogue"}
+_OF_WHOLE_DOCUMENTS = {"chat", "preferences"}
+_OPTIONS_AS = {"preferences": "chat"}
 _TEMPLATES = {"begin", "end", "listen", "marks", "speak", "task", "turn", "unit"}
 
 
@@ -110,7 +114,12 @@ class Layout:
     @property
     def of_whole_documents(self) -> bool:
         """Whether it wants no document of which an utterance is damaged, or does not pass the filter."""
-        return self.name == "chat"
+        return self.name in _OF_WHOLE_DOCUMENTS
+
+    @property
+    def of_pairs(self) -> bool:
+        """Whether its samples are two answers to compare, not sequences to learn."""
+        return self.name == "preferences"
 
     @property
     def plain(self) -> bool:
@@ -190,7 +199,7 @@ def check_same_columns(layouts: Mapping[str, Layout], vocabulary: Vocabulary) ->
 
 
 def _options_of(name: str) -> dict[str, inspect.Parameter]:
-    parameters = inspect.signature(_LAYOUTS[name]).parameters.values()
+    parameters = inspect.signature(_LAYOUTS[_OPTIONS_AS.get(name, name)]).parameters.values()
     return {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 

@@ -12,7 +12,7 @@ from configs.checks import check, check_corpus
 from configs.checks.topology import data_parallel_size, model_parallel_size
 from configs.compose import compose_stage
 from configs.recipe import load_recipe
-from configs.schema import Config, Precision, Recompute, RecomputeMethod, SourceConfig
+from configs.schema import Config, MergeConfig, Precision, Recompute, RecomputeMethod, SourceConfig, StageKind
 from runtime.exits import BadInput
 from tests.configs.recipes import write_recipe
 
@@ -88,6 +88,16 @@ def test_deepspeed_adds_bf16_gradients_up_in_fp32_alone(base: Config) -> None:
         ("optimizer.lr_multipliers={'heads':2}", "optimizer.lr_multipliers.heads: no such group"),
         ("optimizer.lr_multipliers={'head':-2}", "has to be 0 or above"),
         ("backbone.tied_embeddings=true optimizer.lr_multipliers={'head':2}", "the head is tied to the embedding"),
+        ("preference.beta=0", "preference.beta=0: has to be a number above 0"),
+        ("preference.smoothing=0.5", "preference.smoothing=0.5: has to be from 0 to below 0.5"),
+        ("preference.nll=-1", "preference.nll=-1: has to be a number, 0 or above"),
+        ("stage.objective=dpo loss.z=1e-4", "loss.z=0.0001: stage.objective=dpo knows none"),
+        ("stage.objective=dpo loss.smoothing=0.1", "loss.smoothing=0.1: stage.objective=dpo knows none"),
+        ("stage.objective=dpo parallel.context=2", "compares whole answers, which context parallelism cuts"),
+        ("stage.objective=reward", "export.huggingface: a reward model has no Hugging Face form"),
+        ("stage.objective=reward parallel.overlap_gradients=true", "the language model's head has none"),
+        ("stage.objective=reward engine.name=deepspeed engine.zero_stage=3", "engine.zero_stage=3: the reward head"),
+        ("merge.weights={'a':5,'b':1}", "stages by their weight go with stage.kind=merge"),
         ("loss.z=-1e-4", "loss.z=-0.0001: has to be 0 or above"),
         ("loss.chunk=-1", "loss.chunk=-1: has to be 0 or above"),
         ("loss.smoothing=1.0", "loss.smoothing=1.0: has to be from 0 to below 1"),
@@ -151,6 +161,22 @@ def test_impossible_values(base: Config, settings: str, said: str) -> None:
     with pytest.raises(BadInput) as caught:
         check(changed(base, settings))
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ({}, "merge.weights={}: stages by their weight go with stage.kind=merge"),
+        ({"a": 5.0}, "an average takes several stages"),
+        ({"a": 5.0, "b": -1.0}, "merge.weights.b=-1.0: has to be a number, 0 or above"),
+        ({"a": 0.0, "b": 0.0}, "not all are 0"),
+    ],
+)
+def test_impossible_merges(base: Config, weights: dict[str, float], said: str) -> None:
+    stage = replace(base.stage, kind=StageKind.merge)
+    with pytest.raises(BadInput) as caught:
+        check(replace(base, stage=stage, merge=MergeConfig(weights)))
+    assert said in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,15 @@ def test_lists_of_texts_become_turns(tmp_path: Path) -> None:
     assert told(str(tmp_path), topics=["food"]) == food == told(str(tmp_path), "food")
 
 
+def test_pairs_have_the_words_of_the_answer_in_another_order(tmp_path: Path) -> None:
+    (tmp_path / "food.yml").write_text("conversations:\n- [Hungry, Always a little., Why]\n- [Eat, No.]\n- [A, b b]\n")
+    found = told(str(tmp_path), pairs=True)
+    assert found == told(str(tmp_path), pairs=True) and list(found) == ["food-0000"]
+    question, chosen, (role, rejected) = found["food-0000"]
+    assert (question, chosen, role) == (("human", "Hungry"), ("chosen", "Always a little."), "rejected")
+    assert rejected != "Always a little." and sorted(rejected.split()) == sorted(["Always", "a", "little."])
+
+
 @pytest.mark.parametrize("text", ["conversations: 3\n", "- a\n", "conversations: [\n", "\xff"])
 def test_what_is_no_such_file_is_refused_by_name(tmp_path: Path, text: str) -> None:
     (tmp_path / "food.yml").write_bytes(text.encode("latin-1"))

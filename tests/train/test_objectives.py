@@ -47,7 +47,7 @@ def test_losses_are_weighted_and_split_by_modality() -> None:
     counts = objective.counts(batch)
     assert counts.tolist() == [1.0, 0.5, 1.0, 2.5, 2.5]
     assert objective.sums(losses, batch).tolist() == [2.0, 2.0, 1.0, 0.0, 5.0]
-    assert objective.loss(losses, counts).item() == pytest.approx(2.0)
+    assert objective.loss(losses, batch, counts).item() == pytest.approx(2.0)
     terms = objective.averages([2.0, 2.0, 1.0, 0.0, 5.0], counts.tolist())
     assert terms == {"lm": 2.0, "audio": 2.0, "text": 2.0, "linguistic": 4.0, "semantic": 1.0}
     targets = objective.targets(batch)
@@ -100,7 +100,7 @@ def test_modality_weights_make_a_weighted_mean_and_leave_the_reports_alone() -> 
     losses = losses_of(batch, each, z, total)
     counts, sums = objective.counts(batch), objective.sums(losses, batch)
     assert counts[-1] == 3.25
-    loss = objective.loss(losses, counts)
+    loss = objective.loss(losses, batch, counts)
     assert loss.item() == pytest.approx(3.0 * total / 3.25)
     terms = objective.averages(sums.tolist(), counts.tolist())
     plain = {"lm": 2.0, "audio": 2.0, "text": 2.0, "linguistic": 4.0, "semantic": 1.0}

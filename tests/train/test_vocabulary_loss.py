@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.ranks import run_ranks
 from train.models.heads.terms import Targets
-from train.models.heads.vocabulary_loss import vocabulary_loss
+from train.models.heads.vocabulary_loss import place_losses, vocabulary_loss
 
 Case = tuple[torch.Tensor, torch.Tensor, Targets]
 
@@ -85,6 +85,21 @@ cases = st.builds(
 @given(case=cases, scale=st.sampled_from([1.0, 0.01]))
 def test_values_and_gradients_match_float64(case: Case, scale: float) -> None:
     assert_close(ours(*case, scale=scale), exact(*case), 2e-5)
+
+
+@settings(max_examples=50)
+@given(case=cases, seed=st.integers(0, 1000))
+def test_places_differentiated_apart_take_any_gradient(case: Case, seed: int) -> None:
+    """As the sum whose weights are the gradients that come down, without smoothing and z."""
+    states, weight, targets = case
+    scales = torch.randn(len(states), generator=torch.Generator().manual_seed(seed))
+    plain = replace(targets, weights=scales[None], smoothing=0.0, z=0.0)
+    states, weight = states.detach().requires_grad_(), weight.detach().requires_grad_()
+    losses = place_losses(states, weight, targets)
+    (losses * scales).sum().backward()
+    found = {"cross_entropy": losses.detach(), "states": states.grad, "weight": weight.grad}
+    expected = exact(states, weight, plain)
+    assert_close(found, {name: expected[name] for name in found}, 2e-5)
 
 
 def test_in_float64_they_are_the_same_numbers() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
+from configs.checks.preference import PAIRS
 from configs.schema import Config
 from data_pipeline.batch import Batch, Pack, collate
 from data_pipeline.context import share_of
@@ -24,7 +25,12 @@ from train.engines import megatron
 from train.engines.build import build_engine
 from train.engines.megatron import MegatronEngine
 from train.models.parameters import named_parameters
-from train.objectives.next_token import TEXT, NextToken
+from train.objectives.build import objective_over
+from train.objectives.next_token import TEXT
+from train.objectives.objective import Referring
+from train.objectives.preference import pair_of
+
+_KEY = "dryrun/0/row/0"  # of a sample
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,9 @@ def build_rank(
     gpu: with a GPU's kernels in place of the CPU's. Raises Waiting where other ranks have to be built first.
     """
     began = time.perf_counter()
-    objective = NextToken((TEXT, *config.codec.codebooks), config.loss)
+    objective = objective_over(config, (TEXT, *config.codec.codebooks))
+    if isinstance(objective, Referring):
+        objective.references[pair_of(_KEY)] = (0.0, 0.0)
     pretended = gpu_kernels.pretended if gpu else nullcontext
     with joined(config, exchange, rank), pretended(), without_data() as ledger:
         engine: Any = build_engine(config, rows, objective, torch.device("cpu"))
@@ -138,7 +146,8 @@ def _with_data(batch: Batch, rank: int, ranks: int) -> Batch:
 
 
 def _full_row(config: Config) -> Batch:
-    """A micro-batch whose packs hold one sample each, without padding, all of it to be learned."""
+    """A micro-batch whose packs hold one sample each, without padding, all of it to be learned; of pairs, two answers
+    of half a pack."""
     size = config.train.sequence_length
     ones = np.ones(size, np.int64)
     pack = Pack(
@@ -148,8 +157,9 @@ def _full_row(config: Config) -> Batch:
         label_modality=np.zeros(size, np.uint8),
         positions=np.arange(size),
         lengths=(size,),
-        keys=("",),
+        keys=(_KEY,),
         padding=0,
         audio_seconds=0.0,
+        segments={0: (size // 2, size - size // 2)} if config.stage.objective in PAIRS else {},
     )
     return collate([pack] * config.train.micro_batch)

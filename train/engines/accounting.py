@@ -68,8 +68,8 @@ class StepAccount:
         """This micro-batch's share of the step's loss, a scalar to differentiate; losses: what `run` answered."""
         if self._speaks:
             self._sums.add_(self._objective.sums(losses, asked.batch))
-        self._seen.append(self._objective.loss(losses, asked.counts).detach())
-        return self._objective.loss(losses, self._totals[: self._terms])
+        self._seen.append(self._objective.loss(losses, asked.batch, asked.counts).detach())
+        return self._objective.loss(losses, asked.batch, self._totals[: self._terms])
 
     def averages(self) -> list[float]:
         """The average loss of each micro-batch of this rank; empty where the last layer is elsewhere."""

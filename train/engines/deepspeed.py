@@ -137,9 +137,9 @@ class DeepSpeedEngine:
         """Gradients are summed over ranks as they come, so no rank can tell whether its own were finite."""
         return Evidence(self._step.account.averages() if self._step else [], None)
 
-    def evaluate(self, batches: list[Batch], extra: list[float]) -> Outcome:
+    def evaluate(self, batches: list[Batch], extra: list[float], objective: Objective | None = None) -> Outcome:
         self.engine.eval()
-        account = StepAccount(self.objective, batches, extra, self.device)
+        account = StepAccount(objective or self.objective, batches, extra, self.device)
         with torch.no_grad():
             for asked in account.asked:
                 account.loss(asked, self._run(self.engine, asked.batch, asked.targets))

@@ -22,7 +22,7 @@ from train.engines import megatron_optimizer as optimizers
 from train.engines.accounting import Asked, StepAccount
 from train.engines.deepspeed import DeepSpeedEngine, Step
 from train.engines.deepspeed_config import deepspeed_config
-from train.engines.protocol import Outcome
+from train.engines.protocol import Objective, Outcome
 from train.models.speech_lm import SpeechLM, run
 from train.observe.phases import BACKWARD, COMMUNICATION, FORWARD, OPTIMIZER
 
@@ -128,8 +128,8 @@ class DeepSpeedPipeline(DeepSpeedEngine):
         self.engine.train_batch(_tokens(step.account.asked))
         return replace(step.settled(), seconds=self.stopwatch.read())
 
-    def evaluate(self, batches: list[Batch], extra: list[float]) -> Outcome:
-        account = StepAccount(self.objective, batches, extra, self.device)
+    def evaluate(self, batches: list[Batch], extra: list[float], objective: Objective | None = None) -> Outcome:
+        account = StepAccount(objective or self.objective, batches, extra, self.device)
         self._look(account.asked, account.loss)
         return account.close(None)
 

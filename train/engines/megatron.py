@@ -175,10 +175,10 @@ class MegatronEngine:
         losses = self._account.averages() if self._account else []
         return Evidence(losses, None if self._gradients is None else bool(self._gradients.isfinite().all()))
 
-    def evaluate(self, batches: list[Batch], extra: list[float]) -> Outcome:
+    def evaluate(self, batches: list[Batch], extra: list[float], objective: Objective | None = None) -> Outcome:
         self._look()
         with torch.no_grad():
-            outcome = self._run(batches, extra, forward_only=True).close(None)
+            outcome = self._run(batches, extra, forward_only=True, objective=objective).close(None)
         return replace(outcome, routing=self._routing.close())
 
     def logits(self, batch: Batch) -> torch.Tensor | None:
@@ -210,10 +210,13 @@ class MegatronEngine:
         for chunk in self.chunks:
             chunk.eval()
 
-    def _run(self, batches: list[Batch], extra: list[float], *, forward_only: bool) -> StepAccount:
+    def _run(
+        self, batches: list[Batch], extra: list[float], *, forward_only: bool, objective: Objective | None = None
+    ) -> StepAccount:
         """Micro-batches through the schedule. Returns what they added up to, to be closed."""
         mine = [self._share(batch) for batch in batches]
-        self._account = account = StepAccount(self.objective, mine, extra, self.device, self.stopwatch)
+        objective = objective or self.objective
+        self._account = account = StepAccount(objective, mine, extra, self.device, self.stopwatch)
         self._routing.open(account.real)
 
         def loss(asked: Asked, losses: Losses) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:

@@ -63,7 +63,7 @@ class Objective(Protocol):
     def sums(self, losses: Losses, batch: Batch) -> torch.Tensor:
         """float64 [terms], detached; losses: what `run` returned."""
 
-    def loss(self, losses: Losses, counts: torch.Tensor) -> torch.Tensor:
+    def loss(self, losses: Losses, batch: Batch, counts: torch.Tensor) -> torch.Tensor:
         """The scalar to differentiate for one micro-batch; counts: float64 [terms] of the whole global batch.
 
         Added up over all micro-batches of all data-parallel ranks it is the loss of the step.
@@ -106,8 +106,8 @@ class Engine(Protocol):
     def evidence(self) -> Evidence:
         """What this rank saw in its last training step."""
 
-    def evaluate(self, batches: list[Batch], extra: list[float]) -> Outcome:
-        """Losses of the micro-batches, without learning from them."""
+    def evaluate(self, batches: list[Batch], extra: list[float], objective: Objective | None = None) -> Outcome:
+        """Losses of the micro-batches, without learning from them; `objective`: another one than the stage's."""
 
     def place_rows(self, first: int, begin_rows: BeginRows, text_rows: int) -> None:
         """Set vocabulary rows `first`.. to what `begin_rows` makes of the text rows' mean and covariance."""

@@ -19,6 +19,7 @@ from train.models.attention.row import packed_row
 from train.models.experts import part_of_sequence
 from train.models.gradients import Embedding
 from train.models.heads.language import LANGUAGE, LanguageHead
+from train.models.heads.reward import REWARD, RewardHead
 from train.models.heads.terms import Targets
 from train.models.inputs.adapter import make_adapter
 from train.models.inputs.encoder import WhisperEncoder
@@ -59,6 +60,8 @@ class SpeechLM(GPTModel):
             self.embedding.__class__ = ScaledEmbedding
         if self.post_process:  # what GPTModel built and marked, with another forward pass
             self.output_layer.__class__ = LanguageHead
+        if self.post_process and config.reward:
+            self.reward_head = RewardHead(config)
         if self.pre_process:
             self.embedding.word_embeddings.__class__ = Embedding
         if self.pre_process and self.post_process and backbone.tied_embeddings:
@@ -105,6 +108,8 @@ class SpeechLM(GPTModel):
         """Megatron-Core's end of the forward pass, with our head where losses are asked for."""
         if labels is None or not self.post_process:
             return super()._postprocess(hidden_states=hidden_states, labels=None, **given)
+        if self.config.reward:
+            return {REWARD: self.reward_head(hidden_states, self.pg_collection.tp, self.config.sequence_parallel)}
         tied = self.share_embeddings_and_output_weights
         weight = self.shared_embedding_or_output_weight() if tied else None
         return {LANGUAGE: self.output_layer(hidden_states, weight=weight, targets=labels)}

@@ -42,6 +42,7 @@ def trunk_of(config: Config, vocabulary_rows: int) -> TrunkConfig:
         row_packs=config.train.micro_batch,
         accumulate=config.engine.name == "megatron" and not config.backbone.experts,
         audio_input=audio_input_of(config),
+        reward=config.stage.objective == "reward",
     )
 
 
@@ -56,10 +57,12 @@ def transformer_config(
     row_packs: int = 1,
     accumulate: bool = False,
     audio_input: AudioInput | None = None,
+    reward: bool = False,
 ) -> TrunkConfig:
     """Megatron's configuration of this backbone on this topology; no dropout, no biases but (optionally) of QKV.
 
-    accumulate: the engine has buffers that linear layers may add their gradients to, as Megatron's has.
+    accumulate: the engine has buffers that linear layers may add their gradients to, as Megatron's has. reward: as in
+    `TrunkConfig`.
     """
     bf16 = precision is Precision.bf16
     return TrunkConfig(
@@ -85,6 +88,7 @@ def transformer_config(
         residual_multiplier=backbone.residual_multiplier,
         logits_divisor=backbone.logits_divisor,
         softmax_scale=backbone.attention_scale,
+        reward=reward,
         kernel=chosen(attention, backbone.positions, half=bf16),
         hidden_dropout=0.0,
         attention_dropout=0.0,

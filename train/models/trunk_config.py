@@ -14,7 +14,8 @@ from configs.schema import AttentionKernel, ExpertsConfig, Positions, RopeScalin
 class TrunkConfig(TransformerConfig):
     """positions, rope_..., ..._multiplier, logits_divisor, experts: as in `BackboneConfig`. kernel: which one computes
     attention, never auto. row_packs: most packs that a row holds whose routing is counted. grouped_experts: one product
-    for all experts. audio_input: what the model hears through beside codes, if through anything."""
+    for all experts. audio_input: what the model hears through beside codes, if through anything. reward: the last stage
+    has a reward head, which answers in the place of the language model's."""
 
     positions: Positions = Positions.rope
     rope_base: float = 10000.0
@@ -29,3 +30,4 @@ class TrunkConfig(TransformerConfig):
     row_packs: int = 1
     grouped_experts: bool = False
     audio_input: AudioInput | None = None
+    reward: bool = False

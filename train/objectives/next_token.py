@@ -77,7 +77,7 @@ class NextToken:
         z = (places["z"] * batch.loss_weight).sum(dtype=torch.float64)
         return torch.cat([each, z[None], sources, losses[LANGUAGE]["total"].detach().double()[None]])
 
-    def loss(self, losses: Losses, counts: torch.Tensor) -> torch.Tensor:
+    def loss(self, losses: Losses, batch: Batch, counts: torch.Tensor) -> torch.Tensor:
         """This micro-batch's part of the loss, to differentiate; `counts` are those of the global batch."""
         return self._scale * losses[LANGUAGE]["total"] / counts[-1].clamp(min=1e-9).float()
 

@@ -37,6 +37,7 @@ from data_pipeline.sources.speech.lhotse_shar import lhotse_shar
 from data_pipeline.sources.speech.librispeech import librispeech
 from data_pipeline.sources.speech.manifest import jsonl, tsv
 from data_pipeline.sources.speech.places import Place
+from data_pipeline.sources.speech.preferences import preferences
 from data_pipeline.sources.speech.wenetspeech import wenetspeech
 from runtime.exits import BadInput
 
@@ -67,6 +68,7 @@ KINDS = {
     "lhotse_cuts": Kind(lhotse_cuts),
     "lhotse_shar": Kind(lhotse_shar),
     "librispeech": Kind(librispeech, licence="CC-BY-4.0", language="en"),
+    "preferences": Kind(preferences),
     "tsv": Kind(tsv),
     "wenetspeech": Kind(wenetspeech, licence="WenetSpeech terms (non-commercial research)", language="zh"),
 }

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import xxhash
 import yaml
 
 from data_pipeline.sources.keys import safe_key
@@ -17,12 +19,14 @@ from runtime.exits import BadInput
 _TURNS = ("human", "assistant")
 
 
-def chatterbot(path: str, split: str | None, *, topics: Sequence[str] = ()) -> Iterator[Recording]:
+def chatterbot(path: str, split: str | None, *, topics: Sequence[str] = (), pairs: bool = False) -> Iterator[Recording]:
     """Conversations of the YAML files in the folder `path`, topic by topic; `topics` names those wanted, in any order,
     `split` one of them.
 
     The first to speak is the human. A conversation becomes one document, `<topic>-<number>`, and each turn an
-    utterance of it; what is no list of at least two texts is left out. Raises BadInput for a topic that is not there,
+    utterance of it; what is no list of at least two texts is left out. `pairs`: of each the first two turns alone, the
+    answer as chosen and, its words in another order, as rejected once more: preferences to try things on, as nobody
+    was asked. Those of one word are left out. Raises BadInput for a topic that is not there,
     or a file that is no YAML of that form.
     """
     files = {file.stem: file for file in sorted(Path(path).glob("*.yml"))}
@@ -37,9 +41,24 @@ def chatterbot(path: str, split: str | None, *, topics: Sequence[str] = ()) -> I
             if len(said) < 2 or len(said) != len(turns) or not all(said):
                 continue
             name = safe_key(f"{topic}-{number:04d}")
-            for turn, text in enumerate(said):
-                segment = Segment(text=text, role=_TURNS[turn % 2])
+            roles = [_TURNS[turn % 2] for turn in range(len(said))]
+            if pairs:
+                shuffled = _shuffled(said[1], name)
+                if shuffled == said[1]:
+                    continue
+                said, roles = [*said[:2], shuffled], ["human", "chosen", "rejected"]
+            for turn, (role, text) in enumerate(zip(roles, said, strict=True)):
+                segment = Segment(text=text, role=role)
                 yield Recording(f"{name}-{turn:03d}", Written(files[topic].name), (segment,), document=name)
+
+
+def _shuffled(text: str, seed: str) -> str:
+    """The words of `text` in another order, if they have one; the same for one `seed`."""
+    rng = np.random.default_rng(xxhash.xxh3_64_intdigest(seed.encode()))
+    words, other = text.split(), text
+    while other == text and len(set(words)) > 1:
+        other = " ".join(str(word) for word in rng.permutation(words))
+    return other
 
 
 def _conversations(file: Path) -> list[Any]:

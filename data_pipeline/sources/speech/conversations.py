@@ -12,7 +12,7 @@ says what was written by the roles in `corpus.spoken_roles`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,13 +27,15 @@ ROLES = {"system": "system", "human": "human", "user": "human", "assistant": "as
 """Roles by the names that files give them."""
 
 
-class _Keys(NamedTuple):
+class Keys(NamedTuple):
+    """What the role, the text and the sound of a message are called."""
+
     role: str
     text: str
     audio: str
 
 
-class _Damaged(Exception):
+class NoConversation(Exception):
     """A line that is no conversation; `kind` as UnreadableAudio has it."""
 
     def __init__(self, kind: str, what: str) -> None:
@@ -62,50 +64,76 @@ def conversations(
     so. A line that is no conversation is told by its number when the corpus is built, and counts as damaged; so does
     one with another role. A conversation with a turn that cannot be read is left out whole.
     """
-    base = audio_folder or path.rpartition("/")[0] or ("." if not is_url(path) else "")
-    keys = _Keys(role, text, audio)
+    keys = Keys(role, text, audio)
+    base = base_of(path, audio_folder)
+
+    def turns(row: dict[str, Any], name: str) -> Iterator[Recording]:
+        for number, message in enumerate(messages_in(row.get(messages), "messages")):
+            yield turn(message, number, keys, name, base, path)
+
+    yield from of_lines(path, split, turns, id=id, split_column=split_column)
+
+
+def of_lines(
+    path: str,
+    split: str | None,
+    turns: Callable[[dict[str, Any], str], Iterator[Recording]],
+    *,
+    id: str,
+    split_column: str,
+) -> Iterator[Recording]:
+    """The turns of every line of `path`, as `turns` makes them of its object and its name; of a line for which that
+    raises NoConversation, a recording that cannot be read."""
     for number, line in read_lines(path):
-        where = f"{path} line {number}"
         try:
             row = _object(line)
             if split is not None and text_in(row, split_column) != split:
                 continue
             name = safe_key(text_in(row, id) or f"{Path(path).name.partition('.')[0]}-{number}")
-            turns = list(_turns(row.get(messages), keys, name, base, path))
-        except _Damaged as damaged:
-            lost = Nowhere(f"{where}: {damaged}", damaged.kind)
-            turns = [Recording(safe_key(f"line-{number}"), lost, (Segment(),))]
-        yield from turns
+            found = list(turns(row, name))
+        except NoConversation as damaged:
+            lost = Nowhere(f"{path} line {number}: {damaged}", damaged.kind)
+            found = [Recording(safe_key(f"line-{number}"), lost, (Segment(),))]
+        yield from found
+
+
+def base_of(path: str, audio_folder: str | None) -> str:
+    """The folder that paths of audio in the file `path` are relative to."""
+    return audio_folder or path.rpartition("/")[0] or ("." if not is_url(path) else "")
 
 
 def _object(line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise _Damaged("conversation", f"no JSON ({type(error).__name__})") from error
+        raise NoConversation("conversation", f"no JSON ({type(error).__name__})") from error
     if not isinstance(row, dict):
-        raise _Damaged("conversation", "no JSON object")
+        raise NoConversation("conversation", "no JSON object")
     return row
 
 
-def _turns(messages: Any, keys: _Keys, name: str, base: str, path: str) -> Iterator[Recording]:
-    if not isinstance(messages, list) or not messages:
-        raise _Damaged("conversation", "no list of messages")
-    for number, message in enumerate(messages):
-        if not isinstance(message, dict):
-            raise _Damaged("conversation", f"message {number} is no JSON object")
-        said = message.get(keys.role)
-        if not isinstance(said, str) or said not in ROLES:
-            raise _Damaged("role", f"message {number} has the role {said!r}; there are {', '.join(ROLES)}")
-        for key in (keys.text, keys.audio):
-            if not isinstance(message.get(key) or "", str):
-                raise _Damaged("conversation", f"{key} of message {number} is no text")
-        file, text = text_in(message, keys.audio), text_in(message, keys.text)
-        if not file and not text:
-            raise _Damaged("conversation", f"message {number} has neither {keys.text} nor {keys.audio}")
-        place = beside(base, file) if file else Written(path)
-        segment = _segment(message, ROLES[said], text, f"message {number}")
-        yield Recording(safe_key(f"{name}-{number:03d}"), place, (segment,), document=name)
+def messages_in(value: Any, key: str) -> list[Any]:
+    if not isinstance(value, list) or not value:
+        raise NoConversation("conversation", f"no list of {key}")
+    return value
+
+
+def turn(message: Any, number: int, keys: Keys, name: str, base: str, path: str) -> Recording:
+    """Message `number` of the conversation `name`. Raises NoConversation."""
+    if not isinstance(message, dict):
+        raise NoConversation("conversation", f"message {number} is no JSON object")
+    said = message.get(keys.role)
+    if not isinstance(said, str) or said not in ROLES:
+        raise NoConversation("role", f"message {number} has the role {said!r}; there are {', '.join(ROLES)}")
+    for key in (keys.text, keys.audio):
+        if not isinstance(message.get(key) or "", str):
+            raise NoConversation("conversation", f"{key} of message {number} is no text")
+    file, text = text_in(message, keys.audio), text_in(message, keys.text)
+    if not file and not text:
+        raise NoConversation("conversation", f"message {number} has neither {keys.text} nor {keys.audio}")
+    place = beside(base, file) if file else Written(path)
+    segment = _segment(message, ROLES[said], text, f"message {number}")
+    return Recording(safe_key(f"{name}-{number:03d}"), place, (segment,), document=name)
 
 
 def _segment(message: dict[str, Any], role: str, text: str, where: str) -> Segment:
@@ -114,7 +142,7 @@ def _segment(message: dict[str, Any], role: str, text: str, where: str) -> Segme
         duration, end = number_in(message, "duration", where), number_in(message, "end", where)
         channel = number_in(message, "channel", where)
     except BadInput as error:
-        raise _Damaged("conversation", str(error)) from error
+        raise NoConversation("conversation", str(error)) from error
     if "offset" not in message and end is None:
         duration = None  # it is that of the file
     return Segment(

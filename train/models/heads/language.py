@@ -13,7 +13,7 @@ from megatron.core.tensor_parallel import (
 )
 
 from train.models.heads.terms import HeadLosses, Targets
-from train.models.heads.vocabulary_loss import vocabulary_loss
+from train.models.heads.vocabulary_loss import place_losses, vocabulary_loss
 
 LANGUAGE = "lm"  # the head's name among losses
 
@@ -54,13 +54,16 @@ def language_losses(
     """Losses of the trunk's last hidden states, [N, 1, h], or this rank's [N / TP, 1, h] under sequence parallelism.
 
     weight: this tensor-parallel rank's rows of the head [V / TP, h]. Reported by place: "cross_entropy", plain, in
-    nats, and "z", (log Z)^2. used_again: as in `vocabulary_loss`. Gradients reach `hidden` added up over the tensor-
-    parallel ranks, as a ColumnParallelLinear's do.
+    nats, and "z", (log Z)^2; with `targets.apart` the former alone. used_again: as in `vocabulary_loss`. Gradients
+    reach `hidden` added up over the tensor-parallel ranks, as a ColumnParallelLinear's do.
     """
     if sequence_parallel:
         hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=True, group=group)
     else:
         hidden = copy_to_tensor_model_parallel_region(hidden, group=group)
     ranks = group if dist.get_world_size(group) > 1 else None
+    if targets.apart:
+        losses = place_losses(hidden[:, 0], weight, targets, ranks, used_again=used_again)
+        return {"total": losses.new_zeros(()), "places": {"cross_entropy": losses[None]}}
     total, cross_entropy, z = vocabulary_loss(hidden[:, 0], weight, targets, ranks, used_again=used_again)
     return {"total": total, "places": {"cross_entropy": cross_entropy[None], "z": z[None]}}

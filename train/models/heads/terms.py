@@ -14,7 +14,8 @@ class Targets:
 
     labels: int64 [1, N]; weights: float32 [1, N], of each place's loss in the sum that is differentiated, in units of
     one token; places: int64 [n], ascending, the places whose loss is wanted at all (a reported loss may be wanted where
-    the weight is 0), None: every place. smoothing, z, chunk: as in `configs.schema.LossConfig`.
+    the weight is 0), None: every place. smoothing, z, chunk: as in `configs.schema.LossConfig`. apart: the loss of each
+    place is to be differentiated by itself, not their sum: weights, smoothing and z play no part.
 
     `places` are made on the CPU, where the data is, since finding them on a GPU would make the host wait.
     """
@@ -25,6 +26,7 @@ class Targets:
     smoothing: float = 0.0
     z: float = 0.0
     chunk: int = 0
+    apart: bool = False
 
     def to(self, device: torch.device) -> Targets:
         """A copy on `device`; to a GPU through pinned memory, so that nobody waits."""
@@ -40,7 +42,8 @@ class HeadLosses(TypedDict):
     """One head's losses over a micro-batch, on all ranks of the last stage alike.
 
     total: fp32 scalar to differentiate, each place's loss times its weight, added up. places: what is reported, by
-    name, fp32 [1, N], detached, unweighted, 0 where no loss was wanted.
+    name, fp32 [1, N], detached, unweighted, 0 where no loss was wanted. With `Targets.apart` it is the other way round:
+    total is 0, and what `places` has is differentiable.
     """
 
     total: torch.Tensor

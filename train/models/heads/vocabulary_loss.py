@@ -14,11 +14,14 @@ the backward pass. That is three matrix products, as many as with all logits kep
 the backward pass would take four. The price is that the head's gradient [V / TP, h] and the hidden states' [N, h] live
 from the forward pass on; on the last pipeline stage the backward pass follows the forward pass of its micro-batch at
 once, and would allocate both itself while every activation is still there, so the peak is no higher.
+
+An objective that is no such sum, as one of sequences' probabilities, has weights only when its own gradient comes down.
+Its losses place by place (`place_losses`) cost the fourth product.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -58,6 +61,23 @@ def vocabulary_loss(
     return total, cross_entropy, z
 
 
+def place_losses(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: Targets,
+    group: dist.ProcessGroup | None = None,
+    *,
+    used_again: bool = False,
+) -> torch.Tensor:
+    """The cross entropy of each place, at least fp32 [N], 0 where none is wanted, differentiable once each by itself;
+    weights, smoothing and z of `targets` play no part. Arguments, and gradients, are those of `vocabulary_loss`."""
+    learning = torch.is_grad_enabled()
+    wanted = (learning and hidden.requires_grad, learning and weight.requires_grad)
+    plain = replace(targets, weights=torch.zeros_like(targets.weights), smoothing=0.0, z=0.0)
+    losses: torch.Tensor = _PlaceLosses.apply(hidden, weight, plain, group, wanted, used_again)
+    return losses
+
+
 class _VocabularyLoss(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -69,39 +89,7 @@ class _VocabularyLoss(torch.autograd.Function):
         wanted: tuple[bool, bool],
         used_again: bool,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        exact = torch.promote_types(hidden.dtype, torch.float32)
-        labels, weights, places = targets.labels.reshape(-1), targets.weights.reshape(-1).to(exact), targets.places
-        total = torch.zeros((), dtype=exact, device=hidden.device)
-        cross_entropy, z = (torch.zeros(len(hidden), dtype=exact, device=hidden.device) for _ in range(2))
-        count = len(hidden) if places is None else len(places)
-        new = torch.empty if count else torch.zeros
-        gradients = _Gradients(
-            torch.zeros_like(hidden) if wanted[0] else None,
-            new(weight.shape, dtype=exact, device=weight.device) if wanted[1] else None,
-        )
-        size = min(targets.chunk or count, count)
-        room = torch.empty(
-            (size, len(weight)), dtype=exact, device=hidden.device
-        )  # for one chunk's logits after another
-        for start in range(0, count, max(size, 1)):
-            part: Any = slice(start, min(count, start + size))
-            if places is not None:
-                part = places[part]
-            states, scale = hidden[part], weights[part]
-            logits = _product(states, weight.t(), room[: len(states)])
-            log_z, chosen, mean, share, row = _statistics(logits, labels[part], targets.smoothing > 0, group)
-            cross_entropy[part], z[part] = log_z - chosen, log_z.square()
-            smoothed = log_z - (1 - targets.smoothing) * chosen - targets.smoothing * mean
-            total += (scale * (smoothed + targets.z * log_z.square())).sum()
-            if any(wanted):
-                logits.mul_((scale * (1 + 2 * targets.z * log_z) * share)[:, None])
-                if targets.smoothing:
-                    rows = len(weight) * (dist.get_world_size(group) if group else 1)
-                    logits.sub_((scale * targets.smoothing / rows)[:, None])
-                here = row >= 0
-                drop = torch.where(here, (1 - targets.smoothing) * scale, 0)
-                logits.scatter_add_(1, row.clamp(min=0)[:, None], -drop[:, None])
-                _add_gradients(gradients, logits.to(hidden.dtype), states, weight, part, start == 0)
+        total, cross_entropy, z, gradients = _chunk_by_chunk(hidden, weight, targets, group, wanted)
         ctx.gradients, ctx.weight, ctx.used_again = gradients, weight, used_again
         ctx.mark_non_differentiable(cross_entropy, z)
         return total, cross_entropy, z
@@ -114,15 +102,87 @@ class _VocabularyLoss(torch.autograd.Function):
             raise RuntimeError("the vocabulary loss was differentiated before, and its gradients are used up")
         ctx.gradients = None
         hidden = None if gradients.hidden is None else gradients.hidden.mul_(scale)
-        weight, buffer = gradients.weight, buffer_of(ctx.weight)
-        if weight is not None and buffer is not None:
-            buffer.addcmul_(weight, scale)
-            # Autograd adds up what all uses of a weight return: it needs one stand-in.
-            weight = None if ctx.used_again else stand_in(ctx.weight)
-        elif weight is not None:
-            weight.mul_(scale)
+        weight = None if gradients.weight is None else _handed_over(gradients.weight, scale, ctx)
         ctx.weight = None
         return hidden, weight, None, None, None, None
+
+
+class _PlaceLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        targets: Targets,
+        group: dist.ProcessGroup | None,
+        wanted: tuple[bool, bool],
+        used_again: bool,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(hidden)
+        ctx.weight, ctx.used_again, ctx.asked = weight, used_again, (targets, group, wanted)
+        return _chunk_by_chunk(hidden, weight, targets, group, (False, False))[1]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, scales: torch.Tensor) -> tuple[Any, ...]:
+        targets, group, wanted = ctx.asked
+        (hidden,) = ctx.saved_tensors
+        *_, gradients = _chunk_by_chunk(hidden, ctx.weight, replace(targets, weights=scales), group, wanted)
+        weight = None if gradients.weight is None else _handed_over(gradients.weight, scales.new_ones(()), ctx)
+        ctx.weight = None
+        return gradients.hidden, weight, None, None, None, None
+
+
+def _chunk_by_chunk(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: Targets,
+    group: dist.ProcessGroup | None,
+    wanted: tuple[bool, bool],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, _Gradients]:
+    """What `vocabulary_loss` returns, and the gradients of the sum, of hidden states and weight where `wanted`."""
+    exact = torch.promote_types(hidden.dtype, torch.float32)
+    labels, weights, places = targets.labels.reshape(-1), targets.weights.reshape(-1).to(exact), targets.places
+    total = torch.zeros((), dtype=exact, device=hidden.device)
+    cross_entropy, z = (torch.zeros(len(hidden), dtype=exact, device=hidden.device) for _ in range(2))
+    count = len(hidden) if places is None else len(places)
+    new = torch.empty if count else torch.zeros
+    gradients = _Gradients(
+        torch.zeros_like(hidden) if wanted[0] else None,
+        new(weight.shape, dtype=exact, device=weight.device) if wanted[1] else None,
+    )
+    size = min(targets.chunk or count, count)
+    room = torch.empty((size, len(weight)), dtype=exact, device=hidden.device)  # for one chunk's logits after another
+    for start in range(0, count, max(size, 1)):
+        part: Any = slice(start, min(count, start + size))
+        if places is not None:
+            part = places[part]
+        states, scale = hidden[part], weights[part]
+        logits = _product(states, weight.t(), room[: len(states)])
+        log_z, chosen, mean, share, row = _statistics(logits, labels[part], targets.smoothing > 0, group)
+        cross_entropy[part], z[part] = log_z - chosen, log_z.square()
+        smoothed = log_z - (1 - targets.smoothing) * chosen - targets.smoothing * mean
+        total += (scale * (smoothed + targets.z * log_z.square())).sum()
+        if any(wanted):
+            logits.mul_((scale * (1 + 2 * targets.z * log_z) * share)[:, None])
+            if targets.smoothing:
+                rows = len(weight) * (dist.get_world_size(group) if group else 1)
+                logits.sub_((scale * targets.smoothing / rows)[:, None])
+            here = row >= 0
+            drop = torch.where(here, (1 - targets.smoothing) * scale, 0)
+            logits.scatter_add_(1, row.clamp(min=0)[:, None], -drop[:, None])
+            _add_gradients(gradients, logits.to(hidden.dtype), states, weight, part, start == 0)
+    return total, cross_entropy, z, gradients
+
+
+def _handed_over(gradient: torch.Tensor, scale: torch.Tensor, ctx: Any) -> torch.Tensor | None:
+    """`scale` times the weight's gradient, for autograd; where the engine has a buffer, it goes there."""
+    buffer = buffer_of(ctx.weight)
+    if buffer is None:
+        return gradient.mul_(scale)
+    buffer.addcmul_(gradient, scale)
+    # Autograd adds up what all uses of a weight return: it needs one stand-in.
+    return None if ctx.used_again else stand_in(ctx.weight)
 
 
 def _statistics(

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from configs.checks.distillation import DISTILL
 from configs.schema import Config, SourceConfig
+from data_pipeline.answers import SourceAnswers, Teacher
 from data_pipeline.batch import Sample
 from data_pipeline.corpus import Corpus
 from data_pipeline.damage import DamageTally
@@ -37,7 +40,8 @@ class Taken(NamedTuple):
 class Source:
     """One stream of the mixture: documents laid out one way, epoch after epoch, each epoch in its own order.
 
-    `name` is the path to it, such as `speech.asr`. `epochs`: passes until it has nothing more; None: no end.
+    `name` is the path to it, such as `speech.asr`. `epochs`: passes until it has nothing more; None: no end. `teacher`:
+    whose answers samples have as a target.
     """
 
     name: str
@@ -49,6 +53,7 @@ class Source:
     vocabulary: Vocabulary
     seed: int
     epochs: int | None
+    teacher: SourceAnswers | None = None
 
     def begin(self, lane: int, lanes: int) -> Taken:
         """Where `lane` starts."""
@@ -66,13 +71,23 @@ class Source:
         if self.documents.remote:
             self.documents.want(self.order.next_shards(cursor, lane, lanes))
         number = self.order.document(cursor, lane, lanes)
-        rng = np.random.default_rng(seed_of(self.seed, self.name, cursor.epoch, number))
-        utterances = self.documents.read(number)
-        laid = self._laid(utterances, rng, length) if utterances else []
-        named = (replace(sample, key=f"{self.name}/{cursor.epoch}/{sample.key}") for sample in laid)
-        samples = [piece for sample in named for piece in split_long(sample, length)]
+        laid = self.laid(number, cursor.epoch, length)
+        if self.teacher is not None and laid:
+            shard = self.documents.shard_of(number)
+            laid = [self.teacher.attach(sample, shard) for sample in laid]
+        samples = [replace(sample, key=f"{self.name}/{cursor.epoch}/{sample.key}") for sample in laid]
         after = self.order.normal(Cursor(cursor.epoch, cursor.place + 1), lane, lanes)
         return samples, Taken(*after, taken.tokens + sum(map(len, samples)))
+
+    def laid(self, number: int, epoch: int, length: int) -> list[Sample]:
+        """What a document becomes in an epoch: samples of at most `length` tokens, with keys `document/part`."""
+        utterances = self.documents.read(number)
+        laid = self._laid(utterances, self.draws(number, epoch), length) if utterances else []
+        return [piece for sample in laid for piece in split_long(sample, length)]
+
+    def draws(self, number: int, epoch: int) -> np.random.Generator:
+        """What the layout of a document draws from in an epoch."""
+        return np.random.default_rng(seed_of(self.seed, self.name, epoch, number))
 
     def _laid(self, utterances: list[Utterance], rng: np.random.Generator, length: int) -> list[Sample]:
         """The samples of a document. One that the layout finds damaged gives none, and counts as damaged; those that
@@ -103,6 +118,10 @@ class Source:
             "epochs": self.epochs,
             "weight": self.weight,
         }
+
+    def asked(self) -> dict[str, Any]:
+        """What of this source a teacher's answers depend on, JSON-ready."""
+        return {"corpus": self.corpus_hash, "layout": self.layout.name, "options": self.layout.options}
 
 
 @dataclass(frozen=True)
@@ -190,6 +209,8 @@ class _Opening:
         self._split = split
         self._damage = damage
         self._corpora: dict[str | None, Corpus] = {None: corpus}
+        follows = config.stage.objective == DISTILL and config.distillation.teacher is not None
+        self._teacher = Teacher.open(Path(str(config.distillation.teacher))) if follows else None
 
     def mixture(self, name: str, weight: float, sources: Mapping[str, SourceConfig]) -> Mixture:
         key = ".sources.".join(["mixture", *name.split(".")] if name else ["mixture"]) + ".sources"
@@ -226,4 +247,7 @@ class _Opening:
             raise BadInput(f"source {name}: {own.folder} has no {kind} in its {self._split} split")
         order = Order(documents.counts, seed=seed_of(self._seed, name), block=self._block)
         epochs = source.epochs if self._split == "train" else None
-        return Source(name, share, layout, documents, order, own.content_hash, own.vocabulary, self._seed, epochs)
+        opened = Source(name, share, layout, documents, order, own.content_hash, own.vocabulary, self._seed, epochs)
+        if self._teacher is None:
+            return opened
+        return replace(opened, teacher=self._teacher.of_source(name, opened.asked(), own.vocabulary))

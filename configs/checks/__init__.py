@@ -8,6 +8,7 @@ from configs.checks.attention import check_attention
 from configs.checks.cluster import check_cluster
 from configs.checks.codec import check_codec
 from configs.checks.data import check_making, check_mixture
+from configs.checks.distillation import DISTILL, check_distillation, check_generation
 from configs.checks.engine import check_engine
 from configs.checks.experts import check_experts
 from configs.checks.loss import check_loss
@@ -21,7 +22,7 @@ from configs.schema import Config
 from runtime.exits import BadInput
 
 ENGINES = ("megatron", "deepspeed")
-OBJECTIVES = ("pretrain", "sft")
+OBJECTIVES = ("pretrain", "sft", DISTILL)
 OPTIMIZERS = ("adamw",)
 TRACKER_MODES = ("offline", "online", "disabled")
 
@@ -43,6 +44,8 @@ def check(config: Config, processes: int | None = None) -> None:
     check_training(config)
     check_observe(config, processes)
     check_loss(config)
+    check_distillation(config)
+    check_generation(config)
     check_trained(config)
     check_resilience(config)
     check_cluster(config)

@@ -21,6 +21,8 @@ from configs.schema.data import (
     SpeechSourceConfig,
     SynthesisConfig,
 )
+from configs.schema.distillation import DistillationConfig
+from configs.schema.generation import GenerationConfig, Made
 from configs.schema.loss import LossConfig
 from configs.schema.model import (
     AudioRows,
@@ -70,15 +72,18 @@ __all__ = [
     "ContainerKind",
     "CorpusConfig",
     "CutConfig",
+    "DistillationConfig",
     "EngineConfig",
     "Event",
     "ExpertKernel",
     "ExpertsConfig",
     "ExportConfig",
+    "GenerationConfig",
     "Launcher",
     "LoaderConfig",
     "LoraConfig",
     "LossConfig",
+    "Made",
     "MixtureConfig",
     "NewRows",
     "NotifyConfig",
@@ -128,6 +133,8 @@ class Config:
     stage: StageConfig = field(default_factory=StageConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)

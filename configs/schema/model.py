@@ -130,7 +130,8 @@ class StageKind(Enum):
 class StageConfig:
     name: str = "pretrain"
     kind: StageKind = StageKind.train
-    # pretrain or sft: both predict the next token where the layouts weigh it; sft asks for a layout of chats
+    # pretrain or sft: both predict the next token where the layouts weigh it; sft asks for a layout of chats.
+    # distill: the same, and follows a teacher (configs/schema/distillation.py)
     objective: str = "pretrain"
     weights: str = "backbone"  # "backbone", the name of an earlier stage, or a native checkpoint folder
     new_rows: NewRows = NewRows.covariance  # first rows of ids that the backbone's weights lack

@@ -120,7 +120,9 @@ def test_a_student_that_says_what_its_teacher_says_has_nothing_to_learn() -> Non
         chances, ids = q.topk(3)
         rest = (1 - chances.sum(1, keepdim=True)).clamp(min=0)
         parts.append(
-            TaughtRange(part.start, part.stop, part.places, part.weights, ids + part.start, torch.cat([chances, rest], 1))
+            TaughtRange(
+                part.start, part.stop, part.places, part.weights, ids + part.start, torch.cat([chances, rest], 1)
+            )
         )
     found = ours(states, weight, Taught(tuple(parts), 1.5))
     assert all(value.abs().max() < 1e-5 for value in found.values())

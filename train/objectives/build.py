@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from configs.checks.distillation import DISTILL
 from configs.schema import Config
 from data_pipeline.corpus import Corpus
 from data_pipeline.layouts import Layout, layouts_of
 from runtime.exits import BadInput
+from train.objectives.distillation import Distillation
 from train.objectives.next_token import NextToken, told_apart
 from train.objectives.objective import StageObjective
 
@@ -15,7 +17,10 @@ from train.objectives.objective import StageObjective
 def objective_of(config: Config, corpus: Corpus) -> StageObjective:
     """The objective that `stage.objective` names. Raises BadInput where options and corpus do not go together."""
     sources = told_apart(tuple(layouts_of(config.mixture.sources)))
-    return NextToken(corpus.vocabulary.modalities, config.loss, sources)
+    tokens = NextToken(corpus.vocabulary.modalities, config.loss, sources)
+    if config.stage.objective != DISTILL:
+        return tokens
+    return Distillation(tokens, config.distillation, corpus.vocabulary)
 
 
 def check_objective(objective: str, layouts: Mapping[str, Layout]) -> None:

@@ -1,14 +1,14 @@
 """How far a head is from a teacher at each place, over the tokens that can stand there (Hinton et al., 1503.02531).
 
 A place is asked about one range of rows R: where its label is an audio code, those of the codebook that is due, else
-those of text and special tokens. With x = W h over R, temperature T, q = softmax(x / T) over R, and the teacher's p over
-R at the same temperature, of which its k likeliest ids K are known and the mass r of all others:
+those of text and special tokens. With x = W h over R, temperature T, q = softmax(x / T) over R, and the teacher's p
+over R at the same temperature, of which its k likeliest ids K are known and the mass r of all others:
 
     KL  = sum_{i in K} p_i (log p_i - log q_i) + r (log r - log q_r),    q_r = sum_{j in R, not in K} q_j
     d KL / d x_j = (q_j - p_j) / T for j in K,    (q_j - r q_j / q_r) / T for the others
 
-The tail is one outcome: the student is held to its mass, not to how it is spread. By the log-sum inequality this is never
-above the KL over all of R, and equal to it where K covers R or both spread the tail alike.
+The tail is one outcome: the student is held to its mass, not to how it is spread. By the log-sum inequality this is
+never above the KL over all of R, and equal to it where K covers R or both spread the tail alike.
 
 Only rows of R are multiplied: those of audio are few beside a vocabulary of text. As in `vocabulary_loss`, what is
 differentiated is a sum with weights known beforehand, so gradients are made at once, a chunk of places at a time.
@@ -57,10 +57,18 @@ class Taught:
         def moved(tensor: torch.Tensor) -> torch.Tensor:
             return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
-        names = ("places", "weights", "ids", "chances")
         return replace(
             self,
-            ranges=tuple(replace(part, **{n: moved(getattr(part, n)) for n in names}) for part in self.ranges),
+            ranges=tuple(
+                replace(
+                    part,
+                    places=moved(part.places),
+                    weights=moved(part.weights),
+                    ids=moved(part.ids),
+                    chances=moved(part.chances),
+                )
+                for part in self.ranges
+            ),
         )
 
 

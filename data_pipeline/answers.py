@@ -19,6 +19,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from configs.checks.distillation import DISTILL
+from configs.schema import Config
 from data_pipeline.batch import Sample, Target
 from data_pipeline.shards import replace_atomically
 from data_pipeline.vocabulary import Vocabulary
@@ -138,6 +140,20 @@ class Teacher:
                     f"{json.dumps(value)}; ask it again"
                 )
         return SourceAnswers(self.folder, name)
+
+
+def teacher_of(config: Config) -> Teacher | None:
+    """The teacher that a stage follows, if it does. Raises BadInput where its answers are not there, or were asked for
+    at another temperature."""
+    if config.stage.objective != DISTILL or config.distillation.teacher is None:
+        return None
+    teacher = Teacher.open(Path(config.distillation.teacher))
+    if teacher.temperature != config.distillation.temperature:
+        raise BadInput(
+            f"distillation.temperature={config.distillation.temperature}: the teacher was asked at "
+            f"{teacher.temperature}; ask it again, or take that"
+        )
+    return teacher
 
 
 class SourceAnswers:

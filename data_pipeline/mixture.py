@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from configs.checks.distillation import DISTILL
 from configs.schema import Config, SourceConfig
-from data_pipeline.answers import SourceAnswers, Teacher
+from data_pipeline.answers import SourceAnswers, teacher_of
 from data_pipeline.batch import Sample
 from data_pipeline.corpus import Corpus
 from data_pipeline.damage import DamageTally
@@ -209,8 +207,7 @@ class _Opening:
         self._split = split
         self._damage = damage
         self._corpora: dict[str | None, Corpus] = {None: corpus}
-        follows = config.stage.objective == DISTILL and config.distillation.teacher is not None
-        self._teacher = Teacher.open(Path(str(config.distillation.teacher))) if follows else None
+        self._teacher = teacher_of(config)
 
     def mixture(self, name: str, weight: float, sources: Mapping[str, SourceConfig]) -> Mixture:
         key = ".sources.".join(["mixture", *name.split(".")] if name else ["mixture"]) + ".sources"

@@ -20,6 +20,7 @@ from data_pipeline import answers
 from data_pipeline.build import corpus_folder
 from data_pipeline.corpus import Corpus, write_manifest
 from data_pipeline.shards import replace_atomically
+from data_pipeline.sources.text import find_source
 from runtime import startup
 from runtime.exits import BadInput, leave
 from runtime.log_lines import stamp_output
@@ -72,6 +73,8 @@ def _agree(folder: Path, config: Config, corpus: Corpus, made_by: dict[str, Any]
         "corpus": corpus.content_hash,
         "made_by": made_by,
     }
+    if config.generation.makes is Made.speech:
+        told["texts"] = find_source(config.generation.texts).identity()
     wanted = json.loads(json.dumps(told, default=lambda value: value.value))
     file = folder / MADE_FROM
     if file.is_file():
@@ -130,7 +133,7 @@ def _answers(
 
 
 def _start(file: Path) -> Config:
-    """The config, with torch on as many threads as this rank was given."""
+    """The config, with torch on the threads and the GPU that this rank was given."""
     from configs.compose import load_config
 
     startup.begin_with_process(again=False)
@@ -138,6 +141,8 @@ def _start(file: Path) -> Config:
     import torch
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     return config
 
 

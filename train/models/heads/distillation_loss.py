@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from train.models.gradients import add_product, buffer_of, stand_in
+from train.models.gradients import add_product, buffer_of
 
 
 @dataclass(frozen=True)
@@ -77,17 +77,16 @@ def distillation_loss(
     weight: torch.Tensor,
     taught: Taught,
     group: dist.ProcessGroup | None = None,
-    *,
-    used_again: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The weighted sum of the KL over all places, and the KL of each, detached [N], 0 where nothing is taught.
 
-    hidden: [N, h]; weight: [V / TP, h], this rank's rows of the vocabulary; group and used_again: as in
-    `vocabulary_loss`, and so are the gradients. Both results are of at least fp32 and equal on all ranks.
+    hidden: [N, h]; weight: [V / TP, h], this rank's rows of the vocabulary; group: as in `vocabulary_loss`, and so are
+    the gradients, but that an engine whose gradients go to a buffer has to get its stand-in from another use of the
+    weight: the cross entropy. Both results are of at least fp32 and equal on all ranks.
     """
     learning = torch.is_grad_enabled()
     wanted = (learning and hidden.requires_grad, learning and weight.requires_grad)
-    total, each = _DistillationLoss.apply(hidden, weight, taught, group, wanted, used_again)
+    total, each = _DistillationLoss.apply(hidden, weight, taught, group, wanted)
     return total, each
 
 
@@ -100,7 +99,6 @@ class _DistillationLoss(torch.autograd.Function):
         taught: Taught,
         group: dist.ProcessGroup | None,
         wanted: tuple[bool, bool],
-        used_again: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         exact = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.zeros((), dtype=exact, device=hidden.device)
@@ -131,7 +129,7 @@ class _DistillationLoss(torch.autograd.Function):
                         add_product(slopes.t(), states, sums)
             if sums is not None:
                 of_rows.append((here, sums))
-        ctx.of_hidden, ctx.of_rows, ctx.weight, ctx.used_again = of_hidden, of_rows, weight, used_again
+        ctx.of_hidden, ctx.of_rows, ctx.weight, ctx.shape = of_hidden, of_rows, weight, weight.shape
         ctx.mark_non_differentiable(each)
         return total, each
 
@@ -143,18 +141,16 @@ class _DistillationLoss(torch.autograd.Function):
         hidden = None if ctx.of_hidden is None else ctx.of_hidden.mul_(scale)
         weight = _handed_over(ctx, scale) if ctx.needs_input_grad[1] else None
         ctx.of_hidden = ctx.of_rows = ctx.weight = None
-        return hidden, weight, None, None, None, None
+        return hidden, weight, None, None, None
 
 
 def _handed_over(ctx: Any, scale: torch.Tensor) -> torch.Tensor | None:
     """`scale` times the weight's gradient, for autograd; where the engine has a buffer, it goes there."""
     buffer = buffer_of(ctx.weight)
-    kept = torch.zeros_like(ctx.weight) if buffer is None else buffer
+    kept = ctx.weight.new_zeros(ctx.shape) if buffer is None else buffer
     for rows, gradient in ctx.of_rows:
         kept[rows].addcmul_(gradient.to(kept.dtype), scale.to(kept.dtype))
-    if buffer is None:
-        return kept
-    return None if ctx.used_again else stand_in(ctx.weight)
+    return kept if buffer is None else None
 
 
 def _chunks(count: int, size: int) -> Sequence[slice]:

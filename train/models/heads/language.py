@@ -66,6 +66,6 @@ def language_losses(
     total, cross_entropy, z = vocabulary_loss(hidden[:, 0], weight, targets, ranks, used_again=used_again)
     places = {"cross_entropy": cross_entropy[None], "z": z[None]}
     if targets.taught is not None:
-        divergence, each = distillation_loss(hidden[:, 0], weight, targets.taught, ranks, used_again=used_again)
+        divergence, each = distillation_loss(hidden[:, 0], weight, targets.taught, ranks)
         total, places = total + divergence, {**places, "kl": each[None]}
     return {"total": total, "places": places}

@@ -1,7 +1,7 @@
 """`stage:<name>` where a config names a corpus: that of an earlier stage, whose folder is not known before it ran.
 
-It may stand in `corpus.folder`, in `codec.weights` (whose codebooks a corpus keeps) and in the `corpus` of a mixture's
-source.
+It may stand in `corpus.folder`, in `codec.weights` (whose codebooks a corpus keeps), in the `corpus` of a mixture's
+source, and in `distillation.teacher` for what a teacher said of one.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ def replaced(config: Config, folder_of: Callable[[str], str | None]) -> Config:
         corpus=replace(config.corpus, folder=known(config.corpus.folder)),
         codec=replace(config.codec, weights=weights),
         mixture=replace(config.mixture, sources=sources(config.mixture.sources)),
+        distillation=replace(config.distillation, teacher=known(config.distillation.teacher)),
     )
 
 
@@ -42,6 +43,7 @@ def references(config: Config) -> Iterator[tuple[str, str]]:
     for part, value in config.codec.weights.items():
         yield from _named(f"codec.weights.{part}", value)
     yield from _in_sources("mixture.sources", config.mixture.sources)
+    yield from _named("distillation.teacher", config.distillation.teacher)
 
 
 def stage_in(value: str | None) -> str | None:

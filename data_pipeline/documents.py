@@ -26,10 +26,10 @@ OPEN_SHARDS = 128  # file handles and indexes kept
 class Documents:
     """Numbered access to documents. The numbers come from the manifest, so damage on disk moves none of them.
 
-    `counts`: documents of each shard, int64 [shards]. `spoken`: count only documents with speech. `filter`: an
-    expression over columns of the index; utterances that it drops are not read, and a document may have none left.
-    `whole`: a document has all its utterances, or none: not some that are undamaged and pass the filter. `audio`: they
-    come with their sound, where the corpus keeps it.
+    `counts`: documents of each shard, int64 [shards]. `files`: the shards, as the manifest names them. `spoken`: count
+    only documents with speech. `filter`: an expression over columns of the index; utterances that it drops are not
+    read, and a document may have none left. `whole`: a document has all its utterances, or none: not some that are
+    undamaged and pass the filter. `audio`: they come with their sound, where the corpus keeps it.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class Documents:
         self._keeps = None if filter is None else _parse(filter)
         self._corpus = corpus
         self._shards = corpus.shards(split)
+        self.files = [str(entry["file"]) for entry in corpus.splits[split]]
         self._spoken = spoken
         self.damage = damage
         key = "spoken_documents" if spoken else "documents"
@@ -59,6 +60,15 @@ class Documents:
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
+
+    def shard_of(self, number: int) -> str:
+        """The shard of document `number`, as the manifest names it."""
+        return self.files[int(np.searchsorted(self._ends, number, side="right"))]
+
+    def numbers_in(self, shard: str) -> range:
+        """The documents of a shard, as the manifest names it."""
+        at = self.files.index(shard)
+        return range(int(self._ends[at] - self.counts[at]), int(self._ends[at]))
 
     def read(self, number: int) -> list[Utterance]:
         """The utterances of document `number`, in order. Damaged ones are counted and left out."""

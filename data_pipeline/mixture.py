@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from configs.schema import Config, SourceConfig
+from data_pipeline.answers import SourceAnswers, teacher_of
 from data_pipeline.batch import Sample
 from data_pipeline.corpus import Corpus
 from data_pipeline.damage import DamageTally
@@ -38,7 +39,8 @@ class Taken(NamedTuple):
 class Source:
     """One stream of the mixture: documents laid out one way, epoch after epoch, each epoch in its own order.
 
-    `name` is the path to it, such as `speech.asr`. `epochs`: passes until it has nothing more; None: no end.
+    `name` is the path to it, such as `speech.asr`. `epochs`: passes until it has nothing more; None: no end. `teacher`:
+    whose answers samples have as a target.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Source:
     vocabulary: Vocabulary
     seed: int
     epochs: int | None
+    teacher: SourceAnswers | None = None
 
     def begin(self, lane: int, lanes: int) -> Taken:
         """Where `lane` starts."""
@@ -72,12 +75,22 @@ class Source:
         return samples, Taken(*after, taken.tokens + sum(map(len, samples)))
 
     def samples(self, number: int, epoch: int, length: int) -> list[Sample]:
-        """What document `number` becomes in an epoch, wherever in it that comes."""
-        rng = np.random.default_rng(seed_of(self.seed, self.name, epoch, number))
+        """What document `number` becomes in an epoch, wherever in it that comes, with what a teacher says of it."""
+        laid = self.laid(number, epoch, length)
+        if self.teacher is not None and laid:
+            shard = self.documents.shard_of(number)
+            laid = [self.teacher.attach(sample, shard) for sample in laid]
+        return [replace(sample, key=f"{self.name}/{epoch}/{sample.key}") for sample in laid]
+
+    def laid(self, number: int, epoch: int, length: int) -> list[Sample]:
+        """What a document becomes in an epoch: samples of at most `length` tokens, with keys `document/part`."""
         utterances = self.documents.read(number)
-        laid = self._laid(utterances, rng, length) if utterances else []
-        named = (replace(sample, key=f"{self.name}/{epoch}/{sample.key}") for sample in laid)
-        return [piece for sample in named for piece in split_long(sample, length)]
+        laid = self._laid(utterances, self.draws(number, epoch), length) if utterances else []
+        return [piece for sample in laid for piece in split_long(sample, length)]
+
+    def draws(self, number: int, epoch: int) -> np.random.Generator:
+        """What the layout of a document draws from in an epoch."""
+        return np.random.default_rng(seed_of(self.seed, self.name, epoch, number))
 
     def _laid(self, utterances: list[Utterance], rng: np.random.Generator, length: int) -> list[Sample]:
         """The samples of a document. One that the layout finds damaged gives none, and counts as damaged; those that
@@ -108,6 +121,10 @@ class Source:
             "epochs": self.epochs,
             "weight": self.weight,
         }
+
+    def asked(self) -> dict[str, Any]:
+        """What of this source a teacher's answers depend on, JSON-ready."""
+        return {"corpus": self.corpus_hash, "layout": self.layout.name, "options": self.layout.options}
 
 
 @dataclass(frozen=True)
@@ -195,6 +212,7 @@ class _Opening:
         self._split = split
         self._damage = damage
         self._corpora: dict[str | None, Corpus] = {None: corpus}
+        self._teacher = teacher_of(config)
 
     def mixture(self, name: str, weight: float, sources: Mapping[str, SourceConfig]) -> Mixture:
         key = ".sources.".join(["mixture", *name.split(".")] if name else ["mixture"]) + ".sources"
@@ -233,4 +251,7 @@ class _Opening:
             raise BadInput(f"source {name}: {own.folder} has no {kind} in its {self._split} split")
         order = Order(documents.counts, seed=seed_of(self._seed, name), block=self._block)
         epochs = source.epochs if self._split == "train" else None
-        return Source(name, share, layout, documents, order, own.content_hash, own.vocabulary, self._seed, epochs)
+        opened = Source(name, share, layout, documents, order, own.content_hash, own.vocabulary, self._seed, epochs)
+        if self._teacher is None:
+            return opened
+        return replace(opened, teacher=self._teacher.of_source(name, opened.asked(), own.vocabulary))

@@ -71,6 +71,25 @@ class Vocabulary:
             start += book.entries
         return ranges
 
+    @cached_property
+    def tables(self) -> tuple[range, ...]:
+        """The ids that one place chooses among, in id order: text and special tokens together, then each table of each
+        codebook."""
+        text = range(self.text_size + len(self.specials))
+        starts = [(self.ranges[book.name].start, book) for book in self.codebooks]
+        return (
+            text,
+            *(
+                range(at := start + row * book.size, at + book.size)
+                for start, book in starts
+                for row in range(book.rows)
+            ),
+        )
+
+    def table_of(self, ids: np.ndarray) -> np.ndarray:
+        """The number of each id's table, int64, same shape."""
+        return np.searchsorted([table.start for table in self.tables], ids, side="right") - 1
+
     @property
     def size(self) -> int:
         """Ids in use."""
@@ -126,16 +145,21 @@ class Vocabulary:
 
     def has_special(self, name: str) -> bool:
         """Whether `special` knows `name`."""
-        return name in self.specials or self._tokenizer.token_to_id(name) is not None
+        return self.id_of(name) >= 0
 
     def special(self, name: str) -> int:
         """Id of a special token: one of `specials`, or one the text tokenizer already has."""
+        found = self.id_of(name)
+        if found < 0:
+            raise BadInput(f"vocabulary has no special token {name!r}; it has {', '.join(self.specials)}")
+        return found
+
+    def id_of(self, name: str) -> int:
+        """Id of the text or special token of that name, -1 where there is none."""
         if name in self.specials:
             return self.text_size + self.specials.index(name)
         found = self._tokenizer.token_to_id(name)
-        if found is None:
-            raise BadInput(f"vocabulary has no special token {name!r}; it has {', '.join(self.specials)}")
-        return found
+        return -1 if found is None else int(found)
 
     def encode_codes(self, codebook: str, codes: np.ndarray, row: int = 0) -> np.ndarray:
         """Ids of codes of one table of a codebook, int64, same shape. Raises BadInput for a code outside the table."""

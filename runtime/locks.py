@@ -41,3 +41,19 @@ def only_one(file: Path, say: Callable[[], None], stop: object) -> Iterator[None
                 raise StoppedEarly("stopped while another process was at work on it; the same command goes on")
             time.sleep(0.5)
         yield
+
+
+@contextmanager
+def claimed(file: Path) -> Iterator[bool]:
+    """Try for the lock on `file`, and hold it where it was free: whether it was. Where a file system has no locks it
+    always is, as in `only_one`."""
+    with file.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _BUSY:
+                yield False
+                return
+            if error.errno not in _WITHOUT_LOCKS:
+                raise
+        yield True

@@ -11,6 +11,7 @@ from configs.checks.codec import check_codec
 from configs.checks.data import check_making, check_mixture
 from configs.checks.decoder import OBJECTIVES as DECODER_OBJECTIVES
 from configs.checks.decoder import check_decoder
+from configs.checks.distillation import DISTILL, check_distillation, check_generation
 from configs.checks.engine import check_engine
 from configs.checks.experts import check_experts
 from configs.checks.loss import check_loss
@@ -26,7 +27,7 @@ from configs.schema import Config
 from runtime.exits import BadInput
 
 ENGINES = ("megatron", "deepspeed")
-OBJECTIVES = ("pretrain", "sft", *PAIRS)
+OBJECTIVES = ("pretrain", "sft", DISTILL, *PAIRS)
 OPTIMIZERS = ("adamw",)
 TRACKER_MODES = ("offline", "online", "disabled")
 
@@ -52,6 +53,8 @@ def check(config: Config, processes: int | None = None) -> None:
     check_loss(config)
     check_preference(config)
     check_merge(config)
+    check_distillation(config)
+    check_generation(config)
     check_trained(config)
     check_resilience(config)
     check_cluster(config)

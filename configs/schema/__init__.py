@@ -23,6 +23,8 @@ from configs.schema.data import (
     SynthesisConfig,
 )
 from configs.schema.decoder import DecoderConfig, FlowConfig, MelConfig, VocoderConfig
+from configs.schema.distillation import DistillationConfig
+from configs.schema.generation import GenerationConfig, Made
 from configs.schema.loss import LossConfig
 from configs.schema.merge import MergeConfig
 from configs.schema.model import (
@@ -77,6 +79,7 @@ __all__ = [
     "CorpusConfig",
     "CutConfig",
     "DecoderConfig",
+    "DistillationConfig",
     "EncoderConfig",
     "EngineConfig",
     "Event",
@@ -84,10 +87,12 @@ __all__ = [
     "ExpertsConfig",
     "ExportConfig",
     "FlowConfig",
+    "GenerationConfig",
     "Launcher",
     "LoaderConfig",
     "LoraConfig",
     "LossConfig",
+    "Made",
     "MelConfig",
     "MergeConfig",
     "MixtureConfig",
@@ -146,6 +151,8 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     merge: MergeConfig = field(default_factory=MergeConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from configs.checks.distillation import DISTILL
 from configs.checks.preference import PAIRS
 from configs.schema import Config, StageKind
 from data_pipeline.corpus import Corpus
 from data_pipeline.layouts import Layout, layouts_of
 from runtime.exits import BadInput
 from train.objectives.decoding import decoding
+from train.objectives.distillation import Distillation
 from train.objectives.next_token import NextToken, told_apart
 from train.objectives.objective import StageObjective
 from train.objectives.preference import DirectPreference
@@ -20,7 +22,10 @@ def objective_of(config: Config, corpus: Corpus) -> StageObjective:
     """The objective that `stage.objective` names. Raises BadInput where options and corpus do not go together."""
     if config.stage.kind is StageKind.decoder:
         return decoding(config, corpus.vocabulary)
-    return objective_over(config, corpus.vocabulary.modalities, told_apart(tuple(layouts_of(config.mixture.sources))))
+    modalities, sources = corpus.vocabulary.modalities, told_apart(tuple(layouts_of(config.mixture.sources)))
+    if config.stage.objective == DISTILL:
+        return Distillation(NextToken(modalities, config.loss, sources), config.distillation, corpus.vocabulary)
+    return objective_over(config, modalities, sources)
 
 
 def objective_over(config: Config, modalities: tuple[str, ...], sources: tuple[str, ...] = ()) -> StageObjective:

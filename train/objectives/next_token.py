@@ -79,7 +79,7 @@ class NextToken:
 
     def loss(self, losses: Losses, batch: Batch, counts: torch.Tensor) -> torch.Tensor:
         """This micro-batch's part of the loss, to differentiate; `counts` are those of the global batch."""
-        return self._scale * losses[LANGUAGE]["total"] / counts[-1].clamp(min=1e-9).float()
+        return self.scale * losses[LANGUAGE]["total"] / counts[-1].clamp(min=1e-9).float()
 
     def averages(self, sums: list[float], counts: list[float]) -> dict[str, float]:
         """Global averages: "lm" over all labels, "audio" over all codebooks, then each modality, in nats a token.
@@ -94,12 +94,13 @@ class NextToken:
         terms |= zip((f"{source}/{kind}" for source in self.sources for kind in (TEXT, AUDIO)), of_sources, strict=True)
         if self.config.z:
             terms["z"] = (sums[size], counts[size])
-        if self.config.z or self.config.smoothing or self._scale != 1 or bool((self.weights != 1).any()):
-            terms["objective"] = (self._scale * sums[-1], counts[-1])
+        if self.config.z or self.config.smoothing or self.scale != 1 or bool((self.weights != 1).any()):
+            terms["objective"] = (self.scale * sums[-1], counts[-1])
         return {name: total / count for name, (total, count) in terms.items() if count > 0}
 
     @property
-    def _scale(self) -> float:
+    def scale(self) -> float:
+        """Weight of the term."""
         return self.config.terms.get(LANGUAGE, 1.0)
 
     def _by_modality(self, values: torch.Tensor, batch: Batch) -> torch.Tensor:

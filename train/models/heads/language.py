@@ -12,6 +12,7 @@ from megatron.core.tensor_parallel import (
     gather_from_sequence_parallel_region,
 )
 
+from train.models.heads.distillation_loss import distillation_loss
 from train.models.heads.terms import HeadLosses, Targets
 from train.models.heads.vocabulary_loss import place_losses, vocabulary_loss
 
@@ -54,8 +55,8 @@ def language_losses(
     """Losses of the trunk's last hidden states, [N, 1, h], or this rank's [N / TP, 1, h] under sequence parallelism.
 
     weight: this tensor-parallel rank's rows of the head [V / TP, h]. Reported by place: "cross_entropy", plain, in
-    nats, and "z", (log Z)^2; with `targets.apart` the former alone. used_again: as in `vocabulary_loss`. Gradients
-    reach `hidden` added up over the tensor-parallel ranks, as a ColumnParallelLinear's do.
+    nats, and "z", (log Z)^2, with `targets.apart` the former alone; "kl" too where there is a teacher. used_again: as in
+    `vocabulary_loss`. Gradients reach `hidden` added up over the tensor-parallel ranks, as a ColumnParallelLinear's do.
     """
     if sequence_parallel:
         hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=True, group=group)
@@ -66,4 +67,8 @@ def language_losses(
         losses = place_losses(hidden[:, 0], weight, targets, ranks, used_again=used_again)
         return {"total": losses.new_zeros(()), "places": {"cross_entropy": losses[None]}}
     total, cross_entropy, z = vocabulary_loss(hidden[:, 0], weight, targets, ranks, used_again=used_again)
-    return {"total": total, "places": {"cross_entropy": cross_entropy[None], "z": z[None]}}
+    places = {"cross_entropy": cross_entropy[None], "z": z[None]}
+    if targets.taught is not None:
+        divergence, each = distillation_loss(hidden[:, 0], weight, targets.taught, ranks)
+        total, places = total + divergence, {**places, "kl": each[None]}
+    return {"total": total, "places": places}

@@ -7,6 +7,8 @@ from typing import TypedDict
 
 import torch
 
+from train.models.heads.distillation_loss import Taught
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -15,7 +17,8 @@ class Targets:
     labels: int64 [1, N]; weights: float32 [1, N], of each place's loss in the sum that is differentiated, in units of
     one token; places: int64 [n], ascending, the places whose loss is wanted at all (a reported loss may be wanted where
     the weight is 0), None: every place. smoothing, z, chunk: as in `configs.schema.LossConfig`. apart: the loss of each
-    place is to be differentiated by itself, not their sum: weights, smoothing and z play no part.
+    place is to be differentiated by itself, not their sum: weights, smoothing and z play no part. taught: what a
+    teacher says, whose weighted divergence is added to the sum.
 
     `places` are made on the CPU, where the data is, since finding them on a GPU would make the host wait.
     """
@@ -27,6 +30,7 @@ class Targets:
     z: float = 0.0
     chunk: int = 0
     apart: bool = False
+    taught: Taught | None = None
 
     def to(self, device: torch.device) -> Targets:
         """A copy on `device`; to a GPU through pinned memory, so that nobody waits."""
@@ -35,7 +39,8 @@ class Targets:
             return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
         places = None if self.places is None else moved(self.places)
-        return replace(self, labels=moved(self.labels), weights=moved(self.weights), places=places)
+        taught = None if self.taught is None else self.taught.to(device)
+        return replace(self, labels=moved(self.labels), weights=moved(self.weights), places=places, taught=taught)
 
 
 class HeadLosses(TypedDict):

@@ -1,0 +1,156 @@
+"""One process of a stage of kind generate: `python -m train.generation <resolved config.yaml>`.
+
+Ranks and array tasks share the work by its files (`sharing`); the first rank waits for all of it and declares it whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from configs.checks import check
+from configs.schema import Config, Made
+from data_pipeline import answers
+from data_pipeline.build import corpus_folder
+from data_pipeline.corpus import Corpus, write_manifest
+from data_pipeline.shards import replace_atomically
+from data_pipeline.sources.text import find_source
+from runtime import startup
+from runtime.exits import BadInput, leave
+from runtime.log_lines import stamp_output
+from runtime.signals import StopFlag
+from train.generation.sharing import share_out
+from train.generation.teacher import described, export_of
+from train.stage import run_rank
+
+MADE = "corpus"  # folder of what is made, in the run's
+MADE_FROM = "made_from.json"
+RESULTS_FILE = "results.json"
+_NOT_CONTENT = ("device", "batch")
+
+
+class _Job(NamedTuple):
+    """pieces: files; finish: declares all of them whole, and says what results.json has to tell."""
+
+    pieces: Sequence[str]
+    done: Callable[[str], bool]
+    work: Callable[[str], None]
+    finish: Callable[[], dict[str, Any]]
+
+
+def generate(config: Config, stop: StopFlag) -> None:
+    """This process's share of the stage."""
+    began = time.monotonic()
+    check(config)
+    export, corpus = export_of(config), Corpus.open(corpus_folder(config))
+    made_by = described(config, export)
+    folder = Path(config.run.folder) / MADE
+    folder.mkdir(parents=True, exist_ok=True)
+    _agree(folder, config, corpus, made_by)
+    make = _speech if config.generation.makes is Made.speech else _answers
+    job = make(config, corpus, export, folder, made_by, stop)
+    share_out(folder, job.pieces, job.done, job.work, stop)
+    if os.environ.get("RANK", "0") == "0":
+        results = {"status": "finished", "made": config.generation.makes.value, **job.finish()}
+        results |= {"made_by": made_by, "wall_seconds": time.monotonic() - began}
+        replace_atomically(Path(config.run.folder) / RESULTS_FILE, json.dumps(results, indent=2).encode())
+
+
+def _agree(folder: Path, config: Config, corpus: Corpus, made_by: dict[str, Any]) -> None:
+    """Raise BadInput where `folder` holds pieces that were made of something else."""
+    options = {name: value for name, value in asdict(config.generation).items() if name not in _NOT_CONTENT}
+    told = {
+        "generation": options,
+        "distillation": {"temperature": config.distillation.temperature},
+        "mixture": asdict(config.mixture),
+        "seed": config.train.seed,
+        "corpus": corpus.content_hash,
+        "made_by": made_by,
+    }
+    if config.generation.makes is Made.speech:
+        told["texts"] = find_source(config.generation.texts).identity()
+    wanted = json.loads(json.dumps(told, default=lambda value: value.value))
+    file = folder / MADE_FROM
+    if file.is_file():
+        held = json.loads(file.read_text(encoding="utf-8"))
+        changed = [key for key in wanted if held.get(key) != wanted[key]]
+        if changed:
+            raise BadInput(f"{folder} holds what was made with another {', '.join(changed)}; give another run.name")
+    else:
+        replace_atomically(file, json.dumps(wanted, indent=2).encode())
+
+
+def _speech(
+    config: Config, corpus: Corpus, export: Path, folder: Path, made_by: dict[str, Any], stop: StopFlag
+) -> _Job:
+    from data_pipeline.speech.continuing import Sampling
+    from train.generation.sampling import ExportedSpeaker
+    from train.generation.speech import Recital, done_file, script_of
+
+    options = config.generation
+    sampling = Sampling(
+        options.temperature, options.top_p, window=options.repetition_window, share=options.repetition_share
+    )
+    script = script_of(config, corpus)
+    speaker = ExportedSpeaker(export, sampling, device=options.device, bf16=options.bf16)
+    recital = Recital(config, script, speaker, folder, stop)
+
+    def finish() -> dict[str, Any]:
+        entries: dict[str, list[dict[str, Any]]] = {}
+        for file in script.shards:
+            entry = json.loads(done_file(folder, file).read_text(encoding="utf-8"))
+            entries.setdefault(file.split("/")[0], []).append(entry)
+        made = write_manifest(
+            folder,
+            name=f"{config.corpus.name}-{config.stage.name}",
+            vocabulary=speaker.vocabulary,
+            codecs={"generated": {"made_by": made_by, "codes_of": corpus.codecs, "prompts": corpus.content_hash}},
+            entries=entries,
+        )
+        return {"corpus": str(folder), "corpus_hash": made.content_hash, "totals": made.totals}
+
+    return _Job(list(script.shards), recital.is_done, recital.write, finish)
+
+
+def _answers(
+    config: Config, corpus: Corpus, export: Path, folder: Path, made_by: dict[str, Any], stop: StopFlag
+) -> _Job:
+    from train.generation.asking import Inquiry, Oracle
+
+    inquiry = Inquiry(config, corpus, Oracle.load(config, export), folder, stop)
+
+    def finish() -> dict[str, Any]:
+        answers.write_manifest(folder, {**inquiry.described(), "made_by": made_by})
+        return {"corpus": str(corpus.folder), "corpus_hash": corpus.content_hash, "files": len(inquiry.pieces)}
+
+    return _Job(list(inquiry.pieces), inquiry.is_done, inquiry.write, finish)
+
+
+def _start(file: Path) -> Config:
+    """The config, with torch on the threads and the GPU that this rank was given."""
+    from configs.compose import load_config
+
+    startup.begin_with_process(again=False)
+    config = load_config(file)
+    import torch
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    return config
+
+
+def main(arguments: list[str]) -> int:
+    """Do this process's share of the stage that the config file in `arguments` describes. Returns the exit code."""
+    return run_rank(arguments, generate, start=_start)
+
+
+if __name__ == "__main__":
+    stamp_output()
+    leave(main(sys.argv[1:]))

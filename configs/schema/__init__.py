@@ -33,6 +33,7 @@ from configs.schema.model import (
     RopeScaling,
     RopeScalingKind,
     StageConfig,
+    StageKind,
 )
 from configs.schema.notify import Event, NotifyConfig
 from configs.schema.observe import ObserveConfig, ProfileConfig
@@ -101,6 +102,7 @@ __all__ = [
     "SourceConfig",
     "SpeechSourceConfig",
     "StageConfig",
+    "StageKind",
     "SynthesisConfig",
     "Tasks",
     "TrackerConfig",

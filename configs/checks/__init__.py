@@ -9,6 +9,7 @@ from configs.checks.cluster import check_cluster
 from configs.checks.codec import check_codec
 from configs.checks.data import check_making, check_mixture
 from configs.checks.engine import check_engine
+from configs.checks.evaluation import check_evaluation
 from configs.checks.experts import check_experts
 from configs.checks.loss import check_loss
 from configs.checks.observe import check_observe
@@ -47,6 +48,7 @@ def check(config: Config, processes: int | None = None) -> None:
     check_resilience(config)
     check_cluster(config)
     check_mixture(config)
+    check_evaluation(config)
     data = data_parallel_size(config, processes)
     check_experts(config, None if processes is None else data)
     check_data_parallel(config, data)

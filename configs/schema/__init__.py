@@ -21,6 +21,7 @@ from configs.schema.data import (
     SpeechSourceConfig,
     SynthesisConfig,
 )
+from configs.schema.evaluation import Asked, EvaluationConfig, EvaluationSetConfig, MeasurementConfig, MeasurementKind
 from configs.schema.loss import LossConfig
 from configs.schema.model import (
     AudioRows,
@@ -58,6 +59,7 @@ from configs.schema.training import (
 
 __all__ = [
     "AlignmentConfig",
+    "Asked",
     "AttentionKernel",
     "AudioRows",
     "BackboneConfig",
@@ -71,6 +73,8 @@ __all__ = [
     "CorpusConfig",
     "CutConfig",
     "EngineConfig",
+    "EvaluationConfig",
+    "EvaluationSetConfig",
     "Event",
     "ExpertKernel",
     "ExpertsConfig",
@@ -79,6 +83,8 @@ __all__ = [
     "LoaderConfig",
     "LoraConfig",
     "LossConfig",
+    "MeasurementConfig",
+    "MeasurementKind",
     "MixtureConfig",
     "NewRows",
     "NotifyConfig",
@@ -137,3 +143,4 @@ class Config:
     notify: NotifyConfig = field(default_factory=NotifyConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

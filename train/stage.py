@@ -32,14 +32,17 @@ def main(arguments: list[str]) -> int:
     return run_rank(arguments, _train)
 
 
-def run_rank(arguments: list[str], work: Callable[[Config, StopFlag], None]) -> int:
-    """Do `work` as one rank, with stop signals flagged and errors turned into exit codes."""
+def run_rank(
+    arguments: list[str], work: Callable[[Config, StopFlag], None], *, start: Callable[[Path], Config] | None = None
+) -> int:
+    """Do `work` as one rank, with stop signals flagged and errors turned into exit codes. `start` reads the config and
+    imports what the work needs; None: all that training does."""
     stop = StopFlag().install()
     signal.signal(PROFILE_SIGNAL, signal.SIG_IGN)  # until there is a step to record
     try:
         if len(arguments) != 1:
             raise BadInput(f"one argument is needed, a resolved config.yaml; there are {len(arguments)}")
-        work(_start(Path(arguments[0])), stop)
+        work((start or _start)(Path(arguments[0])), stop)
     except BadInput as error:
         print(f"megaphone: error: {error}", file=sys.stderr, flush=True)
         return BAD_INPUT

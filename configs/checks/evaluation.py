@@ -51,6 +51,8 @@ def _check_numbers(evaluation: EvaluationConfig) -> None:
                 raise BadInput(f"{where}.{key}={getattr(measurement, key)}: has to be above 0")
         if measurement.limit is not None and measurement.limit <= 0:
             raise BadInput(f"{where}.limit={measurement.limit}: has to be above 0, or null")
+        if measurement.kind is MeasurementKind.questions and measurement.layout not in (None, "chat", "text"):
+            raise BadInput(f"{where}.layout={measurement.layout}: questions are asked in chat, or as text")
         if measurement.window < 2:
             raise BadInput(f"{where}.window={measurement.window}: has to be 2 or above")
 

@@ -266,8 +266,8 @@ def _sort_entries(node: Any) -> None:
 
 
 def _check_earlier(config: Config, recipe: Recipe | None) -> None:
-    """Weights come from the backbone, an earlier stage of the recipe, or a checkpoint folder that is there; corpora named
-    by a stage, of an earlier one."""
+    """Weights come from the backbone, an earlier stage of the recipe, or a checkpoint folder that is there; a corpus
+    that is named by a stage, from an earlier one."""
     source = config.stage.weights
     names = list(recipe.stages) if recipe is not None else []
     earlier = names[: names.index(config.stage.name)] if config.stage.name in names else []

@@ -122,8 +122,6 @@ NO_DECODER = "no decoder makes sound of this model's codes; give evaluation.deco
 def _ways(subject: Subject) -> tuple[Speak, Decode]:
     if subject.decode is None:
         raise BadInput(NO_DECODER)
-    if subject.speak is None:
-        raise BadInput("this model was not trained to speak")
     return subject.speak, subject.decode
 
 

@@ -20,25 +20,35 @@ from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
 from train.evaluation.judges import Judges
 from train.evaluation.measurement import Decode, Speak
+from train.evaluation.saying import Saying
 from train.export_check import EXPORT
+from train.generation.sampling import ExportedSpeaker
 from train.generation.transcription import Transcriber
 
 
 class Subject:
     """Parts are opened when they are first asked for. Raises BadInput where there is no export.
 
-    `speak` and `decode` are the ways from text to codes and from codes to sound; None: this model has none.
+    `decode` is the way from codes to sound; None: there is none. `speak` and `codec`: None: the model itself, and the
+    config's.
     """
 
     def __init__(
-        self, config: Config, export: Path, *, speak: Speak | None = None, decode: Decode | None = None
+        self,
+        config: Config,
+        export: Path,
+        *,
+        decode: Decode | None = None,
+        speak: Speak | None = None,
+        codec: Codec | None = None,
     ) -> None:
         if not (export / "config.json").is_file():
             raise BadInput(f"{export} holds no export of a model; run its stage first, or give evaluation.model")
         self.config = config
         self.export = export
-        self.speak = speak
         self.decode = decode
+        self._speak = speak
+        self._codec = codec
         self.vocabulary = Vocabulary.load(export)
         self.judges = Judges(config.corpus.quality)
 
@@ -56,7 +66,18 @@ class Subject:
         return Transcriber(self.config, self.export, device=evaluation.device, bf16=evaluation.bf16)
 
     @cached_property
+    def speak(self) -> Speak:
+        """Raises BadInput for a model that did not learn to speak."""
+        evaluation = self.config.evaluation
+        if self._speak is not None:
+            return self._speak
+        speaker = ExportedSpeaker(self.export, device=evaluation.device, bf16=evaluation.bf16)
+        return Saying(self.config, speaker)
+
+    @cached_property
     def codec(self) -> Codec:
+        if self._codec is not None:
+            return self._codec
         folder = corpus_folder(self.config) if learns(self.config.codec) else None
         return open_codec(self.config.codec, folder)
 

@@ -54,6 +54,8 @@ EXTRAS = {
         "pyzmq>=27",
         "scipy>=1.17",
     ],
+    # Zero-shot sets of text, where an evaluation asks for them.
+    "evaluation": ["lm_eval>=0.4.13,<0.5"],
     # The second engine. It is built from source and looks for torch while it is: install.sh takes it after torch, in
     # the environment itself, with none of its operators compiled.
     "deepspeed": ["deepspeed==0.19.8"],

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from runtime.exits import BadInput
 
 
+@lru_cache(1)
 def load_exported(folder: Path, what: str, rows: int, *, device: str | None = None, bf16: bool = False) -> Any:
     """The model of `folder`, ready to generate, in fp32 or bfloat16. device: cpu, cuda or cuda:<n>; None: cuda if
-    there.
+    there. One for all who ask.
 
     Raises BadInput, which begins with `what` the folder is to the user, where it is no causal language model, or has
     fewer than `rows` rows in its vocabulary.

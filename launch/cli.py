@@ -160,7 +160,8 @@ def _parser() -> argparse.ArgumentParser:
     dry.add_argument("--cpu", action="store_true", help="with the kernels of a CPU instead of a GPU's")
     dry.add_argument("--json", action="store_true", help="all of it as JSON")
 
-    _configured(commands, "evaluate", "validation losses of a stage's newest checkpoint")
+    measured = _configured(commands, "evaluate", "evaluation=<name>: its measurements of a stage's export; else losses")
+    measured.set_defaults(module="evaluation")
     transcribe = _command(
         commands, "transcribe", "what a trained model hears in sound files or in a corpus", "generate_text"
     )

@@ -73,12 +73,6 @@ def preflight(options: Namespace) -> int:
     return locally(config, words)
 
 
-def evaluate(options: Namespace) -> int:
-    """Validation losses of a stage's newest checkpoint, on this machine's ranks; nothing in the run folder changes."""
-    config = read_words(options.settings).one()
-    return training.evaluate_locally(config)
-
-
 def report(options: Namespace) -> int:
     folder = Path(options.run_folder)
     if (folder / CONFIG_FILE).is_file():

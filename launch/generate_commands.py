@@ -101,7 +101,6 @@ def _of_files(transcriber: Transcriber, config: Config, sounds: list[str]) -> di
 
 def _of_corpus(transcriber: Transcriber, options: Namespace) -> dict[str, Any]:
     from data_pipeline.corpus import Corpus
-    from data_pipeline.quality.transcript import Transcript
     from train.generation.transcription import error_totals, score, spoken_in
 
     corpus = Corpus.open(Path(options.corpus))
@@ -114,6 +113,6 @@ def _of_corpus(transcriber: Transcriber, options: Namespace) -> dict[str, Any]:
     for one in score(transcriber, utterances, options.batch):
         print(f"{one.key}\n  said   {one.text}\n  heard  {one.heard}", flush=True)
         scored.append(one)
-    totals = error_totals(scored, Transcript("").normalise)
+    totals = error_totals(scored)
     print(f"{len(scored)} utterances: WER {100 * totals['wer']:.1f} %, CER {100 * totals['cer']:.1f} %")
     return {"transcripts": [asdict(one) for one in scored], **totals}

@@ -33,6 +33,7 @@ FREE_KEYS = (
     "notify",
     "resilience",  # a run that stopped at an incident goes on with another policy
     "export",
+    "evaluation",
     "scale",
     "corpus.folder",
     "corpus.workers",

@@ -33,10 +33,10 @@ def main(arguments: list[str]) -> int:
 
 
 def run_rank(
-    arguments: list[str], work: Callable[[Config, StopFlag], None], start: Callable[[Path], Config] | None = None
+    arguments: list[str], work: Callable[[Config, StopFlag], None], *, start: Callable[[Path], Config] | None = None
 ) -> int:
-    """Do `work` as one rank, with stop signals flagged and errors turned into exit codes. start: reads the config file,
-    and imports what the work needs; None: all that training does."""
+    """Do `work` as one rank, with stop signals flagged and errors turned into exit codes. `start` reads the config and
+    imports what the work needs; None: all that training does."""
     stop = StopFlag().install()
     signal.signal(PROFILE_SIGNAL, signal.SIG_IGN)  # until there is a step to record
     try:

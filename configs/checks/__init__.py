@@ -13,6 +13,7 @@ from configs.checks.decoder import OBJECTIVES as DECODER_OBJECTIVES
 from configs.checks.decoder import check_decoder
 from configs.checks.distillation import DISTILL, check_distillation, check_generation
 from configs.checks.engine import check_engine
+from configs.checks.evaluation import check_evaluation
 from configs.checks.experts import check_experts
 from configs.checks.loss import check_loss
 from configs.checks.merge import check_merge
@@ -59,6 +60,7 @@ def check(config: Config, processes: int | None = None) -> None:
     check_resilience(config)
     check_cluster(config)
     check_mixture(config)
+    check_evaluation(config)
     data = data_parallel_size(config, processes)
     check_experts(config, None if processes is None else data)
     check_data_parallel(config, data)

@@ -24,6 +24,7 @@ from configs.schema.data import (
 )
 from configs.schema.decoder import DecoderConfig, FlowConfig, MelConfig, VocoderConfig
 from configs.schema.distillation import DistillationConfig
+from configs.schema.evaluation import Asked, EvaluationConfig, EvaluationSetConfig, MeasurementConfig, MeasurementKind
 from configs.schema.generation import GenerationConfig, Made
 from configs.schema.loss import LossConfig
 from configs.schema.merge import MergeConfig
@@ -66,6 +67,7 @@ __all__ = [
     "AdapterConfig",
     "AdapterKind",
     "AlignmentConfig",
+    "Asked",
     "AttentionKernel",
     "AudioRows",
     "BackboneConfig",
@@ -82,6 +84,8 @@ __all__ = [
     "DistillationConfig",
     "EncoderConfig",
     "EngineConfig",
+    "EvaluationConfig",
+    "EvaluationSetConfig",
     "Event",
     "ExpertKernel",
     "ExpertsConfig",
@@ -93,6 +97,8 @@ __all__ = [
     "LoraConfig",
     "LossConfig",
     "Made",
+    "MeasurementConfig",
+    "MeasurementKind",
     "MelConfig",
     "MergeConfig",
     "MixtureConfig",
@@ -162,3 +168,4 @@ class Config:
     notify: NotifyConfig = field(default_factory=NotifyConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from data_pipeline.looking.spectrogram import code_strip_png, spectrogram_png
 from data_pipeline.shards import DamagedSample, ShardReader
 from data_pipeline.utterance import Utterance, Word
 from data_pipeline.vocabulary import Vocabulary
+
+T = TypeVar("T")
 
 MOST_SAMPLES = 6
 MOST_AUDIO_BYTES = 2_400_000  # of all players together, before base64
@@ -104,7 +107,7 @@ def show(utterance: Utterance, audio: bytes | None, vocabulary: Vocabulary) -> S
     if audio is not None:
         wave, rate = read_sound(audio, utterance.key)
         seconds = len(wave) / rate
-        sound, picture = _data_uri("audio/flac", audio), _data_uri("image/png", spectrogram_png(wave, rate))
+        sound, picture = data_uri("audio/flac", audio), data_uri("image/png", spectrogram_png(wave, rate))
     return Shown(
         key=utterance.key,
         text=utterance.text,
@@ -150,7 +153,7 @@ def _choose(corpus: Corpus, split: str, most: int) -> tuple[list[tuple[Path, int
     shards = corpus.shards(split)
     found: dict[str, list[tuple[Path, int]]] = {"sound": [], "codes": [], "text": []}
     damaged = 0
-    for shard in _spread(shards, MOST_SHARDS):
+    for shard in spread(shards, MOST_SHARDS):
         try:
             with ShardReader(shard) as reader:
                 index = reader.index
@@ -160,21 +163,21 @@ def _choose(corpus: Corpus, split: str, most: int) -> tuple[list[tuple[Path, int
         brief = (index.duration > 0) & (index.duration <= LONGEST_SECONDS)
         sound = brief & (index.audio_size > 0)
         for kind, usable in (("sound", sound), ("codes", brief & ~sound), ("text", index.duration == 0)):
-            found[kind] += [(shard, int(at)) for at in _spread(np.flatnonzero(usable).tolist(), most)]
+            found[kind] += [(shard, int(at)) for at in spread(np.flatnonzero(usable).tolist(), most)]
     kind = next((kind for kind, places in found.items() if places), "text")
-    return _spread(found[kind], most), kind, damaged
+    return spread(found[kind], most), kind, damaged
 
 
-def _spread(things: list[Any], most: int) -> list[Any]:
+def spread(things: Sequence[T], most: int) -> list[T]:
     """At most `most` of `things`, evenly over them, the first and the last among them."""
     if len(things) <= most:
-        return things
+        return list(things)
     return [things[round(at)] for at in np.linspace(0, len(things) - 1, most)]
 
 
 def _strip(name: str, rate: float, codes: np.ndarray) -> Strip:
-    return Strip(name, rate, len(codes) / rate, codes.tolist(), _data_uri("image/png", code_strip_png(codes)))
+    return Strip(name, rate, len(codes) / rate, codes.tolist(), data_uri("image/png", code_strip_png(codes)))
 
 
-def _data_uri(kind: str, content: bytes) -> str:
+def data_uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"

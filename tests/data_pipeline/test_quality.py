@@ -10,12 +10,13 @@ from configs.schema import QualityConfig
 from data_pipeline.audio import SAMPLE_RATE
 from data_pipeline.quality.clipping import clipped_share
 from data_pipeline.quality.dnsmos import CLIP, clips_of, p808_features
+from data_pipeline.quality.errors import Errors, count_errors, error_rates, normalise
 from data_pipeline.quality.language import base_language
 from data_pipeline.quality.level import Level, k_weighting, loudness_lufs
 from data_pipeline.quality.mel import mel_filters, mel_power
 from data_pipeline.quality.registry import open_measures
 from data_pipeline.quality.speaker import window_starts
-from data_pipeline.quality.transcript import Transcript, error_rates
+from data_pipeline.quality.transcript import Transcript
 from data_pipeline.utterance import Utterance
 from runtime.exits import BadInput
 
@@ -167,13 +168,15 @@ def test_windows_of_the_speaker_encoder_are_those_that_resemblyzer_takes() -> No
 
 
 def test_error_rates_of_a_worked_example() -> None:
-    assert error_rates("the cat sat down", "the bat sat", "en") == {"wer": 0.5, "cer": pytest.approx(5 / 13)}
-    assert error_rates("今天天气", "今天气", "zh") == {"cer": 0.25}
-    assert error_rates("a b", "", "en") == {"wer": 1.0, "cer": 1.0}
+    one = count_errors("the cat sat down", "the bat sat")
+    assert one == Errors(word_errors=2, words=4, character_errors=5, characters=13)
+    assert error_rates([one], "en") == {"wer": 0.5, "cer": pytest.approx(5 / 13)}
+    assert error_rates([one, count_errors("a b", "")], "en") == {"wer": 4 / 6, "cer": pytest.approx(7 / 15)}
+    assert error_rates([count_errors("今天天气", "今天气")], "zh") == {"cer": 0.25}
+    assert error_rates([count_errors("a", "a b c")], "en") == {"wer": 2.0, "cer": 2.0}
 
 
 def test_normalising_takes_spelling_case_and_punctuation_away() -> None:
-    normalise = Transcript("package:none").normalise
     assert normalise("Mr. O'Neil won't pay $20, um, okay?", "en") == normalise(
         "mister o'neil will not pay $20 okay", "en"
     )

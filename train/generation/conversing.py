@@ -97,7 +97,7 @@ class Assistant:
             self._speaker.model,
             self.vocabulary,
             [prompt],
-            end=end,
+            ends=[end],
             most=MOST_TOKENS,
             sampling=sampling,
             seed=seed,

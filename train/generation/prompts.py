@@ -13,22 +13,25 @@ from data_pipeline.utterance import Utterance
 from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
 
-_ANSWER = "."  # stands for the answer in an utterance that has none yet; layouts pass over utterances without text
+ANSWER = "."  # stands for the answer in an utterance that has none yet; layouts pass over utterances without text
 
 
 def layout_for(mixture: MixtureConfig, name: str, unheard: str) -> Layout:
     """The layout `name` as the mixture has it, its options included, but for `unheard`: the weight of what is given,
-    which is set to 0, so that the loss begins where the answer does.
+    which is set to 0, so that the loss begins where the answer does. Raises BadInput as `layout_of` does."""
+    return find_layout(name, layout_of(mixture, name).options | {unheard: 0.0})
 
-    Raises BadInput where the mixture has it not, or twice with different options.
-    """
+
+def layout_of(mixture: MixtureConfig, name: str) -> Layout:
+    """The layout `name` as the mixture has it. Raises BadInput where the mixture has it not, or twice with different
+    options."""
     layouts = layouts_of(mixture.sources).values()
-    options = [layout.options for layout in layouts if layout.name == name]
-    if not options or any(other != options[0] for other in options):
+    found = [layout for layout in layouts if layout.name == name]
+    if not found or any(other.options != found[0].options for other in found):
         trained = ", ".join(sorted({layout.name for layout in layouts}))
-        which = "more than one" if options else "no"
+        which = "more than one" if found else "no"
         raise BadInput(f"mixture {mixture.name} has {which} layout {name}: this model was trained on {trained}")
-    return find_layout(name, options[0] | {unheard: 0.0})
+    return found[0]
 
 
 def prompt_of(sample: Sample) -> list[int]:
@@ -39,5 +42,5 @@ def prompt_of(sample: Sample) -> list[int]:
 
 def asr_prompt(layout: Layout, utterance: Utterance, vocabulary: Vocabulary) -> list[int]:
     """What a model is given to say what it heard. Empty where the utterance has no speech as codes."""
-    samples = layout([replace(utterance, text=_ANSWER)], vocabulary, np.random.default_rng(0))
+    samples = layout([replace(utterance, text=ANSWER)], vocabulary, np.random.default_rng(0))
     return prompt_of(samples[0]) if samples else []

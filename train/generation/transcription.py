@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,8 @@ from data_pipeline.codecs.codec import Codec
 from data_pipeline.corpus import Corpus
 from data_pipeline.decode import decode
 from data_pipeline.exported_model import load_exported
+from data_pipeline.quality.errors import count_errors, error_rates, has_words, normalise
+from data_pipeline.quality.language import base_language
 from data_pipeline.shards import ShardReader
 from data_pipeline.sources.recording import MIXED, UnreadableAudio
 from data_pipeline.utterance import Utterance
@@ -50,7 +52,7 @@ class Transcriber:
                 self._model,
                 self.vocabulary,
                 [prompts[number] for number in spoken],
-                end=self.vocabulary.special(self.vocabulary.end_of_text),
+                ends=[self.vocabulary.special(self.vocabulary.end_of_text)],
                 most=_most_tokens(longest),
             )
             for number, ids in zip(spoken, said, strict=True):
@@ -118,15 +120,14 @@ def score(transcriber: Transcriber, utterances: Sequence[Utterance], batch: int)
             yield Scored(f"{utterance.document}/{utterance.key}", utterance.language, utterance.text, heard)
 
 
-def error_totals(scored: Sequence[Scored], normalise: Callable[[str, str], str]) -> dict[str, float]:
-    """`wer` and `cer` over all together: errors over the words, or characters without spaces, of the texts that are not
-    empty once normalised by `normalise(text, language)`. Raises BadInput where none is left."""
-    import jiwer
-
-    pairs = [(normalise(one.text, one.language), normalise(one.heard, one.language)) for one in scored]
-    pairs = [pair for pair in pairs if any(map(str.isalnum, pair[0]))]
-    if not pairs:
+def error_totals(scored: Sequence[Scored]) -> dict[str, float]:
+    """`wer` and `cer` over all together, of the texts that have words once normalised. Raises BadInput where none is
+    left."""
+    counted = []
+    for one in scored:
+        language = base_language(one.language)
+        if has_words(written := normalise(one.text, language)):
+            counted.append(count_errors(written, normalise(one.heard, language)))
+    if not counted:
         raise BadInput("no text to compare with is left once normalised")
-    written, heard = map(list, zip(*pairs, strict=True))
-    characters = [[text.replace(" ", "") for text in texts] for texts in (written, heard)]
-    return {"wer": float(jiwer.wer(written, heard)), "cer": float(jiwer.cer(characters[0], characters[1]))}
+    return error_rates(counted, "")

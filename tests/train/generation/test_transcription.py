@@ -88,12 +88,14 @@ def test_a_model_that_never_learnt_to_hear_is_refused(run: Path) -> None:
 
 def test_error_rates_count_over_all_words_together() -> None:
     scored = [
-        Scored("a", "en", "One two three.", "one two"),
-        Scored("b", "en", "Four", "four five"),
+        Scored("a", "en-US", "Won't cats run.", "will not cats"),
+        Scored("b", "en", "Deer", "dear me"),
         Scored("c", "en", "-", "x"),
     ]
-    totals = error_totals(scored, lambda text, language: text.lower().strip(" .-"))
-    assert totals == {"wer": 2 / 4, "cer": pytest.approx((5 + 4) / 15)}
+    totals = error_totals(scored)
+    assert totals == {"wer": pytest.approx(3 / 5), "cer": pytest.approx((3 + 3) / (14 + 4))}
+    with pytest.raises(BadInput, match="no text to compare with"):
+        error_totals(scored[2:])
 
 
 def test_the_command_reads_a_corpus(

@@ -55,8 +55,9 @@ def language_losses(
     """Losses of the trunk's last hidden states, [N, 1, h], or this rank's [N / TP, 1, h] under sequence parallelism.
 
     weight: this tensor-parallel rank's rows of the head [V / TP, h]. Reported by place: "cross_entropy", plain, in
-    nats, and "z", (log Z)^2, with `targets.apart` the former alone; "kl" too where there is a teacher. used_again: as in
-    `vocabulary_loss`. Gradients reach `hidden` added up over the tensor-parallel ranks, as a ColumnParallelLinear's do.
+    nats, and "z", (log Z)^2, with `targets.apart` the former alone; "kl" too where there is a teacher. used_again: as
+    in `vocabulary_loss`. Gradients reach `hidden` added up over the tensor-parallel ranks, as a ColumnParallelLinear's
+    do.
     """
     if sequence_parallel:
         hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=True, group=group)

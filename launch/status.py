@@ -77,7 +77,11 @@ def _jobs(run: Path) -> list[str]:
     jobs = record.read_jobs(run)
     now = states([job.id for job in jobs])
     attempts = record.read_attempts(run)
-    return [_job_line(job, now[job.id], [one for one in attempts if one.job == job.id]) for job in jobs]
+    lines = []
+    for job in jobs:
+        lines.append(_job_line(job, now[job.id], [one for one in attempts if one.job == job.id]))
+        lines += [f"kept from {one.node} since job {one.by}: {one.why}" for one in record.read_left_out(run, job.id)]
+    return lines
 
 
 def _failures(run: Path) -> list[str]:

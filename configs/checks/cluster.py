@@ -35,9 +35,20 @@ def check_cluster(config: Config) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
             raise BadInput(f"cluster.options: {name!r} is no long option of sbatch")
     check_preflight(cluster.preflight)
+    _check_fewest_nodes(config)
     for key, value in _words(cluster):
         if not _LINE.fullmatch(value):
             raise BadInput(f"cluster.{key}={value!r}: a line break or control character")
+
+
+def _check_fewest_nodes(config: Config) -> None:
+    fewest = config.cluster.fewest_nodes
+    if fewest is None:
+        return
+    if not 1 <= fewest <= config.cluster.nodes:
+        raise BadInput(f"cluster.fewest_nodes={fewest}: from 1 to cluster.nodes={config.cluster.nodes}, or null")
+    if config.parallel.data is not None:
+        raise BadInput(f"cluster.fewest_nodes={fewest}: leave out parallel.data={config.parallel.data}: nodes decide")
 
 
 def check_preflight(settings: PreflightConfig) -> None:

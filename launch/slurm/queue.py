@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 ENDED = frozenset(
@@ -64,3 +64,14 @@ def said(*command: str) -> str:
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return ""
+
+
+def own_environment(around: Mapping[str, str]) -> dict[str, str]:
+    """The environment without the options that a user or an outer job gave to sbatch by variables: the script alone
+    says what it wants."""
+    kept = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_CLUSTER_NAME")
+    return {
+        name: value
+        for name, value in around.items()
+        if name in kept or not name.startswith(("SLURM_", "SBATCH_", "SRUN_", "MEGAPHONE_EXIT"))
+    }

@@ -1,4 +1,5 @@
-"""What a run folder knows of its Slurm jobs: `slurm/jobs.json` of what was submitted, `slurm/attempts.jsonl` of starts.
+"""What a run folder knows of its Slurm jobs: `slurm/jobs.json` of what was submitted, `slurm/attempts.jsonl` of starts,
+`slurm/left_out.jsonl` of nodes that its jobs are kept from.
 
 Both are written by whoever runs as the user: the submitting command, and the batch script at its end.
 """
@@ -7,15 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from runtime import records
 from runtime.exits import BadInput
 
 FOLDER = "slurm"
-_JOBS, _ATTEMPTS, _CANCELLED = "jobs.json", "attempts.jsonl", "cancelled"
+_JOBS, _ATTEMPTS, _LEFT_OUT, _CANCELLED = "jobs.json", "attempts.jsonl", "left_out.jsonl", "cancelled"
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,11 @@ class Submitted:
     kind: str  # corpus, train or finish
     id: int
     name: str
-    ranks: int  # 0: no process group
+    ranks: int  # over all nodes that were asked for; 0: no process group
     requeues: int = 0  # as cluster.requeues
     restarts: int = 0  # as resilience.restarts
+    nodes: int = 1  # asked for
+    later: Mapping[str, int] = field(default_factory=dict)  # run folders of the chain's later stages: their jobs
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,17 @@ class Attempt:
     checkpoint: str | None
     queued_again: bool
     reason: str  # one line
-    excluded: Sequence[str] = ()  # nodes that a preflight found sick, and that the job was queued again without
+    excluded: Sequence[str] = ()  # nodes that a preflight or the logs name, and that the job was queued again without
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A node that a job is kept from, and why, in one line. by: the job of the chain whose end found that."""
+
+    job: int
+    node: str
+    why: str
+    by: int
 
 
 def folder_of(run: Path) -> Path:
@@ -77,6 +90,17 @@ def add_attempt(run: Path, attempt: Attempt) -> None:
 def read_attempts(run: Path) -> list[Attempt]:
     """Ends of all starts so far, oldest first; a line that a lost node cut short is left out."""
     return [Attempt(**record) for record in records.read(folder_of(run) / _ATTEMPTS)]
+
+
+def add_left_out(run: Path, one: LeftOut) -> None:
+    folder_of(run).mkdir(parents=True, exist_ok=True)
+    records.append(folder_of(run) / _LEFT_OUT, asdict(one))
+
+
+def read_left_out(run: Path, job: int) -> list[LeftOut]:
+    """Nodes that a job of this folder is kept from beside `cluster.exclude`, oldest first."""
+    found = [LeftOut(**record) for record in records.read(folder_of(run) / _LEFT_OUT)]
+    return [one for one in found if one.job == job]
 
 
 def mark_cancelled(run: Path) -> None:

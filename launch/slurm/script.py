@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.schema import ClusterConfig, ContainerKind, Tasks
+from launch.notify import WEBHOOK
 from launch.preflight.meeting import NODES
 
 FIRST_PORT, PORTS = 20000, 20000
@@ -41,9 +42,10 @@ def render(job: Job, cluster: ClusterConfig) -> str:
         ["#!/bin/bash", f"# {job.about}", "# Written by megaphone; sbatch takes it as it is."],
         directives(job, cluster),
         ["", "set -u", *_site(cluster)],
-        ["", f"PYTHON={shlex.quote(job.python)}", f"RUN={shlex.quote(str(job.folder))}"],
-        ["", *(_meeting(job) if job.is_group else [])],
+        ["", f"PYTHON={shlex.quote(job.python)}", f"RUN={shlex.quote(str(job.folder))}", "began=$(date +%s)"],
+        ["", *(_meeting(job, cluster) if job.is_group else [])],
         [_SIGNALS.format(stop=_stop(job, cluster))],
+        _KEEPER if job.is_group and cluster.fewest_nodes is not None else [],
         preflight_lines(job, cluster) if job.is_group and cluster.preflight.enabled else [],
         _group(job, cluster) if job.is_group else _single(job, cluster),
         [_ENDING],
@@ -54,7 +56,7 @@ def render(job: Job, cluster: ClusterConfig) -> str:
 def directives(job: Job, cluster: ClusterConfig) -> list[str]:
     """The #SBATCH lines."""
     nodes = cluster.nodes if job.is_group else 1
-    tasks = job.ranks_per_node if job.is_group and cluster.tasks is Tasks.rank else 1
+    tasks = _tasks_per_node(job, cluster)
     cpus = None
     if cluster.cpus_per_rank is not None and job.is_group:
         cpus = cluster.cpus_per_rank * job.ranks_per_node // tasks
@@ -80,7 +82,12 @@ def directives(job: Job, cluster: ClusterConfig) -> list[str]:
     }
     lines = [_directive(name, value) for name, value in told.items() if value is not None or name in cluster.options]
     flags = ["requeue", *(["exclusive"] if cluster.exclusive and job.is_group else [])]
+    flags += ["no-kill"] if cluster.fewest_nodes is not None and job.is_group else []
     return [*lines, *(f"#SBATCH --{flag}" for flag in flags)]
+
+
+def _tasks_per_node(job: Job, cluster: ClusterConfig) -> int:
+    return job.ranks_per_node if job.is_group and cluster.tasks is Tasks.rank else 1
 
 
 def _directive(name: str, value: object) -> str:
@@ -100,13 +107,16 @@ def _site(cluster: ClusterConfig) -> list[str]:
     return ["", *lines] if lines else []
 
 
-def _meeting(job: Job) -> list[str]:
+def _meeting(job: Job, cluster: ClusterConfig) -> list[str]:
     """What ranks on all nodes find each other by."""
+    tasks = _tasks_per_node(job, cluster)
     port = f"$(({FIRST_PORT} + (SLURM_JOB_ID * 7 + ${{SLURM_RESTART_COUNT:-0}}) % {PORTS}))"
     return [
         "# The first node of the list is where ranks meet; SLURM_LAUNCH_NODE_IPADDR may be the node that submitted.",
         'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
         f"export MASTER_PORT={port}",
+        "# The nodes may be fewer than those that were asked for, of which sbatch has counted the tasks.",
+        f"export SLURM_NTASKS=$((SLURM_JOB_NUM_NODES * {tasks}))",
         "export CUDA_DEVICE_MAX_CONNECTIONS=1 PYTHONUNBUFFERED=1",
         *_threads(job),
     ]
@@ -119,6 +129,7 @@ def _group(job: Job, cluster: ClusterConfig) -> list[str]:
         "# Ranks leave their exit codes here, by which the job's end is judged.",
         f"export MEGAPHONE_EXIT_CODES={exits}",
         f'mkdir -p "$MEGAPHONE_EXIT_CODES" "$RUN/{RANK_LOGS}"',
+        f'[ -z "${{{WEBHOOK}:-}}" ] || "$PYTHON" -m launch.slurm.began "$RUN" &',
         "",
         _on_all_nodes(job, job.command, cluster, RANK_LOGS),
     ]
@@ -136,7 +147,7 @@ def preflight_lines(job: Job, cluster: ClusterConfig) -> list[str]:
         "wait_for_step",
         'if [ "$code" != 0 ] || [ -n "$asked" ]; then',
         '    trap "" USR1 TERM',
-        '    "$PYTHON" -m launch.slurm.looked "$RUN" --code "$code" --asked "$asked"',
+        '    "$PYTHON" -m launch.slurm.looked "$RUN" --code "$code" --asked "$asked" --began "$began"',
         "    exit $?",
         "fi",
         "",
@@ -228,9 +239,22 @@ wait_for_step() {{
 }}
 """
 
+_KEEPER = [
+    "# Where a node is lost, Slurm leaves the job to this script (--no-kill); where that is lost with its own node,",
+    "# to a process on the last one.",
+    'if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then',
+    '    last=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | tail -n 1)',
+    '    srun --overlap --nodes=1 --ntasks=1 --nodelist="$last" --output=/dev/null \\',
+    '        "$PYTHON" -m launch.slurm.keeper "$RUN" --began "$began" &',
+    "    keeper=$!",
+    "    trap 'kill -USR1 $keeper 2>/dev/null' EXIT",
+    "fi",
+    "",
+]
+
 _ENDING = """
 wait_for_step
 trap '' USR1 TERM
 # Done, to be queued again, or a failure that ends the chain: what it was is in $RUN/slurm/attempts.jsonl.
-"$PYTHON" -m launch.slurm.ending "$RUN" --code "$code" --asked "$asked"
+"$PYTHON" -m launch.slurm.ending "$RUN" --code "$code" --asked "$asked" --began "$began"
 exit $?"""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from configs.checks import check
@@ -14,9 +15,10 @@ from configs.schema import Config
 from launch.runfolder import is_finished, prepare
 from launch.slurm import record
 from launch.slurm.jobs import TRAIN, Planned, planned, run_folder
-from launch.slurm.queue import ENDED, states
+from launch.slurm.queue import ENDED, own_environment, states
 from launch.slurm.record import Submitted
 from launch.slurm.script import render
+from launch.slurm.sizes import require_sizes
 from launch.training import check_ranks, require_corpus
 from runtime.exits import BadInput
 
@@ -32,6 +34,7 @@ def submit(stages: Sequence[Config], words: Sequence[str]) -> list[Submitted]:
     for config in stages:
         check(config)
         check_ranks(config, processes(config.cluster))
+        require_sizes(config)
         _refuse_queued(run_folder(config))
     jobs = planned(stages, words, [_is_built(config) for config in stages], [is_finished(config) for config in stages])
     scripts = [_write(one) for one in jobs]
@@ -45,15 +48,26 @@ def submit(stages: Sequence[Config], words: Sequence[str]) -> list[Submitted]:
             subprocess.run(["scancel", *(str(job.id) for job in submitted)], check=False)
         raise
     for folder in dict.fromkeys(one.job.folder for one in jobs):
-        mine = [job for one, job in zip(jobs, submitted, strict=True) if one.job.folder == folder]
+        mine = [
+            replace(job, later=_later(jobs[place + 1 :], submitted[place + 1 :])) if one.kind == TRAIN else job
+            for place, (one, job) in enumerate(zip(jobs, submitted, strict=True))
+            if one.job.folder == folder
+        ]
         record.write_jobs(folder, mine)
     return submitted
 
 
+def _later(jobs: Sequence[Planned], submitted: Sequence[Submitted]) -> dict[str, int]:
+    """The stages among these jobs."""
+    both = zip(jobs, submitted, strict=True)
+    return {str(one.job.folder): job.id for one, job in both if one.kind == TRAIN}
+
+
 def _submitted(one: Planned, number: int) -> Submitted:
     config = one.config
-    ranks = processes(config.cluster) if one.kind == TRAIN else 0
-    return Submitted(one.kind, number, one.job.name, ranks, config.cluster.requeues, config.resilience.restarts)
+    cluster = config.cluster
+    ranks, nodes = (processes(cluster), cluster.nodes) if one.kind == TRAIN else (0, 1)
+    return Submitted(one.kind, number, one.job.name, ranks, cluster.requeues, config.resilience.restarts, nodes)
 
 
 def _write(one: Planned) -> Path:
@@ -77,17 +91,6 @@ def _sbatch(script: Path, after: int | None) -> int:
     if said.returncode:
         raise BadInput(f"sbatch {script}: {' '.join(said.stderr.split()) or f'exited with {said.returncode}'}")
     return int(said.stdout.strip().partition(";")[0])
-
-
-def own_environment(around: Mapping[str, str]) -> dict[str, str]:
-    """The environment without the options that a user or an outer job gave to sbatch by variables: the script alone
-    says what it wants."""
-    kept = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_CLUSTER_NAME")
-    return {
-        name: value
-        for name, value in around.items()
-        if name in kept or not name.startswith(("SLURM_", "SBATCH_", "SRUN_", "MEGAPHONE_EXIT"))
-    }
 
 
 def _refuse_queued(folder: Path) -> None:

@@ -36,6 +36,12 @@ def check_cluster(config: Config) -> None:
             raise BadInput(f"cluster.options: {name!r} is no long option of sbatch")
     check_preflight(cluster.preflight)
     _check_fewest_nodes(config)
+    for key in ("tasks", "at_once", "cpus"):
+        value = getattr(cluster.corpus, key)
+        if value is not None and not value > 0:
+            raise BadInput(f"cluster.corpus.{key}={value}: has to be above 0")
+    if cluster.corpus.gpus < 0:
+        raise BadInput(f"cluster.corpus.gpus={cluster.corpus.gpus}: has to be 0 or above")
     for key, value in _words(cluster):
         if not _LINE.fullmatch(value):
             raise BadInput(f"cluster.{key}={value!r}: a line break or control character")
@@ -90,6 +96,7 @@ def _words(cluster: ClusterConfig) -> list[tuple[str, str]]:
     """All that is written into directives and commands, by key; `setup` is shell and taken as it is."""
     single = ("memory", "partition", "account", "qos", "constraint", "reservation")
     found = [(key, str(getattr(cluster, key) or "")) for key in single]
+    found.append(("corpus.memory", cluster.corpus.memory or ""))
     found += [(key, word) for key in ("exclude", "modules") for word in getattr(cluster, key)]
     found += [(f"environment.{key}", value) for key, value in cluster.environment.items()]
     found += [(f"options.{key}", value or "") for key, value in cluster.options.items()]

@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from configs.schema.cluster import ClusterConfig, ContainerConfig, ContainerKind, Launcher, PreflightConfig, Tasks
+from configs.schema.cluster import (
+    ClusterConfig,
+    ContainerConfig,
+    ContainerKind,
+    CorpusJobConfig,
+    Launcher,
+    PreflightConfig,
+    Tasks,
+)
 from configs.schema.data import (
     AlignmentConfig,
     CodebookConfig,
@@ -68,6 +76,7 @@ __all__ = [
     "ContainerConfig",
     "ContainerKind",
     "CorpusConfig",
+    "CorpusJobConfig",
     "CutConfig",
     "EngineConfig",
     "Event",

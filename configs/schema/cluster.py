@@ -54,6 +54,18 @@ class PreflightConfig:
 
 
 @dataclass
+class CorpusJobConfig:
+    """The job that builds a corpus: an array of tasks on nodes that they may share, each with its part of the shards,
+    and where they are several a job of one task after them, which finishes the corpus."""
+
+    tasks: int = 1
+    at_once: int | None = None  # tasks that run at the same time, at most; None: as many as Slurm lets
+    cpus: int | None = None  # of each task, which works with as many processes; None: the partition's default
+    gpus: int = 0  # of each task
+    memory: str | None = None  # of each task, as sbatch --mem has it; None: as cluster.memory
+
+
+@dataclass
 class ClusterConfig:
     """One site's settings: a group of configs/cluster, or cluster=<a YAML file of the site's own> with these keys."""
 
@@ -77,6 +89,7 @@ class ClusterConfig:
     warning: int = 300  # seconds before the time limit at which a job saves, stops and queues again
     requeues: int = 100  # most times that a stage's job is queued again: time limit, preemption, crash, lost node
     tasks: Tasks = Tasks.rank
+    corpus: CorpusJobConfig = field(default_factory=CorpusJobConfig)
     preflight: PreflightConfig = field(default_factory=PreflightConfig)
     modules: list[str] = field(default_factory=list)  # loaded in the batch script, in this order
     setup: list[str] = field(default_factory=list)  # lines of shell after that, taken as they are

@@ -23,7 +23,7 @@ _JOBS, _ATTEMPTS, _LEFT_OUT, _CANCELLED = "jobs.json", "attempts.jsonl", "left_o
 class Submitted:
     """One job of a run folder: what it is for, its Slurm id, and the settings that its end goes by."""
 
-    kind: str  # corpus, train or finish
+    kind: str  # features, corpus, merge, train or finish
     id: int
     name: str
     ranks: int  # over all nodes that were asked for; 0: no process group
@@ -45,6 +45,7 @@ class Attempt:
     checkpoint: str | None
     queued_again: bool
     reason: str  # one line
+    task: int | None = None  # of an array
     excluded: Sequence[str] = ()  # nodes that a preflight or the logs name, and that the job was queued again without
 
 
@@ -84,12 +85,15 @@ def read_jobs(run: Path) -> list[Submitted]:
 
 
 def add_attempt(run: Path, attempt: Attempt) -> None:
-    records.append(folder_of(run) / _ATTEMPTS, asdict(attempt))
+    """Tasks of an array have a file each: they end together, and not every file system appends whole lines then."""
+    name = _ATTEMPTS if attempt.task is None else _ATTEMPTS.replace(".", f"-task-{attempt.task}.")
+    records.append(folder_of(run) / name, asdict(attempt))
 
 
 def read_attempts(run: Path) -> list[Attempt]:
-    """Ends of all starts so far, oldest first; a line that a lost node cut short is left out."""
-    return [Attempt(**record) for record in records.read(folder_of(run) / _ATTEMPTS)]
+    """Ends of all starts so far, oldest first for each job and task; a line that a lost node cut short is left out."""
+    files = sorted(folder_of(run).glob(_ATTEMPTS.replace(".", "*.")))
+    return [Attempt(**record) for file in files for record in records.read(file)]
 
 
 def add_left_out(run: Path, one: LeftOut) -> None:

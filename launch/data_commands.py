@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.schema import Config, SourceConfig
+from launch.earlier import require_settled, settled
 from launch.selection import read_words
 from runtime.exits import DONE, BadInput
 from runtime.signals import stoppable
@@ -24,7 +25,8 @@ def data_build(options: Namespace) -> int:
     """All of a corpus or, where `corpus.task` or a Slurm array says so, a task's share of it."""
     from data_pipeline.build import build_share, share_of
 
-    config = read_words(options.settings).first()
+    config = settled(read_words(options.settings).first())
+    require_settled(config)
     with stoppable() as stop:
         folder = build_share(config, share_of(config.corpus, os.environ), stop=stop)
     if folder is not None:
@@ -36,7 +38,7 @@ def data_merge(options: Namespace) -> int:
     from data_pipeline.build import merge_corpus
 
     with stoppable() as stop:
-        print(merge_corpus(read_words(options.settings).first(), stop=stop))
+        print(merge_corpus(settled(read_words(options.settings).first()), stop=stop))
     return DONE
 
 

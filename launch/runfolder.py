@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from configs.compose import load_config, to_yaml
-from configs.schema import Config, Schedule
+from configs.schema import Config, Schedule, StageKind
 from launch.environment import describe
 from runtime.exits import BadInput
 
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
 RESULTS_FILE = "results.json"  # written by training when a stage ends
+
+STEPPING = (StageKind.train, StageKind.decoder)  # kinds of stages that are done at their last step
 
 # What a run may be resumed with a different value of: where and how it runs, and what it writes down. Everything else
 # decides what is learned, and then the curve would no longer be that of one config.
@@ -103,9 +105,11 @@ def load_run(folder: Path) -> Config:
 
 
 def is_finished(config: Config) -> bool:
-    """Whether the run folder holds this stage, trained to its last step or to the end of its data."""
+    """Whether the run folder holds this stage, done: one that trains to its last step or to the end of its data."""
     try:
         results = json.loads((Path(config.run.folder) / RESULTS_FILE).read_text(encoding="utf-8"))
+        if config.stage.kind not in STEPPING:
+            return bool(results["status"] == "finished")
         if results["status"] == "exhausted":
             return bool(results["step"] < config.train.steps)
         return results["status"] == "finished" and results["step"] == config.train.steps

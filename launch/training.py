@@ -10,7 +10,8 @@ from typing import NoReturn
 
 from configs.checks import check
 from configs.checks.topology import data_parallel_size, model_parallel_size
-from configs.schema import Config
+from configs.schema import Config, StageKind
+from launch.earlier import require_settled
 from launch.environment import gpus
 from launch.local import run_ranks
 from launch.recovery.local import train
@@ -20,7 +21,13 @@ from runtime.exits import BadInput, tell
 from runtime.log_lines import end_output, stamp_output
 
 # The doors to training: modules that are run, one process a rank.
-STAGE = "train.stage"
+MODULES = {
+    StageKind.train: "train.stage",
+    StageKind.decoder: "train.decoder",
+    StageKind.generate: "train.generation",
+    StageKind.merge: "train.merge",
+    StageKind.evaluate: "train.evaluation",
+}
 EVALUATION = "train.evaluate"
 EXPORT_CHECK = "train.export_check"
 DEFAULT_PORT = "29500"
@@ -66,6 +73,7 @@ def require_corpus(config: Config) -> None:
     from data_pipeline.build import corpus_folder
     from data_pipeline.corpus import Corpus
 
+    require_settled(config)
     folder = corpus_folder(config)
     if config.corpus.folder is None and not folder.is_dir():
         raise BadInput(f"corpus {config.corpus.name} is not built yet; build it with: megaphone data build ...")
@@ -79,7 +87,7 @@ def train_locally(config: Config, asked: list[int] | None = None) -> int:
     require_corpus(config)
     file = prepare(config)
     startup.passed("config")
-    return train([sys.executable, "-m", STAGE, str(file)], config, local_ranks(config), asked)
+    return train([sys.executable, "-m", MODULES[config.stage.kind], str(file)], config, local_ranks(config), asked)
 
 
 def evaluate_locally(config: Config) -> int:
@@ -130,7 +138,7 @@ def join(config: Config, variables: Mapping[str, str]) -> NoReturn:
         raise
     startup.passed("config")
     end_output()
-    os.execv(sys.executable, [sys.executable, "-m", STAGE, str(file)])
+    os.execv(sys.executable, [sys.executable, "-m", MODULES[config.stage.kind], str(file)])
 
 
 def _prepared(config: Config) -> Path:

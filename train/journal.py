@@ -32,7 +32,8 @@ SHORTEST_SHOWN = 0.05  # seconds of a phase that rounds to something
 class Journal:
     """Opened by `start`, once it is known at which step the run begins or goes on."""
 
-    def __init__(self, config: Config, corpus: Corpus, processes: int, trained: Trained) -> None:
+    def __init__(self, config: Config, corpus: Corpus, processes: int, trained: Trained, main: str) -> None:
+        """main: the term that is told as the loss."""
         self._config = config
         self._corpus = corpus
         self._folder = Path(config.run.folder)
@@ -42,6 +43,7 @@ class Journal:
         self._peak = told * 1e12 if told else device_peak_flops(device, config.train.precision)
         self._processes = processes
         self._trained = trained
+        self._main = main
         self._learning = Learning.of(config.stage, trained)
         self._recomputed = Recomputed.of(config, corpus.vocabulary.padded_size)
 
@@ -81,7 +83,7 @@ class Journal:
             "step": progress.step,
             "tokens": progress.tokens,
             "audio_hours": progress.audio_seconds / 3600,
-            "loss": terms["lm"],
+            "loss": terms[self._main],
             **_named_losses(terms),
             "grad_norm": gradient_norm,
             **{f"lr/{name}": rate * group.lr_multiplier for name, group in self._trained.groups.items()},
@@ -109,7 +111,7 @@ class Journal:
 
     def validation(self, step: int, terms: dict[str, float], seconds: float) -> None:
         """One line of validation.jsonl."""
-        record = {"step": step, "loss": terms["lm"], **_named_losses(terms), "seconds": seconds}
+        record = {"step": step, "loss": terms[self._main], **_named_losses(terms), "seconds": seconds}
         self._log.validation(record)
         self._console.validation(record)
         self._tracker.log(record, step, prefix="validation/")

@@ -36,7 +36,8 @@ from train.journal import Journal
 from train.models.attention.kernels import check_kernel
 from train.models.routing import added
 from train.models.speech_lm import check_layouts
-from train.objectives.next_token import NextToken, check_objective, told_apart
+from train.objectives.build import check_objective, objective_of
+from train.objectives.objective import StageObjective
 from train.observe.observer import Observer
 from train.observe.phases import CHECKPOINT, INCIDENT, VALIDATION
 from train.progress import Feeding, Progress, Tally
@@ -80,7 +81,7 @@ def _joined(config: Config, stop: StopFlag) -> Iterator[Stage]:
     check_objective(config.stage.objective, layouts)
     check_kernel(config)
     corpus = Corpus.open(corpus_folder(config))
-    objective = NextToken(corpus.vocabulary.modalities, config.loss, told_apart(tuple(layouts)))
+    objective = objective_of(config, corpus)
     startup.passed("corpus")
     device = process_groups.join(config.parallel)
     startup.passed("process group")
@@ -95,7 +96,9 @@ def _joined(config: Config, stop: StopFlag) -> Iterator[Stage]:
 class Stage:
     """One stage in progress. All ranks walk through the same steps; rank 0 keeps the journal."""
 
-    def __init__(self, config: Config, corpus: Corpus, engine: Engine, objective: NextToken, stop: StopFlag) -> None:
+    def __init__(
+        self, config: Config, corpus: Corpus, engine: Engine, objective: StageObjective, stop: StopFlag
+    ) -> None:
         self.config = config
         self.corpus = corpus
         self.engine = engine
@@ -106,7 +109,9 @@ class Stage:
         self.loader = make_loader(config, corpus, split="train", **ranks)
         self.feeding = Feeding(self.loader, corpus.vocabulary)
         self.validation = validation_packs(config, corpus, **ranks)
-        self.journal = Journal(config, corpus, dist.get_world_size(), engine.trained) if dist.get_rank() == 0 else None
+        self.journal: Journal | None = None
+        if dist.get_rank() == 0:
+            self.journal = Journal(config, corpus, dist.get_world_size(), engine.trained, objective.main)
         self.checkpoints = Checkpoints(config, engine, self.loader, corpus.vocabulary, self.journal, self._say)
         self.observer = Observer(config)
         self.guard = Guard(config.resilience, engine.any)
@@ -213,7 +218,7 @@ class Stage:
             return True
         terms = self.objective.averages(outcome.sums, outcome.counts) | outcome.routing.averages()
         samples = self._global_keys(packs) if self.config.train.log_samples else None
-        self.guard.learn(self.loader.position - 1, terms["lm"], outcome.gradient_norm or 0.0)
+        self.guard.learn(self.loader.position - 1, terms[self.objective.main], outcome.gradient_norm or 0.0)
         self.progress.add(total)
         seconds = time.perf_counter() - started - self._settling  # which is told as a checkpoint's
         observed |= self.observer.after_step(step, seconds, waited, outcome)
@@ -273,7 +278,7 @@ class Stage:
         """Whether the engine may apply the update of a step with this outcome, as it does when this returns."""
         self._at("updating")
         terms = self.objective.averages(outcome.sums, outcome.counts)
-        accepted = self.guard.accept(terms["lm"], outcome.gradient_norm or 0.0)
+        accepted = self.guard.accept(terms[self.objective.main], outcome.gradient_norm or 0.0)
         self._settling = 0.0
         if self.checkpoints.under_way:
             began = time.perf_counter()
@@ -298,7 +303,7 @@ class Stage:
             position=position,
             kind=self.guard.incident,
             action=action,
-            loss=self.objective.averages(outcome.sums, outcome.counts)["lm"],
+            loss=self.objective.averages(outcome.sums, outcome.counts)[self.objective.main],
             gradient_norm=outcome.gradient_norm or 0.0,
             limits=self.guard.limits,
             ranks=incidents.gather(self.engine.evidence(), self.engine.data_rank, samples),

@@ -41,6 +41,7 @@ from configs.schema.model import (
     RopeScaling,
     RopeScalingKind,
     StageConfig,
+    StageKind,
 )
 from configs.schema.notify import Event, NotifyConfig
 from configs.schema.observe import ObserveConfig, ProfileConfig
@@ -110,6 +111,7 @@ __all__ = [
     "SourceConfig",
     "SpeechSourceConfig",
     "StageConfig",
+    "StageKind",
     "SynthesisConfig",
     "Tasks",
     "TrackerConfig",

@@ -116,9 +116,20 @@ class LoraConfig:
     targets: list[str] = field(default_factory=lambda: ["*.linear_*"])
 
 
+class StageKind(Enum):
+    """What a stage does."""
+
+    train = "train"  # trains the speech LM
+    decoder = "decoder"  # trains what makes sound of codes
+    generate = "generate"  # an earlier stage's model makes a corpus
+    merge = "merge"  # weights of earlier stages become one model
+    evaluate = "evaluate"  # measures an earlier stage's model
+
+
 @dataclass
 class StageConfig:
     name: str = "pretrain"
+    kind: StageKind = StageKind.train
     # pretrain or sft: both predict the next token where the layouts weigh it; sft asks for a layout of chats
     objective: str = "pretrain"
     weights: str = "backbone"  # "backbone", the name of an earlier stage, or a native checkpoint folder

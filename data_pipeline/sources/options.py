@@ -21,7 +21,7 @@ def check_options(what: str, function: Callable[..., Any], options: Mapping[str,
         default = known[name]
         if default is None or default is inspect.Parameter.empty:
             continue
-        wanted = (int, float) if type(default) is float else type(default)
+        wanted = {float: (int, float), tuple: (list, tuple)}.get(type(default), type(default))
         if not isinstance(value, wanted) or (isinstance(value, bool) and not isinstance(default, bool)):
             raise BadInput(f"{what}: option {name} must be {_kind(default)} like {default!r}, got {value!r}")
     for name, default in known.items():

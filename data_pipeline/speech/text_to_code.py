@@ -2,8 +2,7 @@
 
 It replaces text-to-speech and codec where interleaved data is made from text alone (arXiv:2411.17607). The model is a
 Hugging Face folder as `megaphone checkpoint export` writes it, with the `vocabulary.json` of its training corpus; it
-was trained on the layout `tts`. Only tokens that can stand at a place are drawn there: codes of the codebook whose
-turn it is, or, between groups, the end of speech.
+was trained on the layout `tts`.
 """
 
 from __future__ import annotations
@@ -11,20 +10,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from configs.schema import SynthesisConfig
 from data_pipeline.codecs.weights import weights_identity
-from data_pipeline.exported_model import load_exported, padded_prompts
+from data_pipeline.exported_model import load_exported
 from data_pipeline.layouts.assembly import MARKS, SPEAK
-from data_pipeline.layouts.groups import group_length, group_seconds, ungroup
+from data_pipeline.layouts.groups import group_seconds, ungroup
+from data_pipeline.speech.continuing import Sampling, continue_codes
 from data_pipeline.vocabulary import TOKENIZER_FILE, VOCABULARY_FILE, Vocabulary
 from runtime.exits import BadInput
-
-if TYPE_CHECKING:
-    import torch
 
 AUDIO_START, AUDIO_END = MARKS
 
@@ -61,102 +58,27 @@ class TextToCode:
         A text's codes depend on the text and its seed, on what is beside it only where two codes are as likely as each
         other to the last bits.
         """
-        import torch
-        from transformers import LogitsProcessorList
-
         vocabulary = self._vocabulary
         opening = [vocabulary.special(SPEAK), vocabulary.special(AUDIO_START)]
-        prompts = [[*vocabulary.encode_text(text), *opening] for text in texts]
-        batch = padded_prompts(prompts, vocabulary.special(vocabulary.end_of_text), self._model.device)
-        width = batch["input_ids"].shape[1]
-        most = [self._most_groups(text) for text in texts]
-        drawing = CodesOnly(vocabulary, width, most, seeds, self._config)
-        with torch.inference_mode():
-            out = self._model.generate(
-                **batch,
-                logits_processor=LogitsProcessorList([drawing]),
-                do_sample=False,  # the processor leaves one token to choose
-                num_beams=1,
-                max_new_tokens=max(most) * group_length(vocabulary) + 1,
-                eos_token_id=vocabulary.special(AUDIO_END),
-                pad_token_id=vocabulary.special(AUDIO_END),
-            )
-        said = out[:, width:].cpu().numpy()
-        return [self._codes(row, limit) for row, limit in zip(said, most, strict=True)]
+        said = continue_codes(
+            self._model,
+            vocabulary,
+            [[*vocabulary.encode_text(text), *opening] for text in texts],
+            most=[self._most_groups(text) for text in texts],
+            seeds=seeds,
+            end=vocabulary.special(AUDIO_END),
+            sampling=Sampling(self._config.temperature, self._config.top_p),
+        )
+        return [ungroup(one.ids, vocabulary) if one.ended else None for one in said]
 
     def _most_groups(self, text: str) -> int:
         seconds = self._config.seconds_per_character * max(len(text), 1)
         return max(1, round(seconds / group_seconds(self._vocabulary)))
 
-    def _codes(self, said: np.ndarray, most: int) -> dict[str, np.ndarray] | None:
-        ends = np.flatnonzero(said == self._vocabulary.special(AUDIO_END))
-        length = int(ends[0]) if len(ends) else len(said)
-        if length >= most * group_length(self._vocabulary):
-            return None
-        return ungroup(said[:length], self._vocabulary)
-
     def seconds(self, codes: Mapping[str, np.ndarray]) -> float:
         """How long the speech of whole groups of codes is."""
         book = self._vocabulary.codebooks[0]
         return codes[book.name].shape[1] // book.per_group * group_seconds(self._vocabulary)
-
-
-class CodesOnly:
-    """A logits processor that draws the next token of every row itself and leaves no other: a code of the table whose
-    turn it is or, after at least one group, the end of speech; only that after `most` groups of a row.
-
-    Row r's draws come from `seeds[r]` alone. `prompt` is the length of what is continued. Rows are all at the same
-    place of a group, for prompts are padded on the left.
-    """
-
-    def __init__(
-        self, vocabulary: Vocabulary, prompt: int, most: Sequence[int], seeds: Sequence[int], config: SynthesisConfig
-    ) -> None:
-        self._prompt = prompt
-        self._most = most
-        self._turns = tables_in_turn(vocabulary)
-        self._end = vocabulary.special(AUDIO_END)
-        self._temperature, self._top_p = config.temperature, config.top_p
-        self._rngs = [np.random.default_rng(seed) for seed in seeds]
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Scores [rows, vocabulary] that leave the drawn token."""
-        import torch
-
-        group, place = divmod(input_ids.shape[1] - self._prompt, len(self._turns))
-        ids = self._turns[place]
-        held = scores[:, ids.start : ids.stop]
-        over = torch.zeros(len(held), dtype=torch.bool, device=held.device)
-        if place == 0 and group:
-            held = torch.cat([held, scores[:, self._end : self._end + 1]], dim=1)
-            over = torch.tensor([group >= most for most in self._most], device=held.device)
-        drawn = self._draw(held.double() / self._temperature)
-        tokens = torch.where(over | (drawn == len(ids)), self._end, drawn + ids.start)
-        return torch.full_like(scores, -torch.inf).scatter_(1, tokens[:, None], 0.0)
-
-    def _draw(self, logits: torch.Tensor) -> torch.Tensor:
-        """One column for each row, by inverting the distribution at the row's next uniform number."""
-        import torch
-
-        chances = logits.softmax(1)
-        if self._top_p < 1:
-            falling, order = chances.sort(dim=1, descending=True, stable=True)
-            kept = falling.cumsum(1) - falling < self._top_p
-            chances = torch.zeros_like(chances).scatter(1, order, torch.where(kept, falling, 0.0))
-        uniform = torch.tensor([rng.random() for rng in self._rngs], dtype=torch.float64, device=logits.device)
-        reached = chances.cumsum(1)
-        place = torch.searchsorted(reached, (uniform * reached[:, -1])[:, None], right=True)
-        return place.clamp(max=logits.shape[1] - 1)[:, 0]
-
-
-def tables_in_turn(vocabulary: Vocabulary) -> list[range]:
-    """The ids that can stand at each place of a group: its codebooks in order, of each frame the tables in order."""
-    return [
-        range(start := vocabulary.ranges[book.name].start + row * book.size, start + book.size)
-        for book in vocabulary.codebooks
-        for _ in range(book.per_group)
-        for row in range(book.rows)
-    ]
 
 
 # --- the folder -------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def planned(
         corpus = config.corpus.folder or config.corpus.name
         if not is_built and corpus not in made:
             made.add(corpus)
-            jobs.append(Planned(CORPUS, _job(config, CORPUS, _corpus_command(words)), config, chain))
+            jobs.append(Planned(CORPUS, _job(config, CORPUS, _corpus_command(config, words)), config, chain))
             chain = len(jobs) - 1
         if not is_done:
             jobs.append(Planned(TRAIN, _job(config, TRAIN, _train_command(config)), config, chain))
@@ -71,8 +71,10 @@ def run_folder(config: Config) -> Path:
     return Path.cwd() / config.run.folder
 
 
-def _corpus_command(words: Sequence[str]) -> tuple[str, ...]:
-    return ("-m", "launch.cli", "data", "build", *words)
+def _corpus_command(config: Config, words: Sequence[str]) -> tuple[str, ...]:
+    """`words` are of all stages: a recipe's corpora may differ from stage to stage."""
+    stage = () if config.recipe is None else (f"stage={config.stage.name}",)
+    return ("-m", "launch.cli", "data", "build", *words, *stage)
 
 
 def _train_command(config: Config) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from configs.schema import ClusterConfig, ContainerKind, CorpusJobConfig, Tasks
 from launch.notify import WEBHOOK
 from launch.preflight.meeting import NODES
+from launch.runfolder import CONFIG_FILE
 
 FIRST_PORT, PORTS = 20000, 20000
 RANK_LOGS = "logs"
@@ -233,7 +234,7 @@ def _stop(job: Job, cluster: ClusterConfig) -> str:
     if not job.is_group or cluster.tasks is Tasks.rank:
         return 'scancel --quiet --signal=TERM "$SLURM_JOB_ID"'
     # torchrun would pass the signal on and kill its ranks 30 seconds later, in the middle of a large save.
-    ranks = shlex.quote(re.escape(f"train.stage {job.folder}/"))
+    ranks = shlex.quote(re.escape(f" {job.folder}/{CONFIG_FILE}"))
     each = 'srun --overlap --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1'
     return f"{each} pkill -TERM -f {ranks}"
 

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from configs.checks import check
 from configs.checks.cluster import processes
+from configs.references import stage_in
 from configs.schema import Config
+from launch.earlier import settled
 from launch.runfolder import is_finished, prepare
 from launch.slurm import record
 from launch.slurm.jobs import TRAIN, Planned, planned, run_folder
@@ -31,6 +33,7 @@ def submit(stages: Sequence[Config], words: Sequence[str]) -> list[Submitted]:
     """
     if shutil.which("sbatch") is None:
         raise BadInput("launcher=slurm: there is no sbatch here; run this where jobs are submitted from")
+    stages = [settled(config) for config in stages]
     for config in stages:
         check(config)
         check_ranks(config, processes(config.cluster))
@@ -101,6 +104,9 @@ def _refuse_queued(folder: Path) -> None:
 
 
 def _is_built(config: Config) -> bool:
+    """Whether the stage's corpus is there, or is made by an earlier stage."""
+    if stage_in(config.corpus.folder) is not None:
+        return True
     try:
         require_corpus(config)
     except BadInput:

@@ -17,7 +17,8 @@ from data_pipeline.corpus import Corpus
 from data_pipeline.layouts.groups import group_length, group_seconds, ungroup
 from data_pipeline.loader import make_loader
 from data_pipeline.shards import ShardReader
-from data_pipeline.speech.text_to_code import AUDIO_END, CodesOnly, TextToCode, tables_in_turn
+from data_pipeline.speech.continuing import CodesOnly, Sampling, tables_in_turn
+from data_pipeline.speech.text_to_code import AUDIO_END, TextToCode
 from data_pipeline.vocabulary import Codebook, Vocabulary
 from runtime.exits import BadInput
 from tests.data_pipeline.synthetic import SENTENCE, make_config, make_corpus, make_vocabulary
@@ -92,7 +93,7 @@ def test_sampling_is_that_of_the_softmax() -> None:
     rng = np.random.default_rng(0)
     rows = 20_000
     logits = rng.normal(size=VOCABULARY.size)
-    drawing = CodesOnly(VOCABULARY, 1, [9] * rows, list(range(rows)), SynthesisConfig(temperature=0.7))
+    drawing = CodesOnly(VOCABULARY, 1, [9] * rows, list(range(rows)), END, Sampling(temperature=0.7))
     scores = torch.from_numpy(logits).float().repeat(rows, 1)
     left = drawing(torch.zeros(rows, 1, dtype=torch.long), scores)
     assert (torch.isfinite(left).sum(1) == 1).all()
@@ -107,7 +108,7 @@ def test_top_p_keeps_the_likeliest() -> None:
     start = VOCABULARY.ranges["linguistic"].start
     scores = torch.full((400, VOCABULARY.size), -50.0)
     scores[:, start : start + 4] = torch.log(torch.tensor([0.1, 0.4, 0.3, 0.2]))
-    drawing = CodesOnly(VOCABULARY, 1, [9] * 400, list(range(400)), SynthesisConfig(top_p=0.65))
+    drawing = CodesOnly(VOCABULARY, 1, [9] * 400, list(range(400)), END, Sampling(top_p=0.65))
     drawn = drawing(torch.zeros(400, 1, dtype=torch.long), scores).argmax(1) - start
     assert set(drawn.tolist()) == {1, 2}
 
@@ -125,7 +126,7 @@ def test_whatever_the_scores_only_what_can_stand_there_is_drawn(vocabulary: Voca
     rng = np.random.default_rng(seed)
     end, length = vocabulary.special(AUDIO_END), group_length(vocabulary)
     prompt = rng.integers(0, vocabulary.text_size, (1, 3))
-    drawing = CodesOnly(vocabulary, 3, [most], [seed], SynthesisConfig())
+    drawing = CodesOnly(vocabulary, 3, [most], [seed], end, Sampling())
     ids = torch.from_numpy(prompt)
     while ids[0, -1] != end:
         scores = torch.from_numpy(rng.normal(0, 20, (1, vocabulary.padded_size))).float()

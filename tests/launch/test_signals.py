@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from configs.schema import StageKind
 from launch import commands, training
 from launch.local import run_ranks
 from runtime.exits import DONE, STOPPED_EARLY, StoppedEarly
@@ -113,7 +114,7 @@ def test_a_stop_when_the_last_step_is_done_keeps_what_would_come_next_from_begin
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The ranks end well all the same; export and report are for the next time."""
-    monkeypatch.setattr(training, "STAGE", "tests.launch.finishes")
+    monkeypatch.setitem(training.MODULES, StageKind.train, "tests.launch.finishes")
     config = tiny_config(tmp_path / "run", make_corpus(tmp_path / "corpus"))
     with pytest.raises(StoppedEarly, match="stopped by SIGTERM"):
         commands._run_stage(config)

@@ -14,7 +14,8 @@ from data_pipeline.chunks import chunk_of
 from data_pipeline.layouts import find_layout
 from runtime.exits import BadInput
 from train.models.heads.terms import Losses
-from train.objectives.next_token import NextToken, check_objective, told_apart
+from train.objectives.build import check_objective
+from train.objectives.next_token import NextToken, told_apart
 from train.schedule import learning_rate
 
 

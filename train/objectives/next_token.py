@@ -10,7 +10,6 @@ import torch
 
 from configs.schema import LossConfig
 from data_pipeline.batch import Batch
-from data_pipeline.layouts import Layout
 from runtime.exits import BadInput
 from train.models.heads.language import LANGUAGE
 from train.models.heads.terms import Losses, Targets
@@ -42,6 +41,10 @@ class NextToken:
     def __post_init__(self) -> None:
         """Raises BadInput for a weight of a modality that this corpus does not have."""
         object.__setattr__(self, "weights", modality_weights(self.config.modalities, self.modalities))
+
+    @property
+    def main(self) -> str:
+        return "lm"
 
     @property
     def terms(self) -> int:
@@ -115,16 +118,6 @@ class NextToken:
 def told_apart(sources: tuple[str, ...]) -> tuple[str, ...]:
     """The sources of a mixture whose losses are told apart: none where there is one alone, or too many."""
     return sources if 1 < len(sources) <= MOST_SOURCES else ()
-
-
-def check_objective(objective: str, layouts: Mapping[str, Layout]) -> None:
-    """Raises BadInput for an sft over a mixture, its layouts by source, that has no layout of chats."""
-    if objective == "sft" and not any(layout.whole for layout in layouts.values()):
-        names = ", ".join(dict.fromkeys(layout.name for layout in layouts.values()))
-        raise BadInput(
-            f"stage.objective=sft: no source of the mixture has a layout of chats (chat, tts_dialogue, asr_dialogue), "
-            f"only {names}; choose another mixture, or objective pretrain"
-        )
 
 
 def modality_weights(given: Mapping[str, float], modalities: tuple[str, ...]) -> torch.Tensor:

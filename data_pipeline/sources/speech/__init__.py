@@ -18,12 +18,14 @@ import xxhash
 
 from configs.schema import SpeechSourceConfig
 from data_pipeline.decode import LONGEST_SECONDS, check_duration
+from data_pipeline.packages import PACKAGE, package_folder
 from data_pipeline.sources.address import is_url
 from data_pipeline.sources.options import check_options
 from data_pipeline.sources.recording import Recording, Sound, SpeechSource, UnreadableAudio
 from data_pipeline.sources.speech.aishell import aishell
 from data_pipeline.sources.speech.asterisk import asterisk
 from data_pipeline.sources.speech.audio_folder import audio_folder
+from data_pipeline.sources.speech.chatterbot import chatterbot
 from data_pipeline.sources.speech.common_voice import common_voice
 from data_pipeline.sources.speech.conversations import conversations
 from data_pipeline.sources.speech.fisher import fisher
@@ -54,6 +56,7 @@ KINDS = {
     "aishell": Kind(aishell, licence="Apache-2.0", language="zh"),
     "asterisk": Kind(asterisk, licence="CC-BY-SA-3.0"),
     "audio_folder": Kind(audio_folder),
+    "chatterbot": Kind(chatterbot, licence="BSD-3-Clause"),
     "common_voice": Kind(common_voice, licence="CC0-1.0"),
     "conversations": Kind(conversations),
     "fisher": Kind(fisher, licence="LDC user agreement", language="en"),
@@ -75,15 +78,24 @@ def open_speech_source(config: SpeechSourceConfig) -> SpeechSource:
         raise BadInput(f"no such kind of speech source: {config.kind}; there are {', '.join(KINDS)}")
     kind = KINDS[config.kind]
     options = check_options(f"speech source {config.kind}", kind.read, config.options)
-    if not is_url(config.path) and not Path(config.path).exists():
+    path = _path(config.path)
+    if not is_url(path) and not Path(path).exists():
         raise BadInput(f"speech source {config.kind}: {config.path} does not exist")
     return _Source(
-        config=config,
+        config=replace(config, path=path),
         read=kind.read,
         options=options,
         licence=config.licence or kind.licence,
         language=kind.language if config.language is None else config.language,
     )
+
+
+def _path(written: str) -> str:
+    """A path as a config gives it; `package:<name>/<folder>` is in an installed package."""
+    if not written.startswith(PACKAGE):
+        return written
+    name, _, inside = written.removeprefix(PACKAGE).partition("/")
+    return str(package_folder(name) / inside)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,38 @@
+"""What a stage takes from earlier ones of its recipe by their names: the corpora that they trained on or made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from configs.references import references, replaced
+from configs.schema import Config, StageKind
+from launch.runfolder import CONFIG_FILE, load_run
+from runtime.exits import BadInput
+
+MADE = "corpus"  # folder of a stage that makes one
+
+
+def settled(config: Config) -> Config:
+    """The config with references to corpora of earlier stages replaced by their folders, where those stages have begun;
+    others are left as they are."""
+    stages = Path(config.run.folder).parent
+
+    def folder_of(stage: str) -> str | None:
+        return _corpus_of(stages / stage) if (stages / stage / CONFIG_FILE).is_file() else None
+
+    return replaced(config, folder_of)
+
+
+def require_settled(config: Config) -> None:
+    """Raise BadInput where a stage that this one refers to has not begun."""
+    for option, stage in references(config):
+        raise BadInput(f"{option}=stage:{stage}: that stage has not begun; run the stages in their order")
+
+
+def _corpus_of(run: Path) -> str:
+    config = load_run(run)
+    if config.stage.kind is StageKind.generate:
+        return str(run / MADE)
+    from data_pipeline.build import corpus_folder
+
+    return str(corpus_folder(settled(config)))

@@ -1,0 +1,91 @@
+"""Speech by an exported model: prompts of ids continued to audio codes, in the phase of their groups.
+
+What is asked is one small protocol, so that what runs the model (transformers here) can be another thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from data_pipeline.batch import Sample
+from data_pipeline.exported_model import load_exported
+from data_pipeline.layouts.groups import group_length
+from data_pipeline.speech.continuing import Continuation, Sampling, continue_codes
+from data_pipeline.vocabulary import Vocabulary
+from runtime.exits import BadInput
+
+STEP_AUDIO = Sampling(temperature=0.7, window=10, share=0.1)  # tts.py of stepfun-ai/Step-Audio
+
+
+@dataclass(frozen=True)
+class SpeechPrompt:
+    """ids: what is given, up to where codes begin. end: the id that ends them. groups: at most so many."""
+
+    ids: tuple[int, ...]
+    end: int
+    groups: int
+
+
+class Speaker(Protocol):
+    """A model that says codes."""
+
+    vocabulary: Vocabulary
+
+    def speak(self, prompts: Sequence[SpeechPrompt], seeds: Sequence[int]) -> list[Continuation]:
+        """Codes of each prompt, the same for the same prompt and seed."""
+
+
+class ExportedSpeaker:
+    """A run's export (`<run>/export/hf`) on transformers.
+
+    device: cpu, cuda or cuda:<n>; None: cuda if there. Raises BadInput where the folder is no export.
+    """
+
+    def __init__(
+        self, export: Path, sampling: Sampling = STEP_AUDIO, *, device: str | None = None, bf16: bool = False
+    ) -> None:
+        if not (export / "config.json").is_file():
+            raise BadInput(f"{export} holds no export; make it with: megaphone checkpoint export <run>")
+        self.vocabulary = Vocabulary.load(export)
+        self._sampling = sampling
+        self._model = load_exported(export, str(export), self.vocabulary.size, device=device, bf16=bf16)
+
+    def speak(self, prompts: Sequence[SpeechPrompt], seeds: Sequence[int]) -> list[Continuation]:
+        """As `Speaker.speak`, all prompts continued together; they have one `end`."""
+        if not prompts:
+            return []
+        (end,) = {prompt.end for prompt in prompts}
+        return continue_codes(
+            self._model,
+            self.vocabulary,
+            [prompt.ids for prompt in prompts],
+            most=[prompt.groups for prompt in prompts],
+            seeds=seeds,
+            end=end,
+            sampling=self._sampling,
+        )
+
+
+def speech_prompt(sample: Sample, given: int, vocabulary: Vocabulary, longest: int) -> SpeechPrompt:
+    """The prompt that `sample` begins with, whose last run of codes is what is asked for, but for the first `given`
+    groups of it, which are given too. longest: tokens of prompt and codes together.
+
+    Whatever the layout, speech ends with the token after its last code. Raises ValueError for a sample whose codes
+    nothing follows, or without codes.
+    """
+    codes = np.flatnonzero(sample.modality > 0)
+    if not len(codes) or codes[-1] + 1 == len(sample):
+        raise ValueError(f"sample {sample.key} does not say codes")
+    run = codes[np.flatnonzero(np.diff(codes, prepend=-2) > 1)[-1]]  # where the last run begins
+    length = group_length(vocabulary)
+    start = int(run) + given * length
+    return SpeechPrompt(
+        ids=tuple(int(token) for token in sample.tokens[:start]),
+        end=int(sample.tokens[codes[-1] + 1]),
+        groups=max((longest - start - 1) // length, 1),
+    )

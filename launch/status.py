@@ -13,7 +13,7 @@ from launch.recovery import failures
 from launch.runfolder import CONFIG_FILE, is_finished, load_run
 from launch.slurm import record
 from launch.slurm.queue import ENDED, State, states
-from runtime.exits import BadInput
+from runtime.exits import DONE, BadInput
 
 _METRICS = "metrics.jsonl"
 _RECENT = 50  # steps whose pace is taken
@@ -94,8 +94,10 @@ def _failures(run: Path) -> list[str]:
 def _job_line(job: record.Submitted, state: State, attempts: list[record.Attempt]) -> str:
     line = f"{job.kind} job {job.id}: {state.name.lower()}" + (f" ({state.where})" if state.where else "")
     if attempts:
-        last = attempts[-1]
-        line += f"; start {last.restart + 1} on {last.nodes}: {last.reason}"
+        newest = {attempt.task: attempt for attempt in attempts}.values()  # of each task of an array
+        last = next((attempt for attempt in newest if attempt.code != DONE), attempts[-1])
+        task = "" if last.task is None else f"task {last.task}, "
+        line += f"; {task}start {last.restart + 1} on {last.nodes}: {last.reason}"
     elif state.name in ENDED and state.name != "COMPLETED":
         line += "; it never came to its end: see its log, or the job before it"
     return line

@@ -79,8 +79,18 @@ def told(program: str, arguments: Sequence[str] | None) -> Namespace:
 
 def this_job(run: Path) -> Submitted | None:
     """What the run folder knows of the job around this process."""
-    job = int(os.environ["SLURM_JOB_ID"])
-    return next((one for one in record.read_jobs(run) if one.id == job), None)
+    return next((one for one in record.read_jobs(run) if one.id == job_number()), None)
+
+
+def job_number() -> int:
+    """The number of the job around this process; of a task that of its array."""
+    return int(os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ["SLURM_JOB_ID"])
+
+
+def task_number() -> int | None:
+    """Which task of an array this is."""
+    task = os.environ.get("SLURM_ARRAY_TASK_ID")
+    return None if task is None else int(task)
 
 
 def conclude(run: Path, code: int, job: Submitted | None, asked: str, began: float, ends: Mapping[int, int]) -> int:
@@ -94,7 +104,7 @@ def conclude(run: Path, code: int, job: Submitted | None, asked: str, began: flo
     again, reason = decide(
         code,
         job,
-        record.read_attempts(run),
+        [attempt for attempt in record.read_attempts(run) if attempt.task == task_number()],
         checkpoint=newest_checkpoint(run),
         cancelled=record.is_cancelled(run),
         lost=gone,
@@ -112,7 +122,7 @@ def end(run: Path, job: Submitted | None, ended: Ended) -> int:
         size = size_of(run, config, job.id, [*ended.without, *ended.gone])
         reason += f"; {size.said}" if size.said else ""
     attempt = Attempt(
-        job=int(os.environ["SLURM_JOB_ID"]),
+        job=job_number(),
         restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
         nodes=os.environ.get("SLURM_JOB_NODELIST", ""),
         code=ended.code,
@@ -120,10 +130,11 @@ def end(run: Path, job: Submitted | None, ended: Ended) -> int:
         checkpoint=newest_checkpoint(run),
         queued_again=ended.again,
         reason=reason,
+        task=task_number(),
         excluded=tuple(ended.without),
     )
     record.add_attempt(run, attempt)
-    print(f"megaphone: job {attempt.job}: {reason}", flush=True)
+    print(f"megaphone: job {attempt.name}: {reason}", flush=True)
     blamed = None
     if trains and ended.code in (FAILED, HUNG):
         blamed = failures.failure(ended.found, f"{attempt.job}-{attempt.restart}", ended.code, reason)
@@ -133,7 +144,7 @@ def end(run: Path, job: Submitted | None, ended: Ended) -> int:
     if job is not None and trains and (ended.again or ended.code == DONE):
         pass_on(job, ended.without, ended.gone)
     if job is not None and ended.again:
-        put_back(job, run, ended.without, size)
+        put_back(job, attempt.name, run, ended.without, size)
         time.sleep(_REQUEUE_PATIENCE)  # Slurm ends this script; ending by itself would end the job
     return ended.code
 

@@ -48,6 +48,11 @@ class Attempt:
     task: int | None = None  # of an array
     excluded: Sequence[str] = ()  # nodes that a preflight or the logs name, and that the job was queued again without
 
+    @property
+    def name(self) -> str:
+        """As Slurm's commands take it."""
+        return str(self.job) if self.task is None else f"{self.job}_{self.task}"
+
 
 @dataclass(frozen=True)
 class LeftOut:

@@ -50,10 +50,11 @@ def has_spare(run: Path, config: Config, job: int, beside: Sequence[str]) -> boo
     return placed(_script(run), config, _without(run, job, beside)) is not None
 
 
-def put_back(job: Submitted, run: Path, without: Mapping[str, str], size: Size) -> None:
-    """Queue the running job again. without: the nodes to keep it from, and why."""
+def put_back(job: Submitted, name: str, run: Path, without: Mapping[str, str], size: Size) -> None:
+    """Queue the running job again, or the task of it that Slurm calls `name`. without: the nodes to keep it from, and
+    why."""
     config = load_run(run)
-    subprocess.run(["scontrol", "requeue", str(job.id)], check=True)
+    subprocess.run(["scontrol", "requeue", name], check=True)
     _leave_out(run, job.id, without, by=job.id)
     _change(job.id, config, list(without), size, PATIENCE)
 

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from configs.checks import check
-from configs.checks.cluster import processes
+from configs.checks import check, check_corpus
+from configs.checks.cluster import check_cluster, processes
 from configs.references import stage_in
 from configs.schema import Config
 from launch.earlier import settled
 from launch.runfolder import is_finished, prepare
 from launch.slurm import record
-from launch.slurm.jobs import TRAIN, Planned, planned, run_folder
+from launch.slurm.jobs import TRAIN, Planned, corpus_jobs, planned, run_folder
 from launch.slurm.queue import ENDED, own_environment, states
 from launch.slurm.record import Submitted
 from launch.slurm.script import render
@@ -31,15 +31,28 @@ def submit(stages: Sequence[Config], words: Sequence[str]) -> list[Submitted]:
     `words` are the command line's. A stage that is trained already is only finished; one whose jobs are still in the
     queue is refused. Where sbatch refuses one job, those submitted before it are cancelled: all or nothing.
     """
-    if shutil.which("sbatch") is None:
-        raise BadInput("launcher=slurm: there is no sbatch here; run this where jobs are submitted from")
+    _require_sbatch()
     stages = [settled(config) for config in stages]
     for config in stages:
         check(config)
         check_ranks(config, processes(config.cluster))
         require_sizes(config)
         _refuse_queued(run_folder(config))
-    jobs = planned(stages, words, [_is_built(config) for config in stages], [is_finished(config) for config in stages])
+    built, done = [_is_built(config) for config in stages], [is_finished(config) for config in stages]
+    return _submit_all(planned(stages, words, built, done, _learns))
+
+
+def submit_corpus(config: Config, words: Sequence[str]) -> list[Submitted]:
+    """The same for the jobs that build a corpus alone; none where it is there."""
+    _require_sbatch()
+    check_corpus(config)
+    check_cluster(config)
+    _refuse_queued(run_folder(config))
+    return [] if _is_built(config) else _submit_all(corpus_jobs(config, words, _learns(config)))
+
+
+def _submit_all(jobs: Sequence[Planned]) -> list[Submitted]:
+    """Write the scripts and submit them, all or none."""
     scripts = [_write(one) for one in jobs]
     submitted: list[Submitted] = []
     try:
@@ -58,6 +71,11 @@ def submit(stages: Sequence[Config], words: Sequence[str]) -> list[Submitted]:
         ]
         record.write_jobs(folder, mine)
     return submitted
+
+
+def _require_sbatch() -> None:
+    if shutil.which("sbatch") is None:
+        raise BadInput("launcher=slurm: there is no sbatch here; run this where jobs are submitted from")
 
 
 def _later(jobs: Sequence[Planned], submitted: Sequence[Submitted]) -> dict[str, int]:
@@ -101,6 +119,12 @@ def _refuse_queued(folder: Path) -> None:
     running = [number for number, state in states([job.id for job in before]).items() if state.name not in ENDED]
     if running:
         raise BadInput(f"{folder}: job {running[0]} is still there; see megaphone status, or megaphone cancel it first")
+
+
+def _learns(config: Config) -> bool:
+    from data_pipeline.build import learns_codebooks
+
+    return learns_codebooks(config)
 
 
 def _is_built(config: Config) -> bool:

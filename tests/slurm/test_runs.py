@@ -14,10 +14,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from data_pipeline.corpus import Corpus
 from launch.recovery import failures
 from launch.slurm.record import Attempt, Submitted, read_attempts, read_jobs
 from runtime.exits import BAD_INPUT, DONE, FAILED, SICK, STOPPED_EARLY
+from tests.data_pipeline.recorded_speech import write_recordings
 from tests.data_pipeline.synthetic import make_corpus
+from tests.data_pipeline.test_build import new_cache
+from tests.data_pipeline.test_build_tasks import task_config
 from tests.launch.test_notify import Hook
 from tests.slurm.cluster import Cluster
 from tests.train.runs import metrics
@@ -282,3 +286,44 @@ def test_a_sick_node_is_left_out_and_the_job_goes_on_with_the_spare_one(
     assert (last.code, last.nodes) == (DONE, "node[1,3]")
     assert [one["step"] for one in metrics(run)] == [1, 2]
     assert json.loads((run / "preflight.json").read_text())["nodes"].keys() == {"node1", "node3"}
+
+
+def test_a_corpus_is_built_by_an_array_of_tasks_and_merged(cluster: Cluster, recipe: Path, tmp_path: Path) -> None:
+    """Codebooks are learnt from what all tasks made, so an array makes that first."""
+    cache, recordings = new_cache(tmp_path / "cache"), write_recordings(tmp_path / "recordings", 4)
+    config = task_config(cache, recordings)
+    books = config.codec.codebooks
+    described = yaml.safe_load((recipe / "recipe.yaml").read_text())
+    described["common"]["backbone"]["tokenizer"] = config.backbone.tokenizer
+    described["common"]["codec"] = {
+        "name": "dual",
+        "weights": config.codec.weights,
+        "codebooks": {name: {"size": one.size, "rate": one.rate, "layer": one.layer} for name, one in books.items()},
+        "group": config.codec.group,
+    }
+    described["common"]["corpus"] = {
+        "name": "recorded",
+        "shard_minutes": config.corpus.shard_minutes,
+        "workers": 1,
+        "speech": {"kind": "audio_folder", "path": str(recordings)},
+    }
+    described["stages"] = {"only": {}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(described))
+    told = ("launcher=slurm", "cluster=cores", "cluster.corpus.tasks=2", "cluster.corpus.at_once=2")
+    where = (f"run.cache={cache}", f"run.folder={tmp_path / 'run'}")
+    said = megaphone(cluster, tmp_path, "data", "build", f"recipe={tmp_path}", *told, *where)
+    assert said.returncode == DONE, said.stdout + said.stderr
+    jobs = read_jobs(tmp_path / "run")
+    assert [one.kind for one in jobs] == ["features", "corpus", "merge"]
+    wait_for(ended(cluster, jobs[-1].id), "end of the merge")
+    found = read_attempts(tmp_path / "run")
+    assert sorted((one.job, one.task or 0, one.code) for one in found) == [
+        *((one.id, task, DONE) for one in jobs[:2] for task in (0, 1)),
+        (jobs[2].id, 0, DONE),
+    ]
+    corpus = Corpus.open(Path((tmp_path / "run" / "slurm" / f"{jobs[2].id}.log").read_text().splitlines()[0]))
+    assert sum(totals["samples"] for totals in corpus.totals.values()) == 4
+    shown = megaphone(cluster, tmp_path, "status", str(tmp_path / "run")).stdout
+    assert f"corpus job {jobs[1].id}: completed (2 completed)" in shown
+    said = megaphone(cluster, tmp_path, "data", "build", f"recipe={tmp_path}", *told, *where)
+    assert "this corpus is there already" in said.stdout

@@ -12,7 +12,7 @@ from runtime.exits import BadInput
 DECIDED = frozenset(
     """job-name nodes ntasks ntasks-per-node gpus-per-node cpus-per-task mem exclusive partition account qos constraint
     reservation exclude time signal requeue no-requeue open-mode output error chdir dependency kill-on-invalid-dep array
-    parsable wrap export""".split()  # noqa: SIM905
+    parsable wrap export no-kill""".split()  # noqa: SIM905
 )
 FIGURES = frozenset("compute gpu_clock within network write read memory available shared_memory".split())  # noqa: SIM905
 _TIME = re.compile(r"\d+(:\d+(:\d+)?)?|\d+-\d+(:\d+(:\d+)?)?")

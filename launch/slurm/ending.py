@@ -213,7 +213,7 @@ def _leaving(run: Path, job: Submitted, found: Blame | None, nodes: Sequence[str
     if not may:
         return Leaving(said=f"{found.node} stays: {said}")
     if not has_spare(run, config, job.id, [found.node]):
-        return Leaving(said=f"{found.node} stays: no other node can take its place")
+        return Leaving(said=f"{found.node} stays: Slurm finds none to take its place")
     return Leaving({found.node: str(found)}, said)
 
 

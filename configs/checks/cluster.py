@@ -24,6 +24,8 @@ def check_cluster(config: Config) -> None:
     cluster = config.cluster
     if config.launcher is Launcher.slurm:
         processes(cluster)
+        if config.corpus.tasks is not None or config.corpus.task is not None:
+            raise BadInput("corpus.tasks and corpus.task: under launcher=slurm cluster.corpus.tasks decides")
     if cluster.time_limit is not None and not _TIME.fullmatch(cluster.time_limit):
         raise BadInput(f"cluster.time_limit={cluster.time_limit}: minutes, hours:minutes:seconds or days-hours")
     for name in cluster.environment:

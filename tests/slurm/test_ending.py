@@ -138,8 +138,10 @@ def test_sizes_are_those_that_the_batch_and_the_lanes_divide_over(tmp_path: Path
     [
         (["cluster.fewest_nodes=9"], "from 1 to cluster.nodes=8"),
         (["cluster.fewest_nodes=1", "parallel.data=16"], "leave out parallel.data=16"),
+        (["corpus.tasks=4"], r"cluster\.corpus\.tasks decides"),
+        (["cluster.corpus.tasks=0"], r"cluster\.corpus\.tasks=0: has to be above 0"),
     ],
 )
-def test_fewest_nodes_that_cannot_be_are_refused(tmp_path: Path, words: list[str], line: str) -> None:
+def test_sizes_and_arrays_that_cannot_be_are_refused(tmp_path: Path, words: list[str], line: str) -> None:
     with pytest.raises(BadInput, match=line):
         check(sized(tmp_path, *words))

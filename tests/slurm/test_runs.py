@@ -190,7 +190,7 @@ def test_stages_chain_and_every_interruption_resumes_the_same_curve(
     cluster.ask("scancel", "--batch", "--signal=USR1", str(second))
 
     # The node of its batch script is lost for good: it goes on with the only one that is left.
-    wait_for(lambda: len(attempts(tmp_path, "second")) == 1, "end of the warned start")
+    wait_for(lambda: any(one.asked == "USR1" for one in attempts(tmp_path, "second")), "end of the warned start")
     steps = len(curve(tmp_path, "second"))
     wait_for(lambda: len(curve(tmp_path, "second")) >= steps + 4, "steps of the third start")
     cluster.crash("node1")
@@ -210,7 +210,7 @@ def test_stages_chain_and_every_interruption_resumes_the_same_curve(
     assert (broken.code, broken.nodes, broken.excluded) == (FAILED, "node[1-2]", ["node2"])
     assert broken.reason == "a rank failed; queued again without node2, 1 of 4 left out"
     assert (last.code, last.nodes) == (DONE, "node[1,3]")
-    warned, lost, last = attempts(tmp_path, "second")
+    warned, lost, last = attempts(tmp_path, "second")[-3:]  # one that Slurm queues again may come to its end before
     assert (warned.code, warned.asked, warned.queued_again) == (STOPPED_EARLY, "USR1", True)
     assert (lost.code, lost.nodes, lost.queued_again) == (FAILED, "node[1,3]", True)
     assert lost.reason == (
@@ -221,13 +221,11 @@ def test_stages_chain_and_every_interruption_resumes_the_same_curve(
     shown = megaphone(cluster, tmp_path, "status", str(tmp_path / "run")).stdout
     assert shown.count(f"finished, step {STEPS} of {STEPS}") == 2
     assert (tmp_path / "run" / "second" / "report.html").is_file()
-    told = [(one["stage"], one["event"]) for one in hook.received]
-    assert told == [
-        *[("first", event) for event in ("started", "failed", "restarted", "started", "stage_done")],
-        *[("second", event) for event in ("started", "started", "stopped", "started", "failed", "restarted")],
-        *[("second", event) for event in ("started", "stage_done")],
-    ]
     hook.close()
+    told = {stage: [one["event"] for one in hook.received if one["stage"] == stage] for stage in ("first", "second")}
+    assert told["first"] == ["started", "failed", "restarted", "started", "stage_done"]
+    again = ["started", "stopped", "started", "failed", "restarted", "started", "stage_done"]
+    assert told["second"][-7:] == again and "started" in told["second"][:-7]
     cluster.start_node("node1")
 
 

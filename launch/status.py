@@ -79,8 +79,8 @@ def _jobs(run: Path) -> list[str]:
     attempts = record.read_attempts(run)
     lines = []
     for job in jobs:
-        lines.append(_job_line(job, now[job.id], [one for one in attempts if one.job == job.id]))
-        lines += [f"kept from {one.node} since job {one.by}: {one.why}" for one in record.read_left_out(run, job.id)]
+        lines.append(_job_line(job, now[job.id], [one for one in attempts if one.job in job.ids]))
+        lines += [f"kept from {one.node} since job {one.by}: {one.why}" for one in record.read_left_out(run, job)]
     return lines
 
 

@@ -119,7 +119,7 @@ def end(run: Path, job: Submitted | None, ended: Ended) -> int:
     config, reason, size = load_run(run), ended.reason, Size()
     trains = job is not None and job.kind == TRAIN
     if job is not None and trains and ended.again:
-        size = size_of(run, config, job.id, [*ended.without, *ended.gone])
+        size = size_of(run, config, job, [*ended.without, *ended.gone])
         reason += f"; {size.said}" if size.said else ""
     attempt = Attempt(
         job=job_number(),
@@ -143,8 +143,7 @@ def end(run: Path, job: Submitted | None, ended: Ended) -> int:
     _tell(config, attempt, None if job is None or trains else job.kind, blamed)
     if job is not None and trains and (ended.again or ended.code == DONE):
         pass_on(job, ended.without, ended.gone)
-    if job is not None and ended.again:
-        put_back(job, attempt.name, run, ended.without, size)
+    if job is not None and ended.again and put_back(job, attempt.name, run, ended.without, size):
         time.sleep(_REQUEUE_PATIENCE)  # Slurm ends this script; ending by itself would end the job
     return ended.code
 
@@ -183,7 +182,7 @@ def decide(
         return False, said
     if cancelled:
         return False, f"{said}; cancelled"
-    mine = [attempt for attempt in attempts if attempt.job == job.id]
+    mine = [attempt for attempt in attempts if attempt.job in job.ids]
     again = sum(attempt.queued_again for attempt in mine)
     if again >= job.requeues:
         return False, f"{said}; queued again {again} times already (cluster.requeues)"
@@ -208,11 +207,11 @@ def _leaving(run: Path, job: Submitted, found: Blame | None, nodes: Sequence[str
     """The node whose hardware is to blame, where it may be left out and another one can take its place."""
     if found is None or not found.broken or found.node is None or found.node not in nodes:
         return Leaving()
-    config, before = load_run(run), len(record.read_left_out(run, job.id))
+    config, before = load_run(run), len(record.read_left_out(run, job))
     may, said = may_leave_out(before, 1, config.cluster.preflight.exclusions)
     if not may:
         return Leaving(said=f"{found.node} stays: {said}")
-    if not has_spare(run, config, job.id, [found.node]):
+    if not has_spare(run, config, job, [found.node]):
         return Leaving(said=f"{found.node} stays: Slurm finds none to take its place")
     return Leaving({found.node: str(found)}, said)
 

@@ -38,8 +38,8 @@ def main() -> None:
     _write_to_log(options.run)  # what srun would have passed on is lost with it
     print(f"megaphone: {script_on}, where the batch script ran, is lost", flush=True)
     conclude(options.run, FAILED, this_job(options.run), "", options.began, exit_codes(options.run))
-    if not record.read_attempts(options.run)[-1].queued_again:
-        subprocess.run(["scancel", "--quiet", os.environ["SLURM_JOB_ID"]], check=False)
+    # It was not queued again, or another job has taken its place.
+    subprocess.run(["scancel", "--quiet", os.environ["SLURM_JOB_ID"]], check=False)
 
 
 def _has(node: str) -> bool:

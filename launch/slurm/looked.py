@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return conclude(run, FAILED, job, "", options.began, {})
     if found["code"] == BAD_INPUT:
         return end(run, job, Ended(BAD_INPUT, "", False, f"preflight: {found['reason']}"))
-    before = [] if job is None else record.read_left_out(run, job.id)
+    before = [] if job is None else record.read_left_out(run, job)
     again, reason = decide(
         found,
         job,
@@ -59,7 +59,7 @@ def decide(
         return False, said
     if cancelled:
         return False, f"{said}; cancelled"
-    mine = [attempt for attempt in attempts if attempt.job == job.id]
+    mine = [attempt for attempt in attempts if attempt.job in job.ids]
     if sum(attempt.queued_again for attempt in mine) >= job.requeues:
         return False, f"{said}; queued again {job.requeues} times already (cluster.requeues)"
     may, beside = may_leave_out(before, len(sick), most)

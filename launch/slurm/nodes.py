@@ -44,6 +44,8 @@ def change(job: int, without: Sequence[str] = (), size: tuple[int, int] | None =
         command.append(f"ExcNodeList={','.join(names)}")
     if size is not None:
         command += [f"NumNodes={size[0]}", f"NumTasks={size[1]}"]
+    if len(command) == 3:
+        return
     deadline = time.monotonic() + patience
     while True:
         told = subprocess.run(command, capture_output=True, text=True)

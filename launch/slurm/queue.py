@@ -63,6 +63,12 @@ def _from_sacct(job: int) -> State | None:
     return _together(found) if found else None
 
 
+def waiting() -> list[tuple[int, str]]:
+    """The user's jobs that wait for others, and for what, such as afterok:7(unfulfilled)."""
+    lines = said("squeue", "--me", "--noheader", "--states=PENDING", "--format=%F|%E").splitlines()
+    return [(int(number), condition) for number, _, condition in (line.partition("|") for line in lines) if condition]
+
+
 def fields(line: str) -> dict[str, str]:
     """What scontrol tells in one line, by key; of a value with spaces its first word."""
     return dict(word.partition("=")[::2] for word in line.split())

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from runtime import records
@@ -30,7 +30,12 @@ class Submitted:
     requeues: int = 0  # as cluster.requeues
     restarts: int = 0  # as resilience.restarts
     nodes: int = 1  # asked for
-    later: Mapping[str, int] = field(default_factory=dict)  # run folders of the chain's later stages: their jobs
+    later: Sequence[str] = ()  # run folders of the chain's later stages
+    before: Sequence[int] = ()  # numbers that the job had before: one of another size is submitted anew
+
+    @property
+    def ids(self) -> list[int]:
+        return [self.id, *self.before]
 
 
 @dataclass(frozen=True)
@@ -70,12 +75,21 @@ def folder_of(run: Path) -> Path:
 
 def write_jobs(run: Path, jobs: list[Submitted]) -> None:
     """Replace the list of a run folder's jobs; a mark that it was cancelled goes."""
+    _write_jobs(run, jobs)
+    (folder_of(run) / _CANCELLED).unlink(missing_ok=True)
+
+
+def replace_job(run: Path, old: Submitted, new: Submitted) -> None:
+    """Put one job in the place of another."""
+    _write_jobs(run, [new if job.id == old.id else job for job in read_jobs(run)])
+
+
+def _write_jobs(run: Path, jobs: list[Submitted]) -> None:
     folder = folder_of(run)
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{_JOBS}.{os.getpid()}"
     partial.write_text(json.dumps([asdict(job) for job in jobs], indent=1) + "\n", encoding="utf-8")
     os.replace(partial, folder / _JOBS)
-    (folder / _CANCELLED).unlink(missing_ok=True)
 
 
 def read_jobs(run: Path) -> list[Submitted]:
@@ -106,10 +120,10 @@ def add_left_out(run: Path, one: LeftOut) -> None:
     records.append(folder_of(run) / _LEFT_OUT, asdict(one))
 
 
-def read_left_out(run: Path, job: int) -> list[LeftOut]:
+def read_left_out(run: Path, job: Submitted) -> list[LeftOut]:
     """Nodes that a job of this folder is kept from beside `cluster.exclude`, oldest first."""
     found = [LeftOut(**record) for record in records.read(folder_of(run) / _LEFT_OUT)]
-    return [one for one in found if one.job == job]
+    return [one for one in found if one.job in job.ids]
 
 
 def mark_cancelled(run: Path) -> None:

@@ -57,14 +57,17 @@ def placed(script: Path, config: Config, without: Sequence[str]) -> int | None:
     return next((count for count in sizes(config) if _can_be_placed(script, config.cluster, count, without)), None)
 
 
-def _can_be_placed(script: Path, cluster: ClusterConfig, nodes: int, without: Sequence[str]) -> bool:
-    told = [f"--nodes={nodes}", f"--ntasks={nodes * tasks_per_node(cluster)}"]
+def placing(cluster: ClusterConfig, nodes: int, without: Sequence[str]) -> list[str]:
+    """Options of sbatch for so many nodes, none of `without` among them."""
     excluded = dict.fromkeys([*cluster.exclude, *without])
-    if excluded:
-        told.append(f"--exclude={','.join(excluded)}")
+    size = [f"--nodes={nodes}", f"--ntasks={nodes * tasks_per_node(cluster)}"]
+    return [*size, *([f"--exclude={','.join(excluded)}"] if excluded else [])]
+
+
+def _can_be_placed(script: Path, cluster: ClusterConfig, nodes: int, without: Sequence[str]) -> bool:
     try:
         said = subprocess.run(
-            ["sbatch", "--test-only", *told, str(script)],
+            ["sbatch", "--test-only", *placing(cluster, nodes, without), str(script)],
             env=own_environment(os.environ),
             capture_output=True,
             timeout=60,

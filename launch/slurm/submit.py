@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from configs.checks import check, check_corpus
@@ -58,17 +57,14 @@ def _submit_all(jobs: Sequence[Planned]) -> list[Submitted]:
     try:
         for one, script in zip(jobs, scripts, strict=True):
             after = None if one.after is None else submitted[one.after].id
-            submitted.append(_submitted(one, _sbatch(script, after)))
+            later = [str(other.job.folder) for other in jobs[len(submitted) + 1 :] if other.kind == TRAIN]
+            submitted.append(_submitted(one, sbatch(script, *_chained(after)), later))
     except BadInput:
         if submitted:
             subprocess.run(["scancel", *(str(job.id) for job in submitted)], check=False)
         raise
     for folder in dict.fromkeys(one.job.folder for one in jobs):
-        mine = [
-            replace(job, later=_later(jobs[place + 1 :], submitted[place + 1 :])) if one.kind == TRAIN else job
-            for place, (one, job) in enumerate(zip(jobs, submitted, strict=True))
-            if one.job.folder == folder
-        ]
+        mine = [job for one, job in zip(jobs, submitted, strict=True) if one.job.folder == folder]
         record.write_jobs(folder, mine)
     return submitted
 
@@ -78,17 +74,11 @@ def _require_sbatch() -> None:
         raise BadInput("launcher=slurm: there is no sbatch here; run this where jobs are submitted from")
 
 
-def _later(jobs: Sequence[Planned], submitted: Sequence[Submitted]) -> dict[str, int]:
-    """The stages among these jobs."""
-    both = zip(jobs, submitted, strict=True)
-    return {str(one.job.folder): job.id for one, job in both if one.kind == TRAIN}
-
-
-def _submitted(one: Planned, number: int) -> Submitted:
-    config = one.config
-    cluster = config.cluster
-    ranks, nodes = (processes(cluster), cluster.nodes) if one.kind == TRAIN else (0, 1)
-    return Submitted(one.kind, number, one.job.name, ranks, cluster.requeues, config.resilience.restarts, nodes)
+def _submitted(one: Planned, number: int, later: Sequence[str]) -> Submitted:
+    """later: run folders of the stages after it."""
+    cluster, restarts = one.config.cluster, one.config.resilience.restarts
+    ranks, nodes, later = (processes(cluster), cluster.nodes, later) if one.kind == TRAIN else (0, 1, ())
+    return Submitted(one.kind, number, one.job.name, ranks, cluster.requeues, restarts, nodes, later)
 
 
 def _write(one: Planned) -> Path:
@@ -103,11 +93,15 @@ def _write(one: Planned) -> Path:
     return script
 
 
-def _sbatch(script: Path, after: int | None) -> int:
-    """Submit a script, to run once job `after` has ended well. Returns its number."""
-    chained = [] if after is None else [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"]
+def _chained(after: int | None) -> list[str]:
+    """Options of a job that runs once job `after` has ended well."""
+    return [] if after is None else [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"]
+
+
+def sbatch(script: Path, *options: str) -> int:
+    """Submit a script, options going before its own. Returns the job's number."""
     said = subprocess.run(
-        ["sbatch", "--parsable", *chained, str(script)], capture_output=True, text=True, env=own_environment(os.environ)
+        ["sbatch", "--parsable", *options, str(script)], capture_output=True, text=True, env=own_environment(os.environ)
     )
     if said.returncode:
         raise BadInput(f"sbatch {script}: {' '.join(said.stderr.split()) or f'exited with {said.returncode}'}")

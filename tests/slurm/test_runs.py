@@ -103,8 +103,8 @@ def job(folder: Path, stage: str, kind: str = "train") -> Submitted:
 
 
 def attempts(folder: Path, stage: str) -> list[Attempt]:
-    number = job(folder, stage).id
-    return [one for one in read_attempts(folder / "run" / stage) if one.job == number]
+    numbers = job(folder, stage).ids
+    return [one for one in read_attempts(folder / "run" / stage) if one.job in numbers]
 
 
 def wait_for(ready: Callable[[], bool], what: str, seconds: float = 200.0) -> None:

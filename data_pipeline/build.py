@@ -3,7 +3,7 @@
 How it is done is in data_pipeline/building.
 """
 
-from data_pipeline.building.folder import cache_root, corpus_folder, corpus_identity
+from data_pipeline.building.folder import cache_root, corpus_folder, corpus_identity, learns_codebooks
 from data_pipeline.building.job import build_corpus, build_share, merge_corpus
 from data_pipeline.building.share import share_of
 from data_pipeline.building.tasks import STAGING
@@ -17,6 +17,7 @@ __all__ = [
     "cache_root",
     "corpus_folder",
     "corpus_identity",
+    "learns_codebooks",
     "merge_corpus",
     "share_of",
 ]

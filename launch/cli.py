@@ -102,7 +102,10 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument("--follow", action="store_true", help="go on with what is written, until Ctrl-C")
 
     data = _group(commands, "data", "build a corpus, look into it, measure and check it")
-    _configured(data, "build", "text, speech and codes into shards, or a task's share of them; resumes", "data_build")
+    build = _configured(
+        data, "build", "text, speech and codes into shards, or a task's share of them; resumes", "data_build"
+    )
+    build.add_argument("--features", action="store_true", help="only a task's share of what codebooks are learnt from")
     _configured(data, "merge", "finish a corpus whose shards many tasks have written", "data_merge")
     _configured(data, "entropy", "unigram entropy of a corpus's audio codes, nats a token", "data_entropy")
 

@@ -185,7 +185,7 @@ def _submit(stages: list[Config], words: Sequence[str]) -> int:
     from launch.slurm.submit import submit
 
     for job in submit(stages, words):
-        print(f"{job.kind:<7} job {job.id}: {job.name}")
+        print(f"{job.kind:<8} job {job.id}: {job.name}")
     shared = Path(stages[0].run.folder) if len(stages) == 1 else Path(stages[0].run.folder).parent
     _say(f"submitted; see megaphone status {shared}")
     return DONE

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from configs.schema import Config, SourceConfig
+from configs.schema import Config, Launcher, SourceConfig
 from launch.earlier import require_settled, settled
+from launch.notify import hide_words
 from launch.selection import read_words
 from runtime.exits import DONE, BadInput
 from runtime.signals import stoppable
@@ -22,15 +23,30 @@ STATS_WIDTH = 110  # characters that the widest table of statistics wants
 
 
 def data_build(options: Namespace) -> int:
-    """All of a corpus or, where `corpus.task` or a Slurm array says so, a task's share of it."""
+    """All of a corpus or, where `corpus.task` or a Slurm array says so, a task's share of it; or jobs that do."""
     from data_pipeline.build import build_share, share_of
 
-    config = settled(read_words(options.settings).first())
+    words = hide_words(options.settings)
+    config = settled(read_words(words).first())
     require_settled(config)
+    if config.launcher is Launcher.slurm:
+        return _submit(config, words)
     with stoppable() as stop:
-        folder = build_share(config, share_of(config.corpus, os.environ), stop=stop)
+        share = share_of(config.corpus, os.environ)
+        folder = build_share(config, share, stop=stop, features_only=options.features)
     if folder is not None:
         print(folder)
+    return DONE
+
+
+def _submit(config: Config, words: list[str]) -> int:
+    from launch.slurm.submit import submit_corpus
+
+    submitted = submit_corpus(config, words)
+    for job in submitted:
+        print(f"{job.kind:<8} job {job.id}: {job.name}")
+    where = f"submitted; see megaphone status {config.run.folder}"
+    print(f"megaphone: {where if submitted else 'this corpus is there already'}", flush=True)
     return DONE
 
 

@@ -13,7 +13,7 @@ from launch.recovery import failures
 from launch.runfolder import CONFIG_FILE, is_finished, load_run
 from launch.slurm import record
 from launch.slurm.queue import ENDED, State, states
-from runtime.exits import BadInput
+from runtime.exits import DONE, BadInput
 
 _METRICS = "metrics.jsonl"
 _RECENT = 50  # steps whose pace is taken
@@ -77,7 +77,11 @@ def _jobs(run: Path) -> list[str]:
     jobs = record.read_jobs(run)
     now = states([job.id for job in jobs])
     attempts = record.read_attempts(run)
-    return [_job_line(job, now[job.id], [one for one in attempts if one.job == job.id]) for job in jobs]
+    lines = []
+    for job in jobs:
+        lines.append(_job_line(job, now[job.id], [one for one in attempts if one.job in job.ids]))
+        lines += [f"kept from {one.node} since job {one.by}: {one.why}" for one in record.read_left_out(run, job)]
+    return lines
 
 
 def _failures(run: Path) -> list[str]:
@@ -90,8 +94,10 @@ def _failures(run: Path) -> list[str]:
 def _job_line(job: record.Submitted, state: State, attempts: list[record.Attempt]) -> str:
     line = f"{job.kind} job {job.id}: {state.name.lower()}" + (f" ({state.where})" if state.where else "")
     if attempts:
-        last = attempts[-1]
-        line += f"; start {last.restart + 1} on {last.nodes}: {last.reason}"
+        newest = {attempt.task: attempt for attempt in attempts}.values()  # of each task of an array
+        last = next((attempt for attempt in newest if attempt.code != DONE), attempts[-1])
+        task = "" if last.task is None else f"task {last.task}, "
+        line += f"; {task}start {last.restart + 1} on {last.nodes}: {last.reason}"
     elif state.name in ENDED and state.name != "COMPLETED":
         line += "; it never came to its end: see its log, or the job before it"
     return line

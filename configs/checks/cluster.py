@@ -12,7 +12,7 @@ from runtime.exits import BadInput
 DECIDED = frozenset(
     """job-name nodes ntasks ntasks-per-node gpus-per-node cpus-per-task mem exclusive partition account qos constraint
     reservation exclude time signal requeue no-requeue open-mode output error chdir dependency kill-on-invalid-dep array
-    parsable wrap export""".split()  # noqa: SIM905
+    parsable wrap export no-kill""".split()  # noqa: SIM905
 )
 FIGURES = frozenset("compute gpu_clock within network write read memory available shared_memory".split())  # noqa: SIM905
 _TIME = re.compile(r"\d+(:\d+(:\d+)?)?|\d+-\d+(:\d+(:\d+)?)?")
@@ -24,6 +24,8 @@ def check_cluster(config: Config) -> None:
     cluster = config.cluster
     if config.launcher is Launcher.slurm:
         processes(cluster)
+        if config.corpus.tasks is not None or config.corpus.task is not None:
+            raise BadInput("corpus.tasks and corpus.task: under launcher=slurm cluster.corpus.tasks decides")
     if cluster.time_limit is not None and not _TIME.fullmatch(cluster.time_limit):
         raise BadInput(f"cluster.time_limit={cluster.time_limit}: minutes, hours:minutes:seconds or days-hours")
     for name in cluster.environment:
@@ -35,9 +37,26 @@ def check_cluster(config: Config) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
             raise BadInput(f"cluster.options: {name!r} is no long option of sbatch")
     check_preflight(cluster.preflight)
+    _check_fewest_nodes(config)
+    for key in ("tasks", "at_once", "cpus"):
+        value = getattr(cluster.corpus, key)
+        if value is not None and not value > 0:
+            raise BadInput(f"cluster.corpus.{key}={value}: has to be above 0")
+    if cluster.corpus.gpus < 0:
+        raise BadInput(f"cluster.corpus.gpus={cluster.corpus.gpus}: has to be 0 or above")
     for key, value in _words(cluster):
         if not _LINE.fullmatch(value):
             raise BadInput(f"cluster.{key}={value!r}: a line break or control character")
+
+
+def _check_fewest_nodes(config: Config) -> None:
+    fewest = config.cluster.fewest_nodes
+    if fewest is None:
+        return
+    if not 1 <= fewest <= config.cluster.nodes:
+        raise BadInput(f"cluster.fewest_nodes={fewest}: from 1 to cluster.nodes={config.cluster.nodes}, or null")
+    if config.parallel.data is not None:
+        raise BadInput(f"cluster.fewest_nodes={fewest}: leave out parallel.data={config.parallel.data}: nodes decide")
 
 
 def check_preflight(settings: PreflightConfig) -> None:
@@ -79,6 +98,7 @@ def _words(cluster: ClusterConfig) -> list[tuple[str, str]]:
     """All that is written into directives and commands, by key; `setup` is shell and taken as it is."""
     single = ("memory", "partition", "account", "qos", "constraint", "reservation")
     found = [(key, str(getattr(cluster, key) or "")) for key in single]
+    found.append(("corpus.memory", cluster.corpus.memory or ""))
     found += [(key, word) for key in ("exclude", "modules") for word in getattr(cluster, key)]
     found += [(f"environment.{key}", value) for key, value in cluster.environment.items()]
     found += [(f"options.{key}", value or "") for key, value in cluster.options.items()]

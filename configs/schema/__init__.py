@@ -8,7 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from configs.schema.audio_input import AdapterConfig, AdapterKind, EncoderConfig
-from configs.schema.cluster import ClusterConfig, ContainerConfig, ContainerKind, Launcher, PreflightConfig, Tasks
+from configs.schema.cluster import (
+    ClusterConfig,
+    ContainerConfig,
+    ContainerKind,
+    CorpusJobConfig,
+    Launcher,
+    PreflightConfig,
+    Tasks,
+)
 from configs.schema.data import (
     AlignmentConfig,
     CodebookConfig,
@@ -79,6 +87,7 @@ __all__ = [
     "ContainerConfig",
     "ContainerKind",
     "CorpusConfig",
+    "CorpusJobConfig",
     "CutConfig",
     "DecoderConfig",
     "DistillationConfig",

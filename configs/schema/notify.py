@@ -17,8 +17,8 @@ class Event(Enum):
 @dataclass
 class NotifyConfig:
     """A webhook that is sent a JSON object by POST for each event: event, time, run, stage, folder, text, and for
-    failures rank, node, kind, why. It can neither fail nor hold up a run. The local
-    launcher tells; Slurm jobs do not yet."""
+    failures rank, node, kind, why. It can neither fail nor hold up a run. The local launcher tells, and under Slurm
+    the batch script of each job, from its first node."""
 
     # The URL is a secret: it is saved and shown with its host alone. None, or a saved one: $MEGAPHONE_WEBHOOK, if set.
     webhook: str | None = None

@@ -79,11 +79,14 @@ def build_corpus(config: Config, *, stop: StopFlag | None = None) -> Path:
     return folder
 
 
-def build_share(config: Config, share: Share, *, stop: StopFlag | None = None) -> Path | None:
+def build_share(
+    config: Config, share: Share, *, stop: StopFlag | None = None, features_only: bool = False
+) -> Path | None:
     """Do one task's share of the build; the finished corpus's folder, or None where other tasks' shards are missing.
 
-    The task that finds everything there merges it. Raises as `build_corpus` does, and StoppedEarly where it cannot go
-    on before other tasks have done their part.
+    The task that finds everything there merges it. features_only: no shards, but only the share of what codebooks are
+    learnt from, which all tasks need. Raises as `build_corpus` does, and StoppedEarly where it cannot go on before
+    other tasks have done their part.
     """
     if config.corpus.folder is None:
         check_corpus(config)
@@ -91,7 +94,7 @@ def build_share(config: Config, share: Share, *, stop: StopFlag | None = None) -
     if config.corpus.folder is not None or (is_finished(folder) and not (folder / STAGING).exists()):
         return Corpus.open(folder).folder
     job = _Job(config, folder, share, stop)
-    return job.guarded(job.build)
+    return job.guarded(job.features if features_only else job.build)
 
 
 def merge_corpus(config: Config, *, stop: StopFlag | None = None) -> Path:
@@ -146,10 +149,27 @@ class _Job:
 
     # --- the phases ---------------------------------------------------------------------------------------------
 
+    def features(self) -> None:
+        if is_finished(self.folder) or not learns_codebooks(self.config):
+            return
+        with self._prepared() as workers:
+            self._stage(workers)
+
     def build(self) -> Path | None:
         if is_finished(self.folder):  # by the process that was waited for
             shutil.rmtree(self.folder / STAGING, ignore_errors=True)
             return self.folder
+        with self._prepared() as workers:
+            if learns_codebooks(self.config):
+                self._learn(workers)
+            self._write(workers)
+        merged = self.merge()
+        if merged is None:
+            self.progress.say(f"{self.share} is done; {self.missing()}")
+        return merged
+
+    def _prepared(self) -> Workers:
+        """Workers, once there is a plan and a voice."""
         self.progress.say(f"building in {self.folder}" + (f", {self.share}" if self.share.tasks > 1 else ""))
         self._plan()
         if synthesises(self.config):
@@ -159,14 +179,7 @@ class _Job:
                 prepare_voice(self.config.corpus.voice, self.cache)
         self._begun = time.monotonic()
         chosen = self.config.corpus.synthesis.device if synthesises(self.config) else self.config.codec.device
-        with Workers(self.processes, deal_gpus=chosen in (None, "cuda")) as workers:
-            if learns_codebooks(self.config):
-                self._learn(workers)
-            self._write(workers)
-        merged = self.merge()
-        if merged is None:
-            self.progress.say(f"{self.share} is done; {self.missing()}")
-        return merged
+        return Workers(self.processes, deal_gpus=chosen in (None, "cuda"))
 
     def merge(self) -> Path | None:
         """Finish the corpus if every shard is there."""
@@ -207,16 +220,21 @@ class _Job:
                 raise StoppedEarly("corpus build stopped while it was planned; the same command begins again")
             yield item
 
+    def _stage(self, workers: Workers) -> None:
+        """This share of the features that codebooks are learnt from."""
+        if all(codebook_file(self.folder, name).is_file() for name in self.config.codec.codebooks):
+            return
+        mine = [entry for entry in self.share.of(self._learning_shards()) if not is_staged(self.folder, entry.file)]
+        tasks = [(stage_shard, (self.config, self.cache, self.folder, entry.number)) for entry in mine]
+        workers.run("speech", tasks, sum(entry.seconds for entry in mine), self.progress, self.stop, told=hours_line)
+
     def _learn(self, workers: Workers) -> None:
         """Codebooks from the features of some shards, once every task has staged its share of those."""
+        self._stage(workers)
         names = self.config.codec.codebooks
         if all(codebook_file(self.folder, name).is_file() for name in names):
             return
         learnt_from = self._learning_shards()
-        mine = [entry for entry in self.share.of(learnt_from) if not is_staged(self.folder, entry.file)]
-        tasks = [(stage_shard, (self.config, self.cache, self.folder, entry.number)) for entry in mine]
-        workers.run("speech", tasks, sum(entry.seconds for entry in mine), self.progress, self.stop, told=hours_line)
-
         lacking = [entry.file for entry in learnt_from if not is_staged(self.folder, entry.file)]
         with self._alone(".codebooks.lock"):
             missing = [name for name in names if not codebook_file(self.folder, name).is_file()]

@@ -15,7 +15,7 @@ LOGS = "logs"
 _RANK = re.compile(r"rank-(\d+)\.log")
 _STACKS = re.compile(r"stacks-rank-(\d+)\.txt")
 _NODE = re.compile(r"node-\d+\.log")
-_JOB = re.compile(r"\d+\.log")
+_JOB = re.compile(r"\d+(?:_\d+)?\.log")
 
 
 @dataclass(frozen=True)

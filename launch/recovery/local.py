@@ -10,15 +10,8 @@ from configs.schema import Config, Event
 from launch.notify import Notifier
 from launch.recovery import failures
 from launch.recovery.look import look
+from launch.recovery.telling import SAID, tell_end, tell_failure
 from launch.restarts import Failed, newest_checkpoint, run_again, say
-from runtime.exits import BAD_INPUT, DONE, HALTED, STOPPED_EARLY
-
-_ENDED = {
-    DONE: (Event.stage_done, "trained to its end"),
-    STOPPED_EARLY: (Event.stopped, "stopped early, its progress saved"),
-    BAD_INPUT: (Event.failed, "its configuration or input was refused"),
-    HALTED: (Event.failed, "the run halted: somebody has to decide"),
-}
 
 
 def train(command: list[str], config: Config, ranks: int, asked: list[int] | None = None) -> int:
@@ -36,9 +29,8 @@ def train(command: list[str], config: Config, ranks: int, asked: list[int] | Non
             asked=asked,
             failed=_failed(folder, ranks, notifier),
         )
-        if code in _ENDED:
-            event, text = _ENDED[code]
-            notifier.tell(event, text, code=code, checkpoint=newest_checkpoint(folder))
+        if code in SAID:
+            tell_end(notifier, code, SAID[code], newest_checkpoint(folder))
     return code
 
 
@@ -49,9 +41,6 @@ def _failed(folder: Path, ranks: int, notifier: Notifier) -> Callable[[Failed], 
         with contextlib.suppress(OSError):  # a full disk is what it may have failed of
             failures.add(folder, one)
         say(one.line, folder / "logs")
-        told = {"rank": one.rank, "node": one.node, "kind": one.kind, "why": one.why, "code": one.code}
-        notifier.tell(Event.failed, f"{one.line}; {one.next}", **told)
-        if start.again:
-            notifier.tell(Event.restarted, one.next)
+        tell_failure(notifier, one, again=start.again)
 
     return failed

@@ -22,6 +22,8 @@ def cancel(run: Path) -> list[int]:
     record.mark_cancelled(run)
     waiting = [number for number in there if now[number].name != "RUNNING"]
     for number in there:
+        if number not in waiting:
+            subprocess.run(["scancel", "--state=PENDING", str(number)], capture_output=True)  # tasks of an array
         told = ["--batch", "--signal=USR1"] if number not in waiting else []
         said = subprocess.run(["scancel", *told, str(number)], capture_output=True, text=True)
         if said.returncode:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 ENDED = frozenset(
@@ -20,7 +21,8 @@ class State:
 
 
 def states(jobs: Sequence[int]) -> dict[int, State]:
-    """The state of each job; UNKNOWN for one that Slurm has forgotten, or where there is no Slurm."""
+    """The state of each job, of an array that of all its tasks together; UNKNOWN for one that Slurm has forgotten, or
+    where there is no Slurm."""
     found = _from_squeue(jobs) if jobs else {}
     for number in jobs:
         if number not in found:
@@ -30,27 +32,41 @@ def states(jobs: Sequence[int]) -> dict[int, State]:
 
 def _from_squeue(jobs: Sequence[int]) -> dict[int, State]:
     # One job that is gone would make squeue refuse the whole list, so everything of the user's is asked for.
-    lines = said("squeue", "--me", "--noheader", "--states=all", "--format=%A|%T|%N|%r").splitlines()
-    found = {}
+    lines = said("squeue", "--me", "--noheader", "--array", "--states=all", "--format=%F|%T|%N|%r").splitlines()
+    found: dict[int, list[State]] = {}
     for line in lines:
         number, name, nodes, reason = (line.split("|") + [""] * 4)[:4]
         if number.isdigit() and int(number) in jobs:
-            found[int(number)] = State(name, nodes or ("" if reason == "None" else reason))
-    return found
+            state = State(name, nodes or ("" if reason == "None" else reason))
+            found.setdefault(int(number), []).append(state)
+    return {number: _together(tasks) for number, tasks in found.items()}
+
+
+def _together(tasks: Sequence[State]) -> State:
+    """The state of an array: running, waiting, failed, or well ended; and how many of its tasks are in which."""
+    if len(tasks) == 1:
+        return tasks[0]
+    counts = Counter(task.name for task in tasks)
+    name = min(counts, key=lambda name: (name != "RUNNING", name in ENDED, name == "COMPLETED"))
+    return State(name, ", ".join(f"{count} {name.lower()}" for name, count in counts.most_common()))
 
 
 def _from_scontrol(job: int) -> State | None:
-    words = fields(said("scontrol", "--oneliner", "show", "job", str(job)))
-    name = words.get("JobState")
-    return None if name is None else State(name, words.get("Reason", ""))
+    tasks = [fields(line) for line in said("scontrol", "--oneliner", "show", "job", str(job)).splitlines()]
+    found = [State(words["JobState"], words.get("Reason", "")) for words in tasks if "JobState" in words]
+    return _together(found) if found else None
 
 
 def _from_sacct(job: int) -> State | None:
     lines = said("sacct", "-j", str(job), "-X", "-n", "-P", "-o", "State,NodeList").splitlines()
-    if not lines:
-        return None
-    name, _, nodes = lines[-1].partition("|")
-    return State(name.split()[0], nodes) if name else None
+    found = [State(line.split("|")[0].split()[0], line.partition("|")[2]) for line in lines if line.strip(" |")]
+    return _together(found) if found else None
+
+
+def waiting() -> list[tuple[int, str]]:
+    """The user's jobs that wait for others, and for what, such as afterok:7(unfulfilled)."""
+    lines = said("squeue", "--me", "--noheader", "--states=PENDING", "--format=%F|%E").splitlines()
+    return [(int(number), condition) for number, _, condition in (line.partition("|") for line in lines) if condition]
 
 
 def fields(line: str) -> dict[str, str]:
@@ -64,3 +80,14 @@ def said(*command: str) -> str:
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return ""
+
+
+def own_environment(around: Mapping[str, str]) -> dict[str, str]:
+    """The environment without the options that a user or an outer job gave to sbatch by variables: the script alone
+    says what it wants."""
+    kept = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_CLUSTER_NAME")
+    return {
+        name: value
+        for name, value in around.items()
+        if name in kept or not name.startswith(("SLURM_", "SBATCH_", "SRUN_", "MEGAPHONE_EXIT"))
+    }

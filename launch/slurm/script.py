@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from configs.schema import ClusterConfig, ContainerKind, Tasks
+from configs.schema import ClusterConfig, ContainerKind, CorpusJobConfig, Tasks
+from launch.notify import WEBHOOK
 from launch.preflight.meeting import NODES
 from launch.runfolder import CONFIG_FILE
 
@@ -20,7 +21,8 @@ RANK_LOGS = "logs"
 class Job:
     """What one job runs. `command` is what every task runs, without the interpreter: `-m launch.cli train ...`.
 
-    ranks_per_node: 0 for a job of one task on one node, which is no process group. All paths are absolute.
+    ranks_per_node: 0 for a job of one task on one node, which is no process group. parts: the tasks of such a job, and
+    what each of them gets; several are an array, which share the work. All paths are absolute.
     """
 
     name: str
@@ -30,10 +32,15 @@ class Job:
     python: str  # the interpreter on the nodes
     directory: Path  # where it runs
     ranks_per_node: int = 0
+    parts: CorpusJobConfig = field(default_factory=CorpusJobConfig)
 
     @property
     def is_group(self) -> bool:
         return self.ranks_per_node > 0
+
+    @property
+    def is_array(self) -> bool:
+        return self.parts.tasks > 1
 
 
 def render(job: Job, cluster: ClusterConfig) -> str:
@@ -42,9 +49,10 @@ def render(job: Job, cluster: ClusterConfig) -> str:
         ["#!/bin/bash", f"# {job.about}", "# Written by megaphone; sbatch takes it as it is."],
         directives(job, cluster),
         ["", "set -u", *_site(cluster)],
-        ["", f"PYTHON={shlex.quote(job.python)}", f"RUN={shlex.quote(str(job.folder))}"],
-        ["", *(_meeting(job) if job.is_group else [])],
+        ["", f"PYTHON={shlex.quote(job.python)}", f"RUN={shlex.quote(str(job.folder))}", "began=$(date +%s)"],
+        ["", *(_meeting(job, cluster) if job.is_group else [])],
         [_SIGNALS.format(stop=_stop(job, cluster))],
+        _KEEPER if job.is_group and cluster.fewest_nodes is not None else [],
         preflight_lines(job, cluster) if job.is_group and cluster.preflight.enabled else [],
         _group(job, cluster) if job.is_group else _single(job, cluster),
         [_ENDING],
@@ -55,17 +63,21 @@ def render(job: Job, cluster: ClusterConfig) -> str:
 def directives(job: Job, cluster: ClusterConfig) -> list[str]:
     """The #SBATCH lines."""
     nodes = cluster.nodes if job.is_group else 1
-    tasks = job.ranks_per_node if job.is_group and cluster.tasks is Tasks.rank else 1
-    cpus = None
-    if cluster.cpus_per_rank is not None and job.is_group:
-        cpus = cluster.cpus_per_rank * job.ranks_per_node // tasks
+    tasks = _tasks_per_node(job, cluster)
+    parts = job.parts
+    cpus, gpus, memory = parts.cpus, parts.gpus, parts.memory or cluster.memory
+    if job.is_group:
+        cpus = None if cluster.cpus_per_rank is None else cluster.cpus_per_rank * job.ranks_per_node // tasks
+        gpus, memory = cluster.gpus_per_node, cluster.memory
+    array = f"0-{parts.tasks - 1}" + ("" if parts.at_once is None else f"%{parts.at_once}")
     told: dict[str, object] = {
         "job-name": job.name,
         "nodes": nodes,
         "ntasks-per-node": tasks,
-        "gpus-per-node": cluster.gpus_per_node or None if job.is_group else None,
+        "array": array if job.is_array else None,
+        "gpus-per-node": gpus or None,
         "cpus-per-task": cpus,
-        "mem": cluster.memory,
+        "mem": memory,
         "partition": cluster.partition,
         "account": cluster.account,
         "qos": cluster.qos,
@@ -74,14 +86,19 @@ def directives(job: Job, cluster: ClusterConfig) -> list[str]:
         "exclude": ",".join(cluster.exclude) or None,
         "time": cluster.time_limit,
         "signal": f"B:USR1@{cluster.warning}",
-        "output": str(job.folder / "slurm" / "%j.log").replace("\\", "\\\\"),
+        "output": str(job.folder / "slurm" / ("%A_%a.log" if job.is_array else "%j.log")).replace("\\", "\\\\"),
         "open-mode": "append",
         "chdir": str(job.directory),
         **cluster.options,
     }
     lines = [_directive(name, value) for name, value in told.items() if value is not None or name in cluster.options]
     flags = ["requeue", *(["exclusive"] if cluster.exclusive and job.is_group else [])]
+    flags += ["no-kill"] if cluster.fewest_nodes is not None and job.is_group else []
     return [*lines, *(f"#SBATCH --{flag}" for flag in flags)]
+
+
+def _tasks_per_node(job: Job, cluster: ClusterConfig) -> int:
+    return job.ranks_per_node if job.is_group and cluster.tasks is Tasks.rank else 1
 
 
 def _directive(name: str, value: object) -> str:
@@ -101,13 +118,16 @@ def _site(cluster: ClusterConfig) -> list[str]:
     return ["", *lines] if lines else []
 
 
-def _meeting(job: Job) -> list[str]:
+def _meeting(job: Job, cluster: ClusterConfig) -> list[str]:
     """What ranks on all nodes find each other by."""
+    tasks = _tasks_per_node(job, cluster)
     port = f"$(({FIRST_PORT} + (SLURM_JOB_ID * 7 + ${{SLURM_RESTART_COUNT:-0}}) % {PORTS}))"
     return [
         "# The first node of the list is where ranks meet; SLURM_LAUNCH_NODE_IPADDR may be the node that submitted.",
         'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
         f"export MASTER_PORT={port}",
+        "# The nodes may be fewer than those that were asked for, of which sbatch has counted the tasks.",
+        f"export SLURM_NTASKS=$((SLURM_JOB_NUM_NODES * {tasks}))",
         "export CUDA_DEVICE_MAX_CONNECTIONS=1 PYTHONUNBUFFERED=1",
         *_threads(job),
     ]
@@ -120,6 +140,7 @@ def _group(job: Job, cluster: ClusterConfig) -> list[str]:
         "# Ranks leave their exit codes here, by which the job's end is judged.",
         f"export MEGAPHONE_EXIT_CODES={exits}",
         f'mkdir -p "$MEGAPHONE_EXIT_CODES" "$RUN/{RANK_LOGS}"',
+        f'[ -z "${{{WEBHOOK}:-}}" ] || "$PYTHON" -m launch.slurm.began "$RUN" &',
         "",
         _on_all_nodes(job, job.command, cluster, RANK_LOGS),
     ]
@@ -137,7 +158,7 @@ def preflight_lines(job: Job, cluster: ClusterConfig) -> list[str]:
         "wait_for_step",
         'if [ "$code" != 0 ] || [ -n "$asked" ]; then',
         '    trap "" USR1 TERM',
-        '    "$PYTHON" -m launch.slurm.looked "$RUN" --code "$code" --asked "$asked"',
+        '    "$PYTHON" -m launch.slurm.looked "$RUN" --code "$code" --asked "$asked" --began "$began"',
         "    exit $?",
         "fi",
         "",
@@ -208,6 +229,8 @@ def _joined(words: Sequence[str], width: int = 110) -> str:
 
 def _stop(job: Job, cluster: ClusterConfig) -> str:
     """The command that tells every rank to save and stop."""
+    if job.is_array:  # whose last task has the number of them all
+        return 'scancel --quiet --signal=TERM "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"'
     if not job.is_group or cluster.tasks is Tasks.rank:
         return 'scancel --quiet --signal=TERM "$SLURM_JOB_ID"'
     # torchrun would pass the signal on and kill its ranks 30 seconds later, in the middle of a large save.
@@ -229,9 +252,22 @@ wait_for_step() {{
 }}
 """
 
+_KEEPER = [
+    "# Where a node is lost, Slurm leaves the job to this script (--no-kill); where that is lost with its own node,",
+    "# to a process on the last one.",
+    'if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then',
+    '    last=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | tail -n 1)',
+    '    srun --overlap --nodes=1 --ntasks=1 --nodelist="$last" --output=/dev/null \\',
+    '        "$PYTHON" -m launch.slurm.keeper "$RUN" --began "$began" &',
+    "    keeper=$!",
+    "    trap 'kill -USR1 $keeper 2>/dev/null' EXIT",
+    "fi",
+    "",
+]
+
 _ENDING = """
 wait_for_step
 trap '' USR1 TERM
 # Done, to be queued again, or a failure that ends the chain: what it was is in $RUN/slurm/attempts.jsonl.
-"$PYTHON" -m launch.slurm.ending "$RUN" --code "$code" --asked "$asked"
+"$PYTHON" -m launch.slurm.ending "$RUN" --code "$code" --asked "$asked" --began "$began"
 exit $?"""

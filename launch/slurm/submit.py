@@ -5,20 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from configs.checks import check
-from configs.checks.cluster import processes
+from configs.checks import check, check_corpus
+from configs.checks.cluster import check_cluster, processes
 from configs.references import stage_in
 from configs.schema import Config
 from launch.earlier import settled
 from launch.runfolder import is_finished, prepare
 from launch.slurm import record
-from launch.slurm.jobs import TRAIN, Planned, planned, run_folder
-from launch.slurm.queue import ENDED, states
+from launch.slurm.jobs import TRAIN, Planned, corpus_jobs, planned, run_folder
+from launch.slurm.queue import ENDED, own_environment, states
 from launch.slurm.record import Submitted
 from launch.slurm.script import render
+from launch.slurm.sizes import require_sizes
 from launch.training import check_ranks, require_corpus
 from runtime.exits import BadInput
 
@@ -29,20 +30,35 @@ def submit(stages: Sequence[Config], words: Sequence[str]) -> list[Submitted]:
     `words` are the command line's. A stage that is trained already is only finished; one whose jobs are still in the
     queue is refused. Where sbatch refuses one job, those submitted before it are cancelled: all or nothing.
     """
-    if shutil.which("sbatch") is None:
-        raise BadInput("launcher=slurm: there is no sbatch here; run this where jobs are submitted from")
+    _require_sbatch()
     stages = [settled(config) for config in stages]
     for config in stages:
         check(config)
         check_ranks(config, processes(config.cluster))
+        require_sizes(config)
         _refuse_queued(run_folder(config))
-    jobs = planned(stages, words, [_is_built(config) for config in stages], [is_finished(config) for config in stages])
+    built, done = [_is_built(config) for config in stages], [is_finished(config) for config in stages]
+    return _submit_all(planned(stages, words, built, done, _learns))
+
+
+def submit_corpus(config: Config, words: Sequence[str]) -> list[Submitted]:
+    """The same for the jobs that build a corpus alone; none where it is there."""
+    _require_sbatch()
+    check_corpus(config)
+    check_cluster(config)
+    _refuse_queued(run_folder(config))
+    return [] if _is_built(config) else _submit_all(corpus_jobs(config, words, _learns(config)))
+
+
+def _submit_all(jobs: Sequence[Planned]) -> list[Submitted]:
+    """Write the scripts and submit them, all or none."""
     scripts = [_write(one) for one in jobs]
     submitted: list[Submitted] = []
     try:
         for one, script in zip(jobs, scripts, strict=True):
             after = None if one.after is None else submitted[one.after].id
-            submitted.append(_submitted(one, _sbatch(script, after)))
+            later = [str(other.job.folder) for other in jobs[len(submitted) + 1 :] if other.kind == TRAIN]
+            submitted.append(_submitted(one, sbatch(script, *_chained(after)), later))
     except BadInput:
         if submitted:
             subprocess.run(["scancel", *(str(job.id) for job in submitted)], check=False)
@@ -53,10 +69,16 @@ def submit(stages: Sequence[Config], words: Sequence[str]) -> list[Submitted]:
     return submitted
 
 
-def _submitted(one: Planned, number: int) -> Submitted:
-    config = one.config
-    ranks = processes(config.cluster) if one.kind == TRAIN else 0
-    return Submitted(one.kind, number, one.job.name, ranks, config.cluster.requeues, config.resilience.restarts)
+def _require_sbatch() -> None:
+    if shutil.which("sbatch") is None:
+        raise BadInput("launcher=slurm: there is no sbatch here; run this where jobs are submitted from")
+
+
+def _submitted(one: Planned, number: int, later: Sequence[str]) -> Submitted:
+    """later: run folders of the stages after it."""
+    cluster, restarts = one.config.cluster, one.config.resilience.restarts
+    ranks, nodes, later = (processes(cluster), cluster.nodes, later) if one.kind == TRAIN else (0, 1, ())
+    return Submitted(one.kind, number, one.job.name, ranks, cluster.requeues, restarts, nodes, later)
 
 
 def _write(one: Planned) -> Path:
@@ -71,26 +93,19 @@ def _write(one: Planned) -> Path:
     return script
 
 
-def _sbatch(script: Path, after: int | None) -> int:
-    """Submit a script, to run once job `after` has ended well. Returns its number."""
-    chained = [] if after is None else [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"]
+def _chained(after: int | None) -> list[str]:
+    """Options of a job that runs once job `after` has ended well."""
+    return [] if after is None else [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"]
+
+
+def sbatch(script: Path, *options: str) -> int:
+    """Submit a script, options going before its own. Returns the job's number."""
     said = subprocess.run(
-        ["sbatch", "--parsable", *chained, str(script)], capture_output=True, text=True, env=own_environment(os.environ)
+        ["sbatch", "--parsable", *options, str(script)], capture_output=True, text=True, env=own_environment(os.environ)
     )
     if said.returncode:
         raise BadInput(f"sbatch {script}: {' '.join(said.stderr.split()) or f'exited with {said.returncode}'}")
     return int(said.stdout.strip().partition(";")[0])
-
-
-def own_environment(around: Mapping[str, str]) -> dict[str, str]:
-    """The environment without the options that a user or an outer job gave to sbatch by variables: the script alone
-    says what it wants."""
-    kept = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_CLUSTER_NAME")
-    return {
-        name: value
-        for name, value in around.items()
-        if name in kept or not name.startswith(("SLURM_", "SBATCH_", "SRUN_", "MEGAPHONE_EXIT"))
-    }
 
 
 def _refuse_queued(folder: Path) -> None:
@@ -98,6 +113,12 @@ def _refuse_queued(folder: Path) -> None:
     running = [number for number, state in states([job.id for job in before]).items() if state.name not in ENDED]
     if running:
         raise BadInput(f"{folder}: job {running[0]} is still there; see megaphone status, or megaphone cancel it first")
+
+
+def _learns(config: Config) -> bool:
+    from data_pipeline.build import learns_codebooks
+
+    return learns_codebooks(config)
 
 
 def _is_built(config: Config) -> bool:

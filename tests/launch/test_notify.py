@@ -25,9 +25,9 @@ SECRET = "token-that-nobody-sees"
 
 
 class Hook:
-    """A webhook on this host: answers with `status`, after `hang` is set."""
+    """A webhook on this host, at one of its addresses: answers with `status`, after `hang` is set."""
 
-    def __init__(self, status: int = 200, hangs: bool = False) -> None:
+    def __init__(self, status: int = 200, hangs: bool = False, address: str = "127.0.0.1") -> None:
         self.received: list[dict[str, Any]] = []
         self.types: list[str | None] = []
         self.go_on = threading.Event()
@@ -46,9 +46,9 @@ class Hook:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = ThreadingHTTPServer((address, 0), Handler)
         self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_port}/{SECRET}"
+        self.url = f"http://{address}:{self.server.server_port}/{SECRET}"
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def close(self) -> None:

@@ -101,6 +101,11 @@ class Cluster:
             self._ip("netns", "delete", f"{self._tag}{node}", check=False)
         self._ip("link", "delete", self._tag, check=False)
 
+    @property
+    def address(self) -> str:
+        """Where nodes reach this machine."""
+        return f"{self._network}.1"
+
     def ask(self, *command: str, check: bool = True) -> str:
         """What one of Slurm's commands prints."""
         said = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)

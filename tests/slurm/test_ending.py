@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from launch.slurm.ending import decide, verdict
+from configs.checks import check
+from configs.compose import compose_stage
+from configs.schema import Config
+from launch.slurm.ending import Leaving, decide, verdict
 from launch.slurm.looked import decide as without_sick
 from launch.slurm.record import Attempt, Submitted
-from runtime.exits import BAD_INPUT, DONE, FAILED, HALTED, HUNG, SICK, STOPPED_EARLY
+from launch.slurm.requeue import may_leave_out
+from launch.slurm.sizes import require_sizes, sizes
+from runtime.exits import BAD_INPUT, DONE, FAILED, HALTED, HUNG, STOPPED_EARLY, BadInput
+from tests.configs.recipes import write_recipe
 
 
 @pytest.mark.parametrize(
@@ -77,18 +85,63 @@ def test_an_unknown_job_is_left_alone() -> None:
     assert decide(FAILED, None, [], checkpoint=None, cancelled=False, lost=["node1"]) == (False, "a rank failed")
 
 
-def looked(*attempts: Attempt, sick: tuple[str, ...] = ("node2",), cancelled: bool = False) -> tuple[bool, str]:
+def test_a_broken_node_is_left_out_though_no_restarts_are_allowed_and_named_where_it_has_to_stay() -> None:
+    job = Submitted("train", 7, "name", 2, requeues=3, restarts=0)
+    told = {"checkpoint": None, "cancelled": False, "lost": []}
+    found = Leaving({"node2": "rank 1 on node2: GPU broken"}, "1 of 4 left out")
+    assert decide(FAILED, job, [], leaving=found, **told) == (
+        True,
+        "a rank failed; queued again without node2, 1 of 4 left out",
+    )
+    again, reason = decide(FAILED, job, [], leaving=Leaving(said="node2 stays: no other node"), **told)
+    assert not again and "node2 stays: no other node" in reason and "resilience.restarts" in reason
+
+
+def looked(*attempts: Attempt, before: int = 0, sick: tuple[str, ...] = ("node2",), cancelled: bool = False) -> str:
     job = Submitted("train", 7, "name", 2, requeues=3)
     found = {"sick": sick, "reason": "node2: slow"}
-    return without_sick(found, job, attempts, most=2, cancelled=cancelled)
+    again, reason = without_sick(found, job, attempts, before=before, most=2, cancelled=cancelled)
+    assert again is ("queued again without" in reason)
+    return reason
 
 
 def test_sick_nodes_are_left_out_so_many_at_most() -> None:
-    assert looked() == (True, "preflight: node2: slow; queued again without node2, 1 of 2 left out")
-    before = Attempt(7, 0, "node[1-2]", SICK, "", None, True, "", ["node1"])
-    assert looked(before)[1].endswith("2 of 2 left out")
-    again, reason = looked(before, sick=("node2", "node3"))
-    assert not again
+    assert looked() == "preflight: node2: slow; queued again without node2, 1 of 2 left out"
+    assert looked(before=1).endswith("2 of 2 left out")
+    reason = looked(before=1, sick=("node2", "node3"))
     assert "2 more to leave out, 1 were left out before, 2 at most (cluster.preflight.exclusions)" in reason
-    assert not looked(cancelled=True)[0]
-    assert "cluster.requeues" in looked(*[attempt(STOPPED_EARLY)] * 3)[1]
+    assert "cancelled" in looked(cancelled=True)
+    assert "cluster.requeues" in looked(*[attempt(STOPPED_EARLY)] * 3)
+
+
+def test_what_preflights_and_failures_leave_out_has_one_bound() -> None:
+    assert may_leave_out(3, 1, 4)[0] and not may_leave_out(4, 1, 4)[0] and not may_leave_out(0, 1, 0)[0]
+
+
+def sized(tmp_path: Path, *words: str) -> Config:
+    told = ["launcher=slurm", "cluster.ranks_per_node=4", "cluster.nodes=8", "parallel.tensor=2", *words]
+    told += ["train.global_batch=48", "train.validation_packs=48", "loader.lanes=48", "cluster.gpus_per_node=0"]
+    return compose_stage(write_recipe(tmp_path), "tiny", "pretrain", told)
+
+
+def test_sizes_are_those_that_the_batch_and_the_lanes_divide_over(tmp_path: Path) -> None:
+    assert sizes(sized(tmp_path)) == [8]
+    assert sizes(sized(tmp_path, "cluster.fewest_nodes=1")) == [8, 6, 4, 3, 2, 1]  # 10 and 14 copies do not divide 48
+    assert sizes(sized(tmp_path, "cluster.fewest_nodes=3", "parallel.context=4")) == [8, 6, 4]  # a model over two nodes
+    require_sizes(sized(tmp_path, "cluster.fewest_nodes=6"))
+    with pytest.raises(BadInput, match=r"cluster\.fewest_nodes=7: fewer than 8 will not do: .*14 data-parallel copies"):
+        require_sizes(sized(tmp_path, "cluster.fewest_nodes=7"))
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["cluster.fewest_nodes=9"], "from 1 to cluster.nodes=8"),
+        (["cluster.fewest_nodes=1", "parallel.data=16"], "leave out parallel.data=16"),
+        (["corpus.tasks=4"], r"cluster\.corpus\.tasks decides"),
+        (["cluster.corpus.tasks=0"], r"cluster\.corpus\.tasks=0: has to be above 0"),
+    ],
+)
+def test_sizes_and_arrays_that_cannot_be_are_refused(tmp_path: Path, words: list[str], line: str) -> None:
+    with pytest.raises(BadInput, match=line):
+        check(sized(tmp_path, *words))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,9 +14,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+from data_pipeline.corpus import Corpus
+from launch.recovery import failures
 from launch.slurm.record import Attempt, Submitted, read_attempts, read_jobs
-from runtime.exits import BAD_INPUT, DONE, SICK, STOPPED_EARLY
+from runtime.exits import BAD_INPUT, DONE, FAILED, SICK, STOPPED_EARLY
+from tests.data_pipeline.recorded_speech import write_recordings
 from tests.data_pipeline.synthetic import make_corpus
+from tests.data_pipeline.test_build import new_cache
+from tests.data_pipeline.test_build_tasks import task_config
+from tests.launch.test_notify import Hook
 from tests.slurm.cluster import Cluster
 from tests.train.runs import metrics
 
@@ -96,8 +103,8 @@ def job(folder: Path, stage: str, kind: str = "train") -> Submitted:
 
 
 def attempts(folder: Path, stage: str) -> list[Attempt]:
-    number = job(folder, stage).id
-    return [one for one in read_attempts(folder / "run" / stage) if one.job == number]
+    numbers = job(folder, stage).ids
+    return [one for one in read_attempts(folder / "run" / stage) if one.job in numbers]
 
 
 def wait_for(ready: Callable[[], bool], what: str, seconds: float = 200.0) -> None:
@@ -127,6 +134,25 @@ def curve(folder: Path, stage: str) -> list[tuple[int, float, float]]:
     return [(one["step"], one["loss"], one["grad_norm"]) for one in metrics(folder / "run" / stage)]
 
 
+def break_gpu(run: Path, rank: int) -> None:
+    """End a rank as one whose GPU is broken: what CUDA says then in its log, and its process gone."""
+    with (run / "logs" / f"rank-{rank}.log").open("a") as log:
+        log.write("torch.AcceleratorError: CUDA error: uncorrectable ECC error encountered\n")
+    (process,) = [
+        int(one.name)
+        for one in Path("/proc").glob("[0-9]*")
+        if is_rank(one, rank) and str(run).encode() in (one / "cmdline").read_bytes()
+    ]
+    os.kill(process, signal.SIGKILL)
+
+
+def is_rank(process: Path, rank: int) -> bool:
+    try:
+        return f"\0RANK={rank}\0".encode() in (process / "environ").read_bytes()
+    except OSError:
+        return False
+
+
 def test_stages_chain_and_every_interruption_resumes_the_same_curve(
     cluster: Cluster, recipe: Path, tmp_path: Path
 ) -> None:
@@ -137,16 +163,18 @@ def test_stages_chain_and_every_interruption_resumes_the_same_curve(
     )
     assert said.returncode == DONE, said.stdout + said.stderr
 
-    submit(cluster, tmp_path, recipe)
+    hook = Hook(address=cluster.address)
+    submit(cluster, tmp_path, recipe, "cluster.fewest_nodes=1", f"notify.webhook={hook.url}")
     first, second = job(tmp_path, "first").id, job(tmp_path, "second").id
     assert job(tmp_path, "first", "finish").id > first
 
-    # A node of the first stage's job crashes: Slurm takes it out, and the job goes on with the third one.
+    # A GPU of the first stage's last node breaks: the whole chain is kept from that node, and goes on with the spare.
     wait_for(at_step(tmp_path, "first", 6), "sixth step")
-    nodes = cluster.ask("squeue", "-h", "-j", str(first), "-O", "NodeList").split()[0]
-    lost = cluster.ask("scontrol", "show", "hostnames", nodes).split()[-1]
-    cluster.crash(lost)
-    assert "first: step" in megaphone(cluster, tmp_path, "status", str(tmp_path / "run")).stdout
+    break_gpu(tmp_path / "run" / "first", 3)
+    wait_for(lambda: attempts(tmp_path, "first"), "end of the first start")
+    shown = megaphone(cluster, tmp_path, "status", str(tmp_path / "run")).stdout
+    assert "first: step" in shown
+    assert shown.count(f"kept from node2 since job {first}: rank 3 on node2: GPU broken (torch.Acc") == 2
     wait_for(ended(cluster, first), "end of the first stage")
 
     # The second stage is queued again by hand, and then warned of its time limit.
@@ -160,20 +188,45 @@ def test_stages_chain_and_every_interruption_resumes_the_same_curve(
     )
     wait_for(lambda: len(curve(tmp_path, "second")) >= 14, "fourteenth step")
     cluster.ask("scancel", "--batch", "--signal=USR1", str(second))
+
+    # The node of its batch script is lost for good: it goes on with the only one that is left.
+    wait_for(lambda: any(one.asked == "USR1" for one in attempts(tmp_path, "second")), "end of the warned start")
+    steps = len(curve(tmp_path, "second"))
+    wait_for(lambda: len(curve(tmp_path, "second")) >= steps + 4, "steps of the third start")
+    cluster.crash("node1")
     wait_for(ended(cluster, job(tmp_path, "second", "finish").id), "end of the last job")
 
+    assert curve(tmp_path, "first") == curve(undisturbed, "first")
     for stage in ("first", "second"):
-        assert curve(tmp_path, stage) == curve(undisturbed, stage)
         assert [step for step, _, _ in curve(tmp_path, stage)] == list(range(1, STEPS + 1))
-    assert attempts(tmp_path, "first")[-1].code == DONE
-    assert lost not in cluster.ask("scontrol", "show", "hostnames", attempts(tmp_path, "first")[-1].nodes).split()
-    warned, last = attempts(tmp_path, "second")[-2:]
+    full = [(loss, norm) for _, loss, norm in curve(undisturbed, "second")]
+    fewer = [(loss, norm) for _, loss, norm in curve(tmp_path, "second")]
+    assert fewer[:steps] == full[:steps]
+    assert fewer != full  # two copies of the model add up in another order than one
+    assert [loss for loss, _ in fewer] == pytest.approx([loss for loss, _ in full], rel=1e-4)
+    assert [norm for _, norm in fewer] == pytest.approx([norm for _, norm in full], rel=1e-3)
+
+    broken, last = attempts(tmp_path, "first")
+    assert (broken.code, broken.nodes, broken.excluded) == (FAILED, "node[1-2]", ["node2"])
+    assert broken.reason == "a rank failed; queued again without node2, 1 of 4 left out"
+    assert (last.code, last.nodes) == (DONE, "node[1,3]")
+    warned, lost, last = attempts(tmp_path, "second")[-3:]  # one that Slurm queues again may come to its end before
     assert (warned.code, warned.asked, warned.queued_again) == (STOPPED_EARLY, "USR1", True)
-    assert (last.code, last.queued_again) == (DONE, False)
+    assert (lost.code, lost.nodes, lost.queued_again) == (FAILED, "node[1,3]", True)
+    assert lost.reason == (
+        "a rank failed, and node1 no longer answers; queued again; on 1 of 2 nodes, for there are no more"
+    )
+    assert (last.code, last.nodes, last.queued_again) == (DONE, "node3", False)
+    assert [(one.node, one.kind) for one in failures.read(tmp_path / "run" / "second")] == [("node1", "node lost")]
     shown = megaphone(cluster, tmp_path, "status", str(tmp_path / "run")).stdout
     assert shown.count(f"finished, step {STEPS} of {STEPS}") == 2
     assert (tmp_path / "run" / "second" / "report.html").is_file()
-    cluster.start_node(lost)
+    hook.close()
+    told = {stage: [one["event"] for one in hook.received if one["stage"] == stage] for stage in ("first", "second")}
+    assert told["first"] == ["started", "failed", "restarted", "started", "stage_done"]
+    again = ["started", "stopped", "started", "failed", "restarted", "started", "stage_done"]
+    assert told["second"][-7:] == again and "started" in told["second"][:-7]
+    cluster.start_node("node1")
 
 
 def test_a_failing_stage_stops_the_chain_and_status_says_why(cluster: Cluster, recipe: Path, tmp_path: Path) -> None:
@@ -231,3 +284,44 @@ def test_a_sick_node_is_left_out_and_the_job_goes_on_with_the_spare_one(
     assert (last.code, last.nodes) == (DONE, "node[1,3]")
     assert [one["step"] for one in metrics(run)] == [1, 2]
     assert json.loads((run / "preflight.json").read_text())["nodes"].keys() == {"node1", "node3"}
+
+
+def test_a_corpus_is_built_by_an_array_of_tasks_and_merged(cluster: Cluster, recipe: Path, tmp_path: Path) -> None:
+    """Codebooks are learnt from what all tasks made, so an array makes that first."""
+    cache, recordings = new_cache(tmp_path / "cache"), write_recordings(tmp_path / "recordings", 4)
+    config = task_config(cache, recordings)
+    books = config.codec.codebooks
+    described = yaml.safe_load((recipe / "recipe.yaml").read_text())
+    described["common"]["backbone"]["tokenizer"] = config.backbone.tokenizer
+    described["common"]["codec"] = {
+        "name": "dual",
+        "weights": config.codec.weights,
+        "codebooks": {name: {"size": one.size, "rate": one.rate, "layer": one.layer} for name, one in books.items()},
+        "group": config.codec.group,
+    }
+    described["common"]["corpus"] = {
+        "name": "recorded",
+        "shard_minutes": config.corpus.shard_minutes,
+        "workers": 1,
+        "speech": {"kind": "audio_folder", "path": str(recordings)},
+    }
+    described["stages"] = {"only": {}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(described))
+    told = ("launcher=slurm", "cluster=cores", "cluster.corpus.tasks=2", "cluster.corpus.at_once=2")
+    where = (f"run.cache={cache}", f"run.folder={tmp_path / 'run'}")
+    said = megaphone(cluster, tmp_path, "data", "build", f"recipe={tmp_path}", *told, *where)
+    assert said.returncode == DONE, said.stdout + said.stderr
+    jobs = read_jobs(tmp_path / "run")
+    assert [one.kind for one in jobs] == ["features", "corpus", "merge"]
+    wait_for(ended(cluster, jobs[-1].id), "end of the merge")
+    found = read_attempts(tmp_path / "run")
+    assert sorted((one.job, one.task or 0, one.code) for one in found) == [
+        *((one.id, task, DONE) for one in jobs[:2] for task in (0, 1)),
+        (jobs[2].id, 0, DONE),
+    ]
+    corpus = Corpus.open(Path((tmp_path / "run" / "slurm" / f"{jobs[2].id}.log").read_text().splitlines()[0]))
+    assert sum(totals["samples"] for totals in corpus.totals.values()) == 4
+    shown = megaphone(cluster, tmp_path, "status", str(tmp_path / "run")).stdout
+    assert f"corpus job {jobs[1].id}: completed (2 completed)" in shown
+    said = megaphone(cluster, tmp_path, "data", "build", f"recipe={tmp_path}", *told, *where)
+    assert "this corpus is there already" in said.stdout

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.schema import ClusterConfig, ContainerConfig, ContainerKind, PreflightConfig, Tasks
+from configs.schema import ClusterConfig, ContainerConfig, ContainerKind, CorpusJobConfig, PreflightConfig, Tasks
 from launch.slurm.script import Job, render
 
 ODD = "a \"b\" 'c' $(touch no) `touch no`; touch no \\ &"
@@ -66,6 +66,25 @@ def test_a_job_of_one_task_asks_for_one_node_and_no_gpu() -> None:
     assert "#SBATCH --nodes=1\n" in text
     assert "gpus-per-node" not in text
     assert "MASTER_ADDR" not in text
+
+
+def test_tasks_that_share_the_work_are_an_array() -> None:
+    parts = CorpusJobConfig(tasks=16, at_once=4, cpus=8, gpus=1, memory="30G")
+    text = render(job(ranks_per_node=0, parts=parts), ClusterConfig(nodes=4, memory="0"))
+    assert is_shell(text)
+    for line in ("array=0-15%4", "nodes=1", "ntasks-per-node=1", "cpus-per-task=8", "gpus-per-node=1", "mem=30G"):
+        assert f"\n#SBATCH --{line}\n" in text
+    assert "#SBATCH --output=/runs/one/slurm/%A_%a.log\n" in text
+    assert "--exclusive" not in text
+    assert "#SBATCH --array" not in render(job(ranks_per_node=0), ClusterConfig())
+
+
+def test_a_job_that_may_shrink_is_left_to_its_script_when_a_node_is_lost() -> None:
+    text = render(job(), ClusterConfig(nodes=4, fewest_nodes=2))
+    assert is_shell(text)
+    assert "#SBATCH --no-kill\n" in text and "launch.slurm.keeper" in text
+    text = render(job(), ClusterConfig(nodes=4))
+    assert "no-kill" not in text and "keeper" not in text
 
 
 @given(st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1))

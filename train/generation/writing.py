@@ -37,7 +37,7 @@ def continue_text(
     seed: int = 0,
 ) -> list[list[int]]:
     """Ids of text that `model`, a causal language model of `transformers`, continues each prompt with, all together,
-    without the one of `ends` that ended it: at most `most`. What is drawn follows from the seed and from all prompts."""
+    without the one of `ends` that ended it: at most `most`. What is drawn follows from the seed and all prompts."""
     import torch
     from transformers import LogitsProcessorList
 

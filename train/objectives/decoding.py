@@ -63,7 +63,7 @@ class FlowMatching:
     def sums(self, losses: Losses, batch: Batch) -> torch.Tensor:
         return losses[FLOW]["total"].detach().double()[None]
 
-    def loss(self, losses: Losses, counts: torch.Tensor) -> torch.Tensor:
+    def loss(self, losses: Losses, batch: Batch, counts: torch.Tensor) -> torch.Tensor:
         return losses[FLOW]["total"] / counts[0].clamp(min=1).float()
 
     def averages(self, sums: list[float], counts: list[float]) -> dict[str, float]:
@@ -111,7 +111,7 @@ class Vocoding:
     def sums(self, losses: Losses, batch: Batch) -> torch.Tensor:
         return self._totals(losses).detach().double()
 
-    def loss(self, losses: Losses, counts: torch.Tensor) -> torch.Tensor:
+    def loss(self, losses: Losses, batch: Batch, counts: torch.Tensor) -> torch.Tensor:
         totals = self._totals(losses)
         return (totals * self._weights.to(totals)).sum() / counts[0].clamp(min=1).float()
 

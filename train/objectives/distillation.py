@@ -65,9 +65,9 @@ class Distillation:
         """float64 [terms], detached."""
         return torch.cat([self.base.sums(losses, batch), self._of_taught(batch, losses[LANGUAGE]["places"]["kl"])])
 
-    def loss(self, losses: Losses, counts: torch.Tensor) -> torch.Tensor:
+    def loss(self, losses: Losses, batch: Batch, counts: torch.Tensor) -> torch.Tensor:
         """This micro-batch's part of the loss, to differentiate."""
-        return self.base.loss(losses, counts[: self.base.terms])
+        return self.base.loss(losses, batch, counts[: self.base.terms])
 
     def averages(self, sums: list[float], counts: list[float]) -> dict[str, float]:
         """Those of `NextToken`; "kl", "kl_text" and "kl_audio" in nats a token where the teacher was asked, at the

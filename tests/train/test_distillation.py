@@ -146,7 +146,7 @@ def test_what_is_minimised_is_the_weighted_mean_of_both(room: Path) -> None:
         minimised, weights = minimised + v * (0.5 * plain + 0.5 * 1.5**2 * one), weights + v
         kl, taught = kl + w * one, taught + w
     assert found["objective"] == pytest.approx(minimised / weights, rel=1e-4)
-    assert objective.loss(losses, counts).item() == pytest.approx(minimised / weights, rel=1e-4)
+    assert objective.loss(losses, batch, counts).item() == pytest.approx(minimised / weights, rel=1e-4)
     assert found["kl"] == pytest.approx(kl / taught, rel=1e-4) and found["taught"] == 1.0
 
 

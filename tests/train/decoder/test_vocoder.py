@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+from typing import Any, cast
+
 import torch
 
 from data_pipeline.batch import Waves
@@ -29,7 +31,7 @@ def make_model() -> TrainedVocoder:
 def test_each_side_gets_the_gradient_of_its_own_loss_alone() -> None:
     model, objective = make_model(), Vocoding(CONFIG)
     counts = torch.full((4,), 2.0, dtype=torch.float64)
-    objective.loss(model(WAVES, TASK), counts).backward()
+    objective.loss(model(WAVES, TASK), cast(Any, None), counts).backward()
     together = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
     real = model._segments(WAVES, TASK.starts)

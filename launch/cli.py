@@ -178,6 +178,13 @@ def _parser() -> argparse.ArgumentParser:
     transcribe.add_argument("--bf16", action="store_true", help="compute in bfloat16, else in fp32")
     transcribe.add_argument("--json", metavar="FILE", help="write texts and error rates to a file too")
     _speaking(commands)
+    _resynthesis(commands)
+    report = _command(commands, "report", "write report.html of a run", "report")
+    report.add_argument("run_folder", help="a run folder, such as runs/quickstart")
+    return parser
+
+
+def _resynthesis(commands: argparse._SubParsersAction) -> None:
     again = _command(commands, "resynthesize", "sound files through codes and a trained decoder", "resynthesize")
     again.set_defaults(module="decoder_commands")
     again.add_argument("run_folder", help="the run folder of a decoder's flow, such as runs/decoder/flow")
@@ -186,9 +193,6 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("--out", metavar="FOLDER", required=True, help="where FILE.wav of each is written")
     again.add_argument("--stream", action="store_true", help="a group of codes at a time, as in a conversation")
     again.add_argument("--device", metavar="NAME", default="cpu", help="cpu, cuda or cuda:<n> (cpu)")
-    report = _command(commands, "report", "write report.html of a run", "report")
-    report.add_argument("run_folder", help="a run folder, such as runs/quickstart")
-    return parser
 
 
 def _speaking(commands: argparse._SubParsersAction) -> None:

@@ -80,7 +80,7 @@ def test_impossible_options_are_refused() -> None:
 
 
 def test_a_batch_knows_the_places_and_sounds_of_its_samples() -> None:
-    samples = [sample for seed in range(3) for sample in laid([utterance(9 + seed, seed)], seconds=1.2)]
+    samples = [sample for seed in range(3) for sample in laid([utterance(9 + seed, seed)], seed, seconds=1.2)]
     packs = fill_packs(samples, 120, 0)
     batch = collate(packs)
     waves = batch.waves

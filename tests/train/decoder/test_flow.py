@@ -42,7 +42,7 @@ def test_the_loss_is_that_of_the_formula_in_float64() -> None:
         prompt = int(drawn.prompt[row]) if drawn.conditioned[row] else 0
         assert torch.equal(conditions.prompt[row, :, :prompt], MEL[row, :, :prompt])
         assert not conditions.prompt[row, :, prompt:].any()
-    np.testing.assert_allclose(float(loss), total, rtol=1e-5)
+    np.testing.assert_allclose(loss.item(), total, rtol=1e-5)
 
 
 def test_draws_are_a_samples_own_and_as_often_as_they_should_be() -> None:
@@ -111,12 +111,13 @@ def test_euler_steps_follow_the_cosine_schedule_and_the_guidance() -> None:
 
 
 def test_a_flow_that_is_learnt_goes_where_it_was_taught() -> None:
-    """One sample, whose error falls; what is then integrated is nearer to it than chance is."""
+    """One sound that stays as it is, whose error falls; what is then integrated is nearer to it than chance is."""
     flow = make_flow()
     optimizer = torch.optim.AdamW(flow.parameters(), 1e-2)
     rng, losses = np.random.default_rng(0), []
-    mel, frames = MEL[:1], FRAMES[:1]
-    for _ in range(60):
+    frames = FRAMES[:1]
+    mel = torch.linspace(-1.5, 1.5, 20)[None, :, None].expand(1, 20, 41)
+    for _ in range(40):
         drawn: Drawn = draw(rng.integers(0, 2**62, 1).tolist(), [41], CONFIG)
         loss = flow(IDS[:1], LENGTHS[:1], NOBODY[:1], mel, frames, drawn) / mel.numel()
         optimizer.zero_grad()
@@ -124,7 +125,7 @@ def test_a_flow_that_is_learnt_goes_where_it_was_taught() -> None:
         torch.nn.utils.clip_grad_norm_(flow.parameters(), 1.0)
         optimizer.step()
         losses.append(float(loss))
-    assert np.mean(losses[-15:]) < 0.8 * np.mean(losses[:5])
+    assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:5])
     conditions = flow.conditions(IDS[:1], LENGTHS[:1], NOBODY[:1], torch.zeros_like(mel), frames)
     noise = torch.randn(mel.shape, generator=torch.Generator().manual_seed(2))
     said = flow.integrate(noise, mask_of(frames, 41), conditions, 10, 0.0)

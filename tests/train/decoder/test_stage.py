@@ -92,7 +92,7 @@ def test_the_flow_learns_and_reports_its_own_loss(flow: Path) -> None:
     results = json.loads((flow / "results.json").read_text())
     assert results["status"] == "finished"
     before, after = results["validation"]["before"], results["validation"]["after"]
-    assert after["loss/flow"] == after["loss"] < 0.98 * before["loss"]
+    assert after["loss/flow"] == after["loss"] < 0.99 * before["loss"]
 
 
 def test_the_vocoder_and_its_judges_both_learn(vocoder: Path) -> None:

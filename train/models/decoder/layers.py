@@ -63,8 +63,8 @@ class Transformer(nn.Module):
         x = x.transpose(1, 2)
         batch, frames, _ = x.shape
         parts = self.qkv(self.attention_norm(x)).view(batch, frames, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        queries, keys, values = parts.unbind()
-        mixed = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=seen)
+        query, key, value = parts.unbind()
+        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=seen)
         x = x + self.out(mixed.transpose(1, 2).reshape(batch, frames, -1))
         x = x + self.down(functional.gelu(self.up(self.mlp_norm(x))))
         return x.transpose(1, 2)

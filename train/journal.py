@@ -215,6 +215,12 @@ def _summary(validations: list[dict[str, Any]], entropy: float) -> list[str]:
         )
     if "loss/text" in after:
         lines.append(f"text validation loss {before.get('loss/text', float('nan')):.3f} -> {after['loss/text']:.3f}")
+    if "loss/text_shuffled" in after:
+        control = after["loss/text_shuffled"]
+        lines.append(
+            f"text validation loss given another one's sound {control:.3f}: hearing its own is worth "
+            f"{control - after['loss/text']:.3f} nats a token"
+        )
     return lines
 
 

@@ -38,7 +38,9 @@ class Transcriber:
         self.vocabulary = Vocabulary.load(export)
         self._layout = layout_for(config.mixture, "asr", "audio_weight")
         if not self._layout.plain or self._layout.hears:
-            raise BadInput("this model hears through an encoder or frames of several codes, which no export holds yet")
+            raise BadInput(
+                "this model hears through an encoder or frames of several codes, which no transcriber does yet"
+            )
         self._model = load_exported(export, str(export), self.vocabulary.size, device=device, bf16=bf16)
 
     def transcribe(self, utterances: Sequence[Utterance]) -> list[str]:

@@ -191,7 +191,7 @@ class Journal:
             fed.attended,
             self._learning,
             self._recomputed,
-            fed.predicted,
+            0.0 if self._config.stage.objective == "reward" else fed.predicted,  # nobody asks for logits
         )
         of_a_device = seconds * self._processes
         return {

@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from train.objectives.preference import pair_of
 FOLDER = "reference"
 ABOUT = "about.json"  # what decides the numbers
 PART = 256  # documents
+_DOING = "cannot keep references"
 
 Answers = dict[str, tuple[float, float]]  # log-probabilities of chosen and rejected, by `pair_of`
 
@@ -63,9 +65,8 @@ def measured(
     folder = Path(config.run.folder) / FOLDER
     parts = list(_parts(config, corpus))
     about = None if begun else {**_stream(config, parts), **_first_weights(config)}
-    kept = gather(together(lambda: _kept(folder, about) if dist.get_rank() == 0 else set(), "cannot keep references"))[
-        0
-    ]
+    looked = together(lambda: _kept(folder, about) if dist.get_rank() == 0 else set(), _DOING)
+    kept = gather(looked)[0]
     found: Answers = {}
     for part in parts:
         between()
@@ -76,8 +77,7 @@ def measured(
             raise BadInput(f"{path} is gone, and the weights that it was measured with too; begin the run again")
         else:
             answers = _measure(config, engine, objective, part)
-            text = json.dumps(answers)
-            on_first_rank(lambda path=path, text=text: write_file(path, text), "cannot keep references")  # type: ignore[misc]
+            on_first_rank(partial(write_file, path, json.dumps(answers)), _DOING)
             found |= answers
     return found
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from configs.parameter_names import is_lora, matching
+from configs.parameter_names import is_added, is_lora, matching
 from configs.schema import Config, StageConfig
 from configs.schema.training import DEFAULT_GROUPS
 from runtime.exits import BadInput
@@ -97,11 +97,11 @@ def plan(config: Config, elements: Mapping[str, int]) -> Trained:
 
 
 def trained_names(stage: StageConfig, names: Iterable[str]) -> set[str]:
-    """Which of `names` the stage trains. Without `trainable`, all; with LoRA and without it, LoRA's factors alone."""
+    """Which of `names` the stage trains. Without `trainable`, all; with LoRA and without it, LoRA's factors alone. What
+    the stage adds, these factors and a reward head, is trained in any case."""
     known = list(names)
-    factors = {name for name in known if is_lora(name)}
-    patterns = stage.trainable if stage.trainable is not None else [] if factors else ["*"]
-    chosen = _found(patterns, known, "stage.trainable") | factors
+    patterns = stage.trainable if stage.trainable is not None else [] if any(map(is_lora, known)) else ["*"]
+    chosen = _found(patterns, known, "stage.trainable") | set(filter(is_added, known))
     chosen -= _found(stage.frozen, known, "stage.frozen")
     if stage.objective == "reward":
         chosen -= {name for name in chosen if name.startswith("output_layer.")}  # nobody asks for logits

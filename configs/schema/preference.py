@@ -8,8 +8,8 @@ from dataclasses import dataclass
 @dataclass
 class PreferenceConfig:
     """Of an answer y to x, log p(y) is the sum of the log-probabilities of its tokens, weighted by layout and by
-    `loss.modalities` (audio at 0: text alone counts, as in Step-Audio-AQAA), ref those of the weights that the stage
-    begins with, and the margin of a pair
+    `loss.modalities` (audio at 0: text alone counts and is reported, as in Step-Audio-AQAA), log ref(y) the same under
+    the weights that the stage begins with, and the margin of a pair
 
         m = beta ((log p(chosen) - log ref(chosen)) - (log p(rejected) - log ref(rejected)))
 

@@ -166,6 +166,7 @@ TP2_SP = {"parallel__tensor": 2, "parallel__sequence": True}
 PP2 = {"parallel__pipeline": 2, "backbone__tied_embeddings": True}
 DP2 = {"parallel__distributed_optimizer": True, "train__micro_batch": 2}
 ZERO1 = {"engine__name": "deepspeed", "engine__zero_stage": 1}
+ZERO3 = {"engine__name": "deepspeed", "engine__zero_stage": 3}
 
 
 ROWS = [
@@ -173,6 +174,7 @@ ROWS = [
     ("dpo", PP2),
     ("dpo", DP2),
     ("dpo", ZERO1),
+    ("dpo", ZERO3),
     ("reward", TP2_SP),
     ("reward", PP2),
     ("reward", ZERO1),

@@ -44,7 +44,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config.generation.makes, config.generation.top_k, config.generation.batch = Made.teacher, 8, 4
     (room / "asked").mkdir()
     (room / "asked" / "config.yaml").write_text(to_yaml(config))
-    assert run_ranks(generation, 1, str(room / "asked" / "config.yaml")) == [0]
+    assert run_ranks(generation, 1, str(room / "asked" / "config.yaml"), timeout=240) == [0]
     return room
 
 
@@ -89,13 +89,15 @@ def test_a_student_learns_the_same_on_every_topology(
     assert loss < 1e-4 and norm < 1e-3
 
 
-def test_a_student_comes_nearer_to_its_teacher_than_one_of_the_texts_alone(
-    room: Path, alone: list[dict[str, Any]]
-) -> None:
+def test_a_student_comes_nearer_to_its_teacher_than_one_of_the_texts_alone(room: Path) -> None:
     """The same steps on the same data; what differs is whether the divergence is learnt, or told alone."""
-    control = run_config(student(room, "control", train__steps=STEPS, distillation__cross_entropy=1.0))
-    assert control[0]["loss/kl"] == pytest.approx(alone[0]["loss/kl"], rel=1e-6)
-    assert alone[-1]["loss/kl"] < 0.95 * control[-1]["loss/kl"]
+    curves = [
+        run_config(student(room, name, train__steps=20, optimizer__lr=5e-3, distillation__cross_entropy=share))
+        for name, share in (("taught", 0.1), ("control", 1.0))
+    ]
+    first, (taught, control) = curves[0][0]["loss/kl"], (curve[-1]["loss/kl"] for curve in curves)
+    assert curves[1][0]["loss/kl"] == pytest.approx(first, rel=1e-6)
+    assert taught < 0.9 * control and taught < 0.9 * first
 
 
 # --- the objective ----------------------------------------------------------------------------------------------------

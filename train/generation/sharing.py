@@ -30,7 +30,7 @@ def share_out(
         for piece in left:
             if stop:
                 raise StoppedEarly(f"stopped by {stop.name}; the same command goes on with what is left")
-            with claimed(folder / CLAIMS / piece.replace("/", "-")) as mine:
+            with claimed(folder / CLAIMS / f"{piece.replace('/', '-')}.lock") as mine:
                 if mine and not done(piece):
                     work(piece)
                     busy = False

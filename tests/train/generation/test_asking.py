@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -68,19 +69,17 @@ def test_a_teacher_with_other_ids_says_the_same(oracle: Oracle) -> None:
     """Its rows are those of the oracle, moved to where its vocabulary has the tokens."""
     same = same_ids(OTHER, VOCABULARY)
     assert same[OTHER.special("<|more|>")] == -1 and sorted(same[same >= 0]) == list(range(VOCABULARY.size))
-    import copy
-
     model = copy.deepcopy(oracle.model)
-    for weight, ours in (
-        (model.get_input_embeddings().weight.data, oracle.model.get_input_embeddings().weight.data),
-        (model.get_output_embeddings().weight.data, oracle.model.get_output_embeddings().weight.data),
+    for part, ours in (
+        (model.get_input_embeddings(), oracle.model.get_input_embeddings()),
+        (model.get_output_embeddings(), oracle.model.get_output_embeddings()),
     ):
-        moved = torch.full((OTHER.padded_size, weight.shape[1]), -1.0)
-        moved[: OTHER.size][same >= 0] = ours[torch.from_numpy(same[same >= 0])]
-        weight.set_(moved)
+        moved = torch.full((OTHER.padded_size, ours.weight.shape[1]), -1.0)
+        moved[: OTHER.size][same >= 0] = ours.weight.data[torch.from_numpy(same[same >= 0])]
+        part.weight = torch.nn.Parameter(moved)
     other = Oracle(model, OTHER, 5, 1.5)
     rng = np.random.default_rng(0)
-    theirs = find_layout("tts", {})([make_utterance(rng, f"u{n}", "d") for n in range(3)], replace(OTHER), rng)
+    theirs = find_layout("tts", {})([make_utterance(rng, f"u{n}", "d") for n in range(3)], OTHER, rng)
     for sample, written in zip(samples(), theirs, strict=True):
         question = carried(sample, replace_groups(written, sample, same), same)
         assert question is not None

@@ -25,12 +25,14 @@ from data_pipeline.layouts.groups import group_seconds
 from data_pipeline.quality.filters import parse_filter
 from data_pipeline.shards import ShardReader, read_index
 from data_pipeline.vocabulary import Vocabulary
-from runtime.exits import BAD_INPUT, DONE, BadInput
-from tests.data_pipeline.layout_material import GROUPED, said, speak, step_audio
+from runtime.exits import DONE, BadInput
+from runtime.signals import StopFlag
+from tests.data_pipeline.layout_material import GROUPED, said, speak
 from tests.data_pipeline.synthetic import SENTENCE, make_corpus, make_vocabulary
 from tests.data_pipeline.test_text_to_code import save_model
 from tests.ranks import run_ranks
 from tests.train.runs import tiny_config
+from train.generation.__main__ import generate
 from train.generation.sampling import SpeechPrompt
 from train.generation.speech import asked, repeated_share
 
@@ -75,7 +77,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def made(room: Path) -> Path:
     """Speech made by two processes that share it."""
     config = speaking(room, "two")
-    assert run_ranks(generation, 2, written(config)) == [DONE, DONE]
+    assert run_ranks(generation, 2, written(config), timeout=240) == [DONE, DONE]
     return room / "two"
 
 
@@ -118,7 +120,7 @@ def test_killed_at_any_time_it_goes_on_and_ends_the_same(room: Path, made: Path)
     process.wait()
     before = {file: (folder / file).stat().st_mtime_ns for file in contents(folder)}
     assert 2 <= len(before) < 6 and not (folder / "manifest.json").exists()
-    assert run_ranks(generation, 1, file) == [DONE]
+    assert run_ranks(generation, 1, file, timeout=240) == [DONE]
     assert contents(folder) == contents(made / "corpus")
     finished = [
         name for name in before if (folder / name).with_suffix(".done.json").stat().st_mtime_ns <= max(before.values())
@@ -127,26 +129,24 @@ def test_killed_at_any_time_it_goes_on_and_ends_the_same(room: Path, made: Path)
     assert Corpus.open(folder).content_hash == Corpus.open(made / "corpus").content_hash
 
 
-def test_other_settings_on_what_is_there_are_one_line(
-    room: Path, made: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_other_settings_on_what_is_there_are_one_line(room: Path, made: Path) -> None:
     config = speaking(room, "two")
     config.generation.temperature = 0.9
-    assert run_ranks(generation, 1, written(config)) == [BAD_INPUT]
-    assert "holds what was made with another generation; give another run.name" in capfd.readouterr().err
+    with pytest.raises(BadInput, match=r"holds what was made with another generation; give another run\.name"):
+        generate(config, StopFlag())
 
 
 def test_a_model_of_chats_is_asked_in_its_chats() -> None:
     """As Step-Audio's tts.py asks: system, prompt text, prompt codes, target text, and the head of the answer."""
-    vocabulary, rng = step_audio(), np.random.default_rng(0)
-    prompt = speak(vocabulary, 2.4, rng, "hello you", speaker="Tingting")
-    layout = find_layout("tts_dialogue", {"system": "Say it as {speaker}.", "begin": "<s>"})
-    question = asked(layout, prompt, "good bye", vocabulary, system="", prompted=True, longest=300)
-    assert told(question, vocabulary) == [
-        "<s>", "<|BOT|>", "system\nSay it as Tingting.", "<|EOT|>", "<|BOT|>", "human\nhello you", "<|EOT|>",
-        "<|BOT|>", "assistant\n", 100, "<|EOT|>", "<|BOT|>", "human\ngood bye", "<|EOT|>", "<|BOT|>", "assistant\n",
+    prompt = speak(GROUPED, 2.4, np.random.default_rng(0), "in the beginning", speaker="Tingting")
+    layout = find_layout("tts_dialogue", {"system": "Say it as {speaker}.", "begin": "<|begin_of_text|>"})
+    question = asked(layout, prompt, "was a word", GROUPED, system="", prompted=True, longest=300)
+    assert told(question, GROUPED) == [
+        "<|begin_of_text|>", "<|BOT|>", "system\nSay it as Tingting.", "<|EOT|>", "<|BOT|>", "human\nin the beginning",
+        "<|EOT|>", "<|BOT|>", "assistant\n", 100, "<|EOT|>", "<|BOT|>", "human\nwas a word", "<|EOT|>", "<|BOT|>",
+        "assistant\n",
     ]  # fmt: skip
-    assert question.end == vocabulary.special("<|EOT|>")
+    assert question.end == GROUPED.special("<|EOT|>")
     assert len(question.ids) + 5 * question.groups + 1 <= 300 < len(question.ids) + 5 * (question.groups + 1) + 1
 
 

@@ -19,8 +19,8 @@ from data_pipeline.sources.recording import MIXED, UnreadableAudio
 from data_pipeline.utterance import Utterance
 from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
-from train.generation.continuing import continue_as_text
 from train.generation.prompts import asr_prompt, layout_for
+from train.generation.writing import continue_text
 
 TOKENS_A_SECOND = 12  # of text, at most: three times as fast as people speak
 FEWEST_TOKENS = 16
@@ -48,9 +48,13 @@ class Transcriber:
         texts = [""] * len(utterances)
         if spoken:
             longest = max(utterances[number].duration for number in spoken)
-            end = self.vocabulary.special(self.vocabulary.end_of_text)
-            given = [prompts[number] for number in spoken]
-            said = continue_as_text(self._model, self.vocabulary, given, _most_tokens(longest), [end])
+            said = continue_text(
+                self._model,
+                self.vocabulary,
+                [prompts[number] for number in spoken],
+                end=self.vocabulary.special(self.vocabulary.end_of_text),
+                most=_most_tokens(longest),
+            )
             for number, ids in zip(spoken, said, strict=True):
                 texts[number] = self.vocabulary.decode_text(ids[: _most_tokens(utterances[number].duration)]).strip()
         return texts

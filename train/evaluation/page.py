@@ -14,7 +14,7 @@ from data_pipeline.sources.keys import safe_key
 from runtime import records
 from runtime.exits import BadInput
 from train.evaluation.figures import PERCENT
-from train.evaluation.run import EVALUATION_FILE, ITEMS, SOUNDS
+from train.evaluation.run import EVALUATION_FILE, ITEMS, SOUNDS, place_name
 
 PAGE_FILE = "evaluation.html"
 MOST_SOUND = 6_000_000  # bytes of all players together, before base64
@@ -91,7 +91,7 @@ def _sections(folder: Path, measured: list[dict[str, Any]]) -> list[Section]:
         ]
         sections[name] = Section(name, held[0]["kind"], head, rows)
         for one in held:
-            shown, budget = _shown(folder, f"{safe_key(name)}.{safe_key(one['set'])}", budget)
+            shown, budget = _shown(folder, place_name(name, one["set"]), budget)
             if shown:
                 sections[name].items.append((one["set"], shown))
     return list(sections.values())

@@ -30,12 +30,14 @@ from train.evaluation.figures import Figure
 from train.evaluation.kept import Kept
 from train.evaluation.matching import RULE
 from train.evaluation.measurement import Found, Measurement
+from train.evaluation.speech import RESYNTHESIS, SPEECH
 from train.evaluation.subject import Subject
 
 EVALUATION_FILE = "evaluation.json"
 ITEMS = "items"  # folder of what was measured of single items
 SOUNDS = "sounds"
 RESULTS_FILE = "results.json"
+MEASURED, MADE = "measured", "sounds"  # keys of results.json that the report of a whole run shows
 _LISTENED = (MeasurementKind.tts, MeasurementKind.resynthesis)
 
 
@@ -113,7 +115,7 @@ class _Run:
         self._evaluation = config.evaluation
         self._folder = Path(config.run.folder)
         self._name, self._set, self._settings, self._stop = name, set_name, settings, stop
-        self._place = f"{safe_key(name)}.{safe_key(set_name)}"
+        self._place = place_name(name, set_name)
         self._identity = _identity(config, subject, settings, set_name)
 
     def measure(self, measurement: Measurement, items: list[Item]) -> Measured:
@@ -234,11 +236,27 @@ def _write(config: Config, subject: Subject, found: Evaluation) -> None:
     results = {
         "status": "finished",
         "model": str(subject.export),
-        "figures": {
-            f"{one.measurement}/{one.set}/{name}": figure.value
+        MEASURED: {
+            f"{one.measurement} of {one.set}: {name}": written(figure)
             for one in found.measured
             for name, figure in one.figures.items()
         },
+        MADE: _made(folder, found.measured),
         "missing": sorted(found.missing),
     }
     replace_atomically(folder / RESULTS_FILE, (json.dumps(results, indent=2) + "\n").encode())
+
+
+def _made(folder: Path, measured: Sequence[Measured]) -> dict[str, str]:
+    """Files of speech that the model made, relative to the run folder, by what they are."""
+    return {
+        f"{one.measurement} of {one.set}: {file.name.removesuffix('.flac')}": file.relative_to(folder).as_posix()
+        for one in measured
+        for name in (SPEECH, RESYNTHESIS)
+        for file in sorted((folder / SOUNDS / place_name(one.measurement, one.set)).glob(f"*.{name}.flac"))
+    }
+
+
+def place_name(measurement: str, set_name: str) -> str:
+    """The name of what belongs to a measurement and set in items/ and sounds/."""
+    return f"{safe_key(measurement)}.{safe_key(set_name)}"

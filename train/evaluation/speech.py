@@ -21,6 +21,7 @@ from train.evaluation.judges import listened
 from train.evaluation.measurement import Decode, Found, Record, Speak
 from train.evaluation.subject import Subject
 
+SPEECH, RESYNTHESIS = "speech", "resynthesis"  # names of the sounds that the model made
 RECORDING = "recording_"  # before the names of what is told of the original sound
 
 
@@ -62,7 +63,7 @@ class Tts:
             return Found(record)
         wave = sound_of(self._decode, codes)
         record |= self._subject.judges.listen(one.item.text, wave, one.item.language, one.voice)
-        sounds = {"speech": lambda: wave}
+        sounds = {SPEECH: lambda: wave}
         if one.item.prompt is not None and one.item.prompt.sound is not None:
             sounds["prompt"] = one.item.prompt.sound.wave
         return Found(record, sounds)
@@ -105,7 +106,7 @@ class Resynthesis:
         record: Record = {"text": one.item.text} | judges.listen(one.item.text, wave, language, one.wave)
         original = judges.listen(one.item.text, one.wave, language, None)
         record |= {RECORDING + name: value for name, value in original.items()}
-        return Found(record, {"resynthesis": lambda: wave, "recording": lambda: one.wave})
+        return Found(record, {RESYNTHESIS: lambda: wave, "recording": lambda: one.wave})
 
     def total(self, records: Sequence[Record]) -> dict[str, Figure]:
         """See `Measurement.total`."""

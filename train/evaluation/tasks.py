@@ -82,7 +82,7 @@ class Tasks:
                 task_manager=manager,
                 limit=self._config.limit,
                 log_samples=False,
-                bootstrap_iters=0,
+                bootstrap_iters=100,
             )
         metrics = {name.removesuffix(",none"): value for name, value in told["results"][task.name].items()}
         return {

@@ -69,17 +69,18 @@ class Assistant:
         seed: int = 0,
         sampling: TextSampling = STEP_AUDIO_CHAT,
         longest: float | None = None,
+        most: int = MOST_TOKENS,
     ) -> Answer:
         """The answer to `turns`, utterances with roles, of which the last is a human's. longest: seconds of a spoken
-        one. Raises BadInput where they lack what the form asks for."""
+        one; most: tokens of a written one. Raises BadInput where they lack what the form asks for."""
         heard = ""
         if self.form.startswith("TA"):
             asked = [replace(turn, text=turn.text or _ANSWER) for turn in turns]
-            heard = self._write(self._laid(asked), 0, asked[-1].text, TextSampling(), seed)
+            heard = self._write(self._laid(asked), 0, asked[-1].text, TextSampling(), seed, MOST_TOKENS)
             turns = [*turns[:-1], replace(turns[-1], text=heard or _ANSWER)]
         sample = self._laid(turns)
         if self.form.endswith("TA"):
-            return Answer(text=self._write(sample, -1, _ANSWER, sampling, seed), heard=heard)
+            return Answer(text=self._write(sample, -1, _ANSWER, sampling, seed, most), heard=heard)
         prompt = speech_prompt(sample, 0, self.vocabulary, LONGEST_TOKENS)
         if longest is not None:
             most = max(1, round(longest / group_seconds(self.vocabulary)))
@@ -87,8 +88,9 @@ class Assistant:
         (said,) = self._speaker.speak([prompt], [seed])
         return Answer(ids=said.ids)
 
-    def _write(self, sample: Sample, run: int, stand_in: str, sampling: TextSampling, seed: int) -> str:
-        """Text in place of `stand_in`, with which the `run`-th of the stretches that a loss covers begins."""
+    def _write(self, sample: Sample, run: int, stand_in: str, sampling: TextSampling, seed: int, most: int) -> str:
+        """Text, at most `most` tokens, in place of `stand_in`, with which the `run`-th of the stretches that a loss
+        covers begins."""
         covered = np.flatnonzero(sample.loss_weight > 0)
         start = int(covered[np.flatnonzero(np.diff(covered, prepend=-2) > 1)[run]])
         end = int(sample.tokens[start + len(self.vocabulary.encode_inside(stand_in))])
@@ -97,8 +99,8 @@ class Assistant:
             self._speaker.model,
             self.vocabulary,
             [prompt],
-            ends=[end],
-            most=MOST_TOKENS,
+            end=end,
+            most=most,
             sampling=sampling,
             seed=seed,
         )

@@ -37,10 +37,8 @@ class Transcriber:
             raise BadInput(f"{export} holds no export; make it with: megaphone checkpoint export {config.run.folder}")
         self.vocabulary = Vocabulary.load(export)
         self._layout = layout_for(config.mixture, "asr", "audio_weight")
-        if not self._layout.plain or self._layout.hears:
-            raise BadInput(
-                "this model hears through an encoder or frames of several codes, which no transcriber does yet"
-            )
+        if not self._layout.plain:
+            raise BadInput("this model hears through an encoder or frames of several codes, which no export holds yet")
         self._model = load_exported(export, str(export), self.vocabulary.size, device=device, bf16=bf16)
 
     def transcribe(self, utterances: Sequence[Utterance]) -> list[str]:
@@ -54,7 +52,7 @@ class Transcriber:
                 self._model,
                 self.vocabulary,
                 [prompts[number] for number in spoken],
-                ends=[self.vocabulary.special(self.vocabulary.end_of_text)],
+                end=self.vocabulary.special(self.vocabulary.end_of_text),
                 most=_most_tokens(longest),
             )
             for number, ids in zip(spoken, said, strict=True):

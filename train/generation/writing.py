@@ -31,17 +31,17 @@ def continue_text(
     vocabulary: Vocabulary,
     prompts: Sequence[Sequence[int]],
     *,
-    ends: Sequence[int],
+    end: int,
     most: int,
     sampling: TextSampling = GREEDY,
     seed: int = 0,
 ) -> list[list[int]]:
     """Ids of text that `model`, a causal language model of `transformers`, continues each prompt with, all together,
-    without the one of `ends` that ended it: at most `most`. What is drawn follows from the seed and all prompts."""
+    without the `end` that ends it: at most `most`. What is drawn follows from the seed and from all prompts."""
     import torch
     from transformers import LogitsProcessorList
 
-    batch = padded_prompts([list(prompt) for prompt in prompts], ends[0], model.device)
+    batch = padded_prompts([list(prompt) for prompt in prompts], end, model.device)
     drawn: dict[str, Any] = {"do_sample": False}
     if sampling.temperature > 0:
         drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
@@ -50,22 +50,22 @@ def continue_text(
         out = model.generate(
             **batch,
             **drawn,
-            logits_processor=LogitsProcessorList([_TextOnly(vocabulary, ends)]),
+            logits_processor=LogitsProcessorList([_TextOnly(vocabulary, end)]),
             num_beams=1,
             max_new_tokens=most,
-            eos_token_id=list(ends),
-            pad_token_id=ends[0],
+            eos_token_id=end,
+            pad_token_id=end,
         )
     rows = out[:, batch["input_ids"].shape[1] :].tolist()
-    return [row[: next((place for place, token in enumerate(row) if token in ends), len(row))] for row in rows]
+    return [row[: row.index(end)] if end in row else row for row in rows]
 
 
 class _TextOnly:
-    """A logits processor that leaves ids of text and those that end one."""
+    """A logits processor that leaves ids of text and the end."""
 
-    def __init__(self, vocabulary: Vocabulary, ends: Sequence[int]) -> None:
+    def __init__(self, vocabulary: Vocabulary, end: int) -> None:
         self._text = vocabulary.ranges[TEXT].stop
-        self._ends = list(ends)
+        self._end = end
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Scores [rows, vocabulary]."""
@@ -73,5 +73,5 @@ class _TextOnly:
 
         allowed = torch.zeros(scores.shape[1], dtype=torch.bool, device=scores.device)
         allowed[: self._text] = True
-        allowed[self._ends] = True
+        allowed[self._end] = True
         return scores.masked_fill(~allowed, -torch.inf)

@@ -16,6 +16,7 @@ from train.report.run_folder import RunFolder, read_run_folder
 MOST_SOUNDS = 8  # of one stage: a page is opened, not downloaded
 SOUNDS = "sounds"  # key of results.json: files, relative to the run folder, by what is said in them
 MEASURED = "measured"  # key of results.json: figures by name
+OWN = (REPORT_FILE, "evaluation.html")  # a stage's own page, by what its kind is
 _HERE = Path(__file__).parent
 
 
@@ -69,7 +70,7 @@ def _section(run: RunFolder, whole: Path) -> Section:
         ("mixture", str(run.setting("mixture.name", "")) if results.get("steps") else ""),
         ("time since its last start", clock(seconds) if isinstance(seconds, (int, float)) else ""),
     ]
-    own = run.folder / REPORT_FILE
+    own = next((run.folder / name for name in OWN if (run.folder / name).is_file()), None)
     return Section(
         name=str(run.setting("stage.name", run.folder.name)),
         kind=kind,
@@ -83,7 +84,7 @@ def _section(run: RunFolder, whole: Path) -> Section:
         ],
         measured=[(name, _figure(value)) for name, value in _mapping(results.get(MEASURED)).items()],
         sounds=_sounds(run, _mapping(results.get(SOUNDS))),
-        report=os.path.relpath(own, whole) if own.is_file() else "",
+        report=os.path.relpath(own, whole) if own else "",
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from configs.compose import to_yaml
 from configs.schema import (
@@ -40,6 +40,7 @@ from runtime.signals import StopFlag
 from tests.data_pipeline.sounds import speechlike, write_sound
 from tests.data_pipeline.synthetic import make_corpus
 from tests.ranks import RankFailed, run_ranks
+from tests.train.generation.learnt import learn_by_heart
 from tests.train.runs import tiny_config
 from train.evaluation.asr import Asr
 from train.evaluation.run import evaluate
@@ -88,32 +89,14 @@ def known(corpus: Corpus) -> list[Utterance]:
 def export(corpus: Corpus, known: list[Utterance], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model trained, by transformers, on transcripts and answers of the known utterances."""
     vocabulary = corpus.vocabulary
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary.padded_size, num_key_value_heads=2, **sizes))
     rng = np.random.default_rng(0)
     samples = find_layout("asr", {})(known, vocabulary, rng)
     for question, answer in zip(known, ANSWERS, strict=False):
         turns = [replace(question, role="human"), Utterance("a", answer, "d", role="assistant")]
         samples += find_layout("chat", {"form": "AQTA", **CHAT})(turns, vocabulary, rng)
     assert len(samples) == len(known) + ASKED
-    length = max(map(len, samples))
-    ids = torch.zeros(len(samples), length, dtype=torch.long)
-    labels = torch.full_like(ids, -100)
-    for row, sample in enumerate(samples):
-        tokens, covered = torch.from_numpy(sample.tokens), torch.from_numpy(sample.loss_weight > 0)
-        ids[row, : len(sample)] = tokens
-        labels[row, : len(sample)][covered] = tokens[covered]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(60):
-        loss = model(input_ids=ids, labels=labels).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    assert loss.item() < 0.05
     folder = tmp_path_factory.mktemp("model") / "export" / "hf"
-    model.save_pretrained(folder)
-    vocabulary.save(folder)
+    learn_by_heart(samples, vocabulary, folder)
     return folder
 
 
@@ -170,9 +153,8 @@ def test_it_hears_and_answers_what_it_learnt(
     assert [one["record"]["reply"] for one in answered] == list(ANSWERS)
     assert said[0] == f"sets that are not there, and are left out: nowhere ({config.evaluation.folder}/LibriSpeech)"
     results = json.loads((Path(config.run.folder) / "results.json").read_text())
-    assert (
-        results["status"] == "finished" and results["figures"]["spoken/asked/accuracy"] == figures["accuracy"]["value"]
-    )
+    assert results["status"] == "finished"
+    assert results["measured"]["spoken of asked: accuracy"].startswith("66.67 % [")
 
 
 def test_likelihoods_are_those_of_the_definition(config: Config, export: Path, corpus: Corpus) -> None:

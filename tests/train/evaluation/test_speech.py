@@ -155,8 +155,8 @@ def test_texts_are_laid_as_in_training_up_to_where_codes_begin(tmp_path: Path) -
     prompt = np.array(speaker.asked[-1].ids)
     assert "the beginning" in vocabulary.decode_text(prompt[prompt < vocabulary.text_size].tolist())
     assert (prompt >= vocabulary.ranges["linguistic"].start).sum() == 5  # the voice's codes, one group
-    with pytest.raises(BadInput, match="speaks in the voice of a prompt"):
+    with pytest.raises(BadInput, match="give a recording and its text"):
         Saying(prompted, speaker)(["a word"], None)
-    with pytest.raises(BadInput, match="no layout that teaches to speak: trained on text"):
+    with pytest.raises(BadInput, match=r"mixture mute has no layout tts: .* trained on text"):
         text = {"text": SourceConfig(layout="text", weight=1.0)}
-        Saying(replace(config, mixture=MixtureConfig("mute", text)), speaker)
+        Saying(replace(config, mixture=MixtureConfig("mute", text)), speaker)(["a word"], None)

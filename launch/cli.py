@@ -176,9 +176,36 @@ def _parser() -> argparse.ArgumentParser:
     transcribe.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:<n>; cuda if there unless set")
     transcribe.add_argument("--bf16", action="store_true", help="compute in bfloat16, else in fp32")
     transcribe.add_argument("--json", metavar="FILE", help="write texts and error rates to a file too")
+    _speaking(commands)
     report = _command(commands, "report", "write report.html of a run", "report")
     report.add_argument("run_folder", help="a run folder, such as runs/quickstart")
     return parser
+
+
+def _speaking(commands: argparse._SubParsersAction) -> None:
+    """Commands by which a trained model speaks."""
+    synthesize = _command(commands, "synthesize", "a trained model says texts, in a prompt's voice", "generate_speech")
+    synthesize.add_argument("--texts", metavar="FILE", help="a text a line, each into a file of its own")
+    synthesize.add_argument("--prompt-wav", metavar="FILE", help="the voice to go on in (models of tts_dialogue)")
+    synthesize.add_argument("--prompt-text", metavar="TEXT", help="what is said in it")
+    synthesize.add_argument("--speaker", default="", metavar="NAME", help="a speaker that the model was taught")
+    synthesize.add_argument("--style", default="", metavar="NAME", help="a style that the model was taught")
+    synthesize.add_argument("--batch", type=_count, default=8, metavar="N", help="texts together (8)")
+    synthesize.add_argument("--text", action="append", default=[], metavar="TEXT", help="what to say; may be repeated")
+    chat = _command(commands, "chat", "a trained model answers a question: a file in, a file out", "generate_answer")
+    chat.add_argument("--wav", dest="sound", metavar="FILE", help="the question as a sound file")
+    chat.add_argument("--text", metavar="TEXT", help="the question in writing")
+    chat.add_argument("--conversation", metavar="FILE", help="JSON with the messages before it, as corpora have them")
+    chat.add_argument("--form", choices=("TQTA", "AQTA", "TAQTA", "AQAA"), help="one the model learnt; else its first")
+    for command in (synthesize, chat):
+        command.add_argument("run_folder", help="a run folder with an export, such as runs/step_audio/sft_tts")
+        command.add_argument("--out", default="said", metavar="PATH", help="where sound (or codes, .npz) goes (said)")
+        command.add_argument("--decoder", metavar="FOLDER", help="run of a decoder's flow; else codes are written")
+        command.add_argument("--vocoder", metavar="FOLDER", help="run of a decoder's vocoder; else Griffin-Lim")
+        command.add_argument("--longest", type=float, metavar="SECONDS", help="cut speech there")
+        command.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (0)")
+        command.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:<n>; cuda if there unless set")
+        command.add_argument("--bf16", action="store_true", help="compute in bfloat16, else in fp32")
 
 
 def _group(commands: argparse._SubParsersAction, name: str, help_text: str) -> argparse._SubParsersAction:

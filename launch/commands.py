@@ -38,10 +38,13 @@ def run(options: Namespace) -> int:
         training.check_local(config)
     for config in stages:
         code = _run_stage(settled(config))
+        _write_whole_report(config)
         if code != DONE:
             return code
     for config in stages:
         _say_results(Path(config.run.folder))
+    if len(stages) > 1:
+        print(f"\nAll of it: {_whole(stages[0]) / REPORT}")
     return DONE
 
 
@@ -76,8 +79,13 @@ def evaluate(options: Namespace) -> int:
 
 def report(options: Namespace) -> int:
     folder = Path(options.run_folder)
-    load_run(folder)
-    print(_write_report(folder))
+    if (folder / CONFIG_FILE).is_file():
+        print(_write_report(folder))
+        return DONE
+    from launch.status import stages_of
+    from train.report import write_whole_report
+
+    print(write_whole_report(folder, stages_of(folder)))
     return DONE
 
 
@@ -85,7 +93,9 @@ def finish(options: Namespace) -> int:
     config = load_run(Path(options.run_folder))
     if not is_finished(config):
         raise BadInput(f"{options.run_folder} is not trained to its end yet")
-    return _finish_stage(config)
+    code = _finish_stage(config)
+    _write_whole_report(config)
+    return code
 
 
 def status(options: Namespace) -> int:
@@ -218,6 +228,20 @@ def _write_report(folder: Path) -> Path:
     from train.report import write_report
 
     return write_report(folder)
+
+
+def _whole(config: Config) -> Path:
+    """The folder of the run that a stage belongs to."""
+    return Path(config.run.folder).parent
+
+
+def _write_whole_report(config: Config) -> None:
+    """The page about all stages of the run so far, where there are several."""
+    from launch.status import stages_of
+    from train.report import write_whole_report
+
+    if config.recipe is not None and Path(config.run.folder).name == config.stage.name:
+        write_whole_report(_whole(config), stages_of(_whole(config)))
 
 
 def _print_configs(stages: list[Config]) -> int:

@@ -32,12 +32,64 @@ def generate_text(options: Namespace) -> int:
     return DONE
 
 
+def generate_speech(options: Namespace) -> int:
+    """Speech of texts, a file each; in the voice of a prompt where one is given."""
+    run = Path(options.run_folder)
+    config = load_run(run)
+    from launch.spoken_files import Mouth, voice_of
+    from train.generation.sampling import ExportedSpeaker
+    from train.generation.speaking import Line, say, speaking_layout
+
+    texts = [*options.text, *(_lines(options.texts) if options.texts else [])]
+    if not texts:
+        raise BadInput("give --text, or --texts with a file of lines")
+    layout = speaking_layout(config.mixture, prompted=bool(options.prompt_wav))
+    voice = voice_of(options, config)
+    speaker = ExportedSpeaker(run / EXPORT, device=options.device, bf16=options.bf16)
+    mouth = Mouth.of(options, speaker.vocabulary)
+    files = [Path(options.out)] if len(texts) == 1 else [Path(options.out) / f"{n:04d}" for n in range(len(texts))]
+    for first in range(0, len(texts), options.batch):
+        together = [Line(text, options.speaker, options.style) for text in texts[first : first + options.batch]]
+        seeds = range(options.seed + first, options.seed + first + len(together))
+        said = say(speaker, layout, together, seeds, voice=voice, longest=options.longest)
+        for line, speech, file in zip(together, said, files[first:], strict=False):
+            how = "" if speech.ended else ", cut there"
+            print(f"{mouth.write(speech.ids, file)}\t{speech.seconds:.2f} s{how}\t{line.text}", flush=True)
+    return DONE
+
+
+def generate_answer(options: Namespace) -> int:
+    """The next turn of a conversation: its text on the terminal, its sound in a file."""
+    run = Path(options.run_folder)
+    config = load_run(run)
+    from launch.spoken_files import Mouth, turns_of
+    from train.generation.conversing import Assistant, chat_layouts
+
+    form = options.form or next(iter(sorted(chat_layouts(config.mixture))))
+    assistant = Assistant(config.mixture, run / EXPORT, form, device=options.device, bf16=options.bf16)
+    mouth = Mouth.of(options, assistant.vocabulary)
+    answer = assistant.answer(turns_of(options, config), seed=options.seed, longest=options.longest)
+    if answer.heard:
+        print(f"heard   {answer.heard}")
+    if answer.ids is None:
+        print(answer.text)
+    else:
+        print(mouth.write(answer.ids, Path(options.out)))
+    return DONE
+
+
+def _lines(file: str) -> list[str]:
+    try:
+        return [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"--texts {file}: {error}") from error
+
+
 def _of_files(transcriber: Transcriber, config: Config, sounds: list[str]) -> dict[str, Any]:
-    from data_pipeline.build import corpus_folder
-    from data_pipeline.codecs.registry import learns, open_codec
+    from launch.spoken_files import codec_of
     from train.generation.transcription import heard_in
 
-    codec = open_codec(config.codec, corpus_folder(config) if learns(config.codec) else None)
+    codec = codec_of(config)
     found = []
     for sound in sounds:
         pieces = heard_in(Path(sound), codec, config)

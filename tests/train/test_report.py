@@ -20,7 +20,7 @@ from runtime import records
 from runtime.exits import BadInput
 from tests.data_pipeline.synthetic import make_corpus
 from train.metrics import MetricLog
-from train.report import write_report
+from train.report import write_report, write_whole_report
 from train.report.charts import MOST_POINTS, charts_of
 from train.report.run_folder import STARTS_FILE
 from train.resilience import stragglers
@@ -352,3 +352,30 @@ def test_what_is_measured_now_and_then_is_drawn_where_it_was_measured() -> None:
         "slowest": {"forward": [1.5, 1.5]},
     }.items():
         assert drawn[key] == expected and charts[key].x == [5, 10], key
+
+
+# --- a whole run ----------------------------------------------------------------------------------------------------
+
+
+def stage_folder(folder: Path, kind: str, weights: str, **results: Any) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(f"stage: {{name: {folder.name}, kind: {kind}, weights: {weights}}}\n")
+    (folder / "results.json").write_text(json.dumps({"status": "finished", **results}))
+    return folder
+
+
+def test_every_stage_of_a_run_has_its_section(tmp_path: Path) -> None:
+    losses = {"before": {"loss/text": 4.0, "loss/audio": 8.0}, "after": {"loss/text": 3.0, "loss/audio": 8.4}}
+    first = stage_folder(tmp_path / "first", "train", "backbone", step=20, steps=20, validation=losses)
+    last = stage_folder(
+        tmp_path / "last", "evaluate", "first", measured={"WER": 0.125}, sounds={CLOSING: "said.wav", "lost": "no.wav"}
+    )
+    soundfile.write(last / "said.wav", np.zeros(160, np.float32), 16_000)
+    page = Page(write_whole_report(tmp_path, [first, tmp_path / "later", last]))
+    assert {"first", "last"} <= page.ids and "later" not in page.ids
+    for shown in ("Finished: step 20 of 20", "begins with backbone", "-25.0 %", "+5.0 %", "uses first", "0.125"):
+        assert shown in page.words, shown
+    players = [attributes for tag, attributes in page.elements if tag == "audio"]
+    assert len(players) == 1 and str(players[0]["src"]).startswith("data:audio/wav;base64,")
+    assert CLOSING not in page.html
+    assert "No stage of this run has begun" in Page(write_whole_report(tmp_path, [])).words

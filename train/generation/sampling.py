@@ -53,7 +53,7 @@ class ExportedSpeaker:
             raise BadInput(f"{export} holds no export; make it with: megaphone checkpoint export <run>")
         self.vocabulary = Vocabulary.load(export)
         self._sampling = sampling
-        self._model = load_exported(export, str(export), self.vocabulary.size, device=device, bf16=bf16)
+        self.model = load_exported(export, str(export), self.vocabulary.size, device=device, bf16=bf16)
 
     def speak(self, prompts: Sequence[SpeechPrompt], seeds: Sequence[int]) -> list[Continuation]:
         """As `Speaker.speak`, all prompts continued together; they have one `end`."""
@@ -61,7 +61,7 @@ class ExportedSpeaker:
             return []
         (end,) = {prompt.end for prompt in prompts}
         return continue_codes(
-            self._model,
+            self.model,
             self.vocabulary,
             [prompt.ids for prompt in prompts],
             most=[prompt.groups for prompt in prompts],

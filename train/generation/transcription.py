@@ -5,23 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from configs.schema import Config
 from data_pipeline.audio import SAMPLE_RATE, resample
 from data_pipeline.codecs.codec import Codec
 from data_pipeline.corpus import Corpus
 from data_pipeline.decode import decode
-from data_pipeline.exported_model import load_exported, padded_prompts
+from data_pipeline.exported_model import load_exported
 from data_pipeline.shards import ShardReader
 from data_pipeline.sources.recording import MIXED, UnreadableAudio
 from data_pipeline.utterance import Utterance
-from data_pipeline.vocabulary import TEXT, Vocabulary
+from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
 from train.generation.prompts import asr_prompt, layout_for
-
-if TYPE_CHECKING:
-    import torch
+from train.generation.writing import continue_text
 
 TOKENS_A_SECOND = 12  # of text, at most: three times as fast as people speak
 FEWEST_TOKENS = 16
@@ -49,46 +46,16 @@ class Transcriber:
         texts = [""] * len(utterances)
         if spoken:
             longest = max(utterances[number].duration for number in spoken)
-            said = self._continue([prompts[number] for number in spoken], _most_tokens(longest))
+            said = continue_text(
+                self._model,
+                self.vocabulary,
+                [prompts[number] for number in spoken],
+                end=self.vocabulary.special(self.vocabulary.end_of_text),
+                most=_most_tokens(longest),
+            )
             for number, ids in zip(spoken, said, strict=True):
                 texts[number] = self.vocabulary.decode_text(ids[: _most_tokens(utterances[number].duration)]).strip()
         return texts
-
-    def _continue(self, prompts: list[list[int]], most: int) -> list[list[int]]:
-        import torch
-        from transformers import LogitsProcessorList
-
-        end = self.vocabulary.special(self.vocabulary.end_of_text)
-        batch = padded_prompts(prompts, end, self._model.device)
-        with torch.inference_mode():
-            out = self._model.generate(
-                **batch,
-                logits_processor=LogitsProcessorList([_TextOnly(self.vocabulary, end)]),
-                do_sample=False,
-                num_beams=1,
-                max_new_tokens=most,
-                eos_token_id=end,
-                pad_token_id=end,
-            )
-        rows = out[:, batch["input_ids"].shape[1] :].tolist()
-        return [row[: row.index(end)] if end in row else row for row in rows]
-
-
-class _TextOnly:
-    """A logits processor that leaves ids of text and the end of a document."""
-
-    def __init__(self, vocabulary: Vocabulary, end: int) -> None:
-        self._text = vocabulary.ranges[TEXT].stop
-        self._end = end
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Scores [rows, vocabulary]."""
-        import torch
-
-        allowed = torch.zeros(scores.shape[1], dtype=torch.bool, device=scores.device)
-        allowed[: self._text] = True
-        allowed[self._end] = True
-        return scores.masked_fill(~allowed, -torch.inf)
 
 
 def _most_tokens(seconds: float) -> int:

@@ -36,7 +36,7 @@ def write_report(run_folder: Path) -> Path:
         .render(
             title=run.setting("run.name", run.folder.resolve().name),
             subtitle=_subtitle(run),
-            status=_status(run),
+            status=status_of(run),
             tiles=_tiles(run),
             charts=charts,
             chart_data=[chart.data() for chart in charts],
@@ -76,9 +76,11 @@ def _damage_so_far(run: RunFolder) -> dict[str, float]:
 # --- headline ---------------------------------------------------------------------------------------------------
 
 
-def _status(run: RunFolder) -> dict[str, str]:
+def status_of(run: RunFolder) -> dict[str, str]:
     """How the run ended: a word for the style sheet, and words for the reader."""
     last = run.metrics[-1]["step"] if run.metrics else 0
+    if run.results.get("status") == "finished" and not run.results.get("steps"):
+        return {"kind": "finished", "text": "Finished"}
     step = int(_number(run.results.get("step"), last))
     steps = run.results.get("steps") or run.setting("train.steps")
     place = f"step {step:,} of {steps:,}" if steps else f"step {step:,}"
@@ -108,7 +110,7 @@ def _subtitle(run: RunFolder) -> str:
 
 
 def _tiles(run: RunFolder) -> list[Tile]:
-    before, after = _validation(run)
+    before, after = terms_before_and_after(run)
     entropy = _numbers(run.results.get("entropy"))
     first, last = (_numbers(run.metrics[end]) if run.metrics else {} for end in (0, -1))
     tiles = []
@@ -147,7 +149,7 @@ def _audio_tile(loss: float, entropy: float | None) -> Tile:
     return Tile(label, f"{loss:.3f}", "nats a token", against, good=below > 0)
 
 
-def _validation(run: RunFolder) -> tuple[dict[str, float], dict[str, float]]:
+def terms_before_and_after(run: RunFolder) -> tuple[dict[str, float], dict[str, float]]:
     """Losses by term before and after training: from the results, else the first and last validation."""
     told = run.results.get("validation")
     told = told if isinstance(told, Mapping) else {}

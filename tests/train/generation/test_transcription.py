@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from configs.compose import to_yaml
 from configs.schema import Config, MixtureConfig, SourceConfig
@@ -19,6 +17,7 @@ from data_pipeline.utterance import Utterance
 from launch.cli import main
 from runtime.exits import BadInput
 from tests.data_pipeline.synthetic import make_corpus
+from tests.train.generation.learnt import learn_by_heart
 from tests.train.runs import tiny_config
 from train.generation.prompts import asr_prompt, layout_for, prompt_of
 from train.generation.transcription import Scored, Transcriber, error_totals, spoken_in
@@ -40,35 +39,8 @@ def known(corpus: Corpus) -> list[Utterance]:
 def run(corpus: Corpus, known: list[Utterance], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder whose export was trained, by transformers, on the `asr` samples of the known utterances."""
     folder = tmp_path_factory.mktemp("run")
-    vocabulary = corpus.vocabulary
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocabulary.padded_size,
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-        )
-    )
-    samples = find_layout("asr", {})(known, vocabulary, np.random.default_rng(0))
-    rows = [torch.from_numpy(sample.tokens) for sample in samples]
-    length = max(map(len, rows))
-    ids = torch.stack([torch.nn.functional.pad(row, (0, length - len(row))) for row in rows])
-    labels = torch.full_like(ids, -100)
-    for row, sample in zip(labels, samples, strict=True):
-        covered = sample.loss_weight > 0
-        row[: len(sample)][torch.from_numpy(covered)] = torch.from_numpy(sample.tokens[covered])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(60):
-        loss = model(input_ids=ids, labels=labels).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    assert loss.item() < 0.05
-    model.save_pretrained(folder / "export" / "hf")
-    vocabulary.save(folder / "export" / "hf")
+    samples = find_layout("asr", {})(known, corpus.vocabulary, np.random.default_rng(0))
+    learn_by_heart(samples, corpus.vocabulary, folder / "export" / "hf")
     (folder / "config.yaml").write_text(to_yaml(asr_config(folder)))
     return folder
 

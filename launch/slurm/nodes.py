@@ -1,5 +1,5 @@
 """Which nodes of a job do not answer any more: asked at its end, when Slurm itself may not have noticed yet. And how a
-job in the queue is kept from nodes that answer and are sick, or told to be content with fewer."""
+job in the queue is kept from nodes that answer and are sick."""
 
 from __future__ import annotations
 
@@ -31,21 +31,15 @@ def names_of(nodes: str) -> list[str]:
     return said("scontrol", "show", "hostnames", nodes).split() if nodes else []
 
 
-def change(job: int, without: Sequence[str] = (), size: tuple[int, int] | None = None, patience: float = 0.0) -> None:
-    """Keep a job that is in the queue from these nodes too; size: the nodes and tasks that it is to have. Raises
-    RuntimeError where Slurm does not take it within `patience` seconds.
+def exclude(job: int, nodes: Sequence[str], patience: float = 0.0) -> None:
+    """Keep a job that is in the queue from these nodes too. Raises RuntimeError where Slurm does not take it within
+    `patience` seconds.
 
     A job just queued again may not be pending for Slurm yet, but does not start before its script has ended.
     """
-    command = ["scontrol", "update", f"JobId={job}"]
-    if without:
-        before = fields(said("scontrol", "--oneliner", "show", "job", str(job))).get("ExcNodeList", "(null)")
-        names = dict.fromkeys([*([] if before == "(null)" else [before]), *without])  # node[1-4] is a word of the list
-        command.append(f"ExcNodeList={','.join(names)}")
-    if size is not None:
-        command += [f"NumNodes={size[0]}", f"NumTasks={size[1]}"]
-    if len(command) == 3:
-        return
+    before = fields(said("scontrol", "--oneliner", "show", "job", str(job))).get("ExcNodeList", "(null)")
+    names = dict.fromkeys([*([] if before == "(null)" else [before]), *nodes])  # a list such as node[1-4] is a word
+    command = ["scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join(names)}"]
     deadline = time.monotonic() + patience
     while True:
         told = subprocess.run(command, capture_output=True, text=True)

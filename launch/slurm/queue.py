@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -63,10 +64,17 @@ def _from_sacct(job: int) -> State | None:
     return _together(found) if found else None
 
 
-def waiting() -> list[tuple[int, str]]:
-    """The user's jobs that wait for others, and for what, such as afterok:7(unfulfilled)."""
+def waiting() -> dict[int, list[str]]:
+    """The user's jobs that are in the queue, and what each waits for, such as afterok:7."""
     lines = said("squeue", "--me", "--noheader", "--states=PENDING", "--format=%F|%E").splitlines()
-    return [(int(number), condition) for number, _, condition in (line.partition("|") for line in lines) if condition]
+    jobs = dict(line.split("|")[:2] for line in lines if "|" in line)
+    return {int(number): re.findall(r"after\w+:\d+", conditions) for number, conditions in jobs.items()}
+
+
+def nodes_asked_for(job: int) -> int | None:
+    """How many nodes a job in the queue is to have."""
+    count = fields(said("scontrol", "--oneliner", "show", "job", str(job))).get("NumNodes", "").partition("-")[0]
+    return int(count) if count.isdigit() else None
 
 
 def fields(line: str) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,10 +11,11 @@ from pathlib import Path
 from configs.schema import Config
 from launch.runfolder import load_run
 from launch.slurm import record
-from launch.slurm.nodes import PATIENCE, change
-from launch.slurm.queue import said, waiting
+from launch.slurm.jobs import TRAIN
+from launch.slurm.nodes import PATIENCE, exclude
+from launch.slurm.queue import nodes_asked_for, said, waiting
 from launch.slurm.record import LeftOut, Submitted
-from launch.slurm.sizes import placed, placing, sizes, tasks_per_node
+from launch.slurm.sizes import placed, placing, sizes
 from launch.slurm.submit import sbatch
 from runtime.exits import BadInput
 
@@ -60,25 +60,24 @@ def put_back(job: Submitted, name: str, run: Path, without: Mapping[str, str], s
     keep_from(run, job, without, by=job.id)
     if size.nodes is not None and size.nodes != int(os.environ["SLURM_JOB_NUM_NODES"]):
         try:
-            _submit_again(job, run, size.nodes)
+            _submit_again(job, run, size.nodes, f"afterany:{job.id}")
         except BadInput as error:
             print(f"megaphone: job {name} keeps its size: {error}", flush=True)
         else:
             return False
     subprocess.run(["scontrol", "requeue", name], check=True)
     if without:
-        change(job.id, list(without), patience=PATIENCE)
+        exclude(job.id, list(without), PATIENCE)
     return True
 
 
-def _submit_again(job: Submitted, run: Path, nodes: int) -> None:
-    """A new job of another size in this one's place. Slurm takes no change of a job out of which it has taken a node,
-    before all its processes have ended, this one too."""
-    config = load_run(run)
-    told = placing(config.cluster, nodes, _left_out(run, job))
-    number = sbatch(_script(run), f"--dependency=afterany:{job.id}", *told)
-    for other, condition in waiting():
-        if f"afterok:{job.id}" in re.split(r"[,(]", condition):
+def _submit_again(job: Submitted, run: Path, nodes: int, after: str) -> None:
+    """A new job of another size in a job's place, which waits for what `after` says. Slurm takes no change of a job out
+    of which it has taken a node before all its processes have ended, and counts cores that nobody asked for."""
+    told = placing(load_run(run).cluster, nodes, _left_out(run, job))
+    number = sbatch(_script(run), f"--dependency={after}", "--kill-on-invalid-dep=yes", *told)
+    for other, condition in waiting().items():
+        if f"afterok:{job.id}" in condition:
             said("scontrol", "update", f"JobId={other}", f"Dependency=afterok:{number}")
     record.replace_job(run, job, replace(job, id=number, before=job.ids))
     print(f"megaphone: job {number} takes the place of job {job.id}", flush=True)
@@ -88,16 +87,25 @@ def pass_on(job: Submitted, without: Mapping[str, str], gone: Sequence[str] = ()
     """Keep the later jobs of the chain from these nodes too, and let them have as many as there are; gone: nodes that
     Slurm may not know to be down yet."""
     for run in map(Path, job.later):
-        try:
-            config = load_run(run)
-            for later in record.read_jobs(run):
-                if later.ranks:
-                    keep_from(run, later, without, by=job.id)
-                    nodes = size_of(run, config, later, gone).nodes
-                    size = None if nodes is None else (nodes, nodes * tasks_per_node(config.cluster))
-                    change(later.id, list(without), size)
-        except (BadInput, OSError, RuntimeError) as error:  # it may have been cancelled; this job's end goes on
-            print(f"megaphone: the job of {run} stays as it is: {error}", flush=True)
+        for later in record.read_jobs(run):
+            try:
+                if later.kind == TRAIN:
+                    _pass_on(later, run, without, gone, by=job.id)
+            except (BadInput, OSError, RuntimeError) as error:  # it may have been cancelled; this job's end goes on
+                print(f"megaphone: job {later.id} stays as it is: {error}", flush=True)
+
+
+def _pass_on(later: Submitted, run: Path, without: Mapping[str, str], gone: Sequence[str], by: int) -> None:
+    waits = waiting().get(later.id)
+    if waits is None:
+        return
+    keep_from(run, later, without, by)
+    nodes = size_of(run, load_run(run), later, gone).nodes
+    if nodes is not None and nodes != nodes_asked_for(later.id):
+        _submit_again(later, run, nodes, ",".join(waits))
+        subprocess.run(["scancel", "--quiet", str(later.id)], check=False)
+    elif without:
+        exclude(later.id, list(without))
 
 
 def keep_from(run: Path, job: Submitted, without: Mapping[str, str], by: int) -> None:

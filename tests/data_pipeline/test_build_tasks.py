@@ -42,7 +42,7 @@ def task_config(cache: Path, recordings: Path) -> Config:
     return config
 
 
-def start(cache: Path, recordings: Path, task: int, tasks: int = 3) -> subprocess.Popen:
+def start(cache: Path, recordings: Path, task: int, tasks: int = 2) -> subprocess.Popen:
     """A task of a Slurm array whose numbers begin at 5."""
     script = cache / "build_share.py"
     script.write_text(COMMAND)
@@ -77,11 +77,11 @@ def test_tasks_of_which_one_was_killed_make_the_same_bytes(alone: Path, recordin
     cache = new_cache(tmp_path / "cache")
     config = task_config(cache, recordings)
     folder = corpus_folder(config)
-    tasks = [start(cache, recordings, task) for task in range(3)]
+    tasks = [start(cache, recordings, task) for task in range(2)]
     wait_for(lambda: len(list(folder.glob(f"{STAGING}/*/*.features.npz"))) >= 2 and children(tasks[1]), tasks[1])
     tasks[1].send_signal(signal.SIGKILL)
     said = [task.communicate(timeout=120)[0] for task in tasks]
-    assert [task.returncode for task in tasks] == [STOPPED_EARLY, -signal.SIGKILL, STOPPED_EARLY], said
+    assert [task.returncode for task in tasks] == [STOPPED_EARLY, -signal.SIGKILL], said
     assert said[0].startswith("waiting for other tasks: codebooks are learnt from") and said[0].count("\n") == 1
     with pytest.raises(StoppedEarly, match=r"cannot be merged yet: (\d+) of \1 shards are not there yet"):
         merge_corpus(config)
@@ -90,9 +90,8 @@ def test_tasks_of_which_one_was_killed_make_the_same_bytes(alone: Path, recordin
     said_again, problems = again.communicate(timeout=120)
     assert again.returncode == DONE and said_again == "None\n", problems
     assert "shards are not there yet: " in problems
-    others = [start(cache, recordings, task) for task in (0, 2)]
-    said = [task.communicate(timeout=120)[0] for task in others]
-    assert [task.returncode for task in others] == [DONE, DONE] and f"{folder}\n" in said
+    other = start(cache, recordings, 0)
+    assert other.communicate(timeout=120)[0] == f"{folder}\n" and other.returncode == DONE
     assert Corpus.open(folder).content_hash == Corpus.open(alone).content_hash
     assert content(folder) == content(alone)
 
@@ -103,7 +102,7 @@ def test_tasks_of_which_one_was_killed_make_the_same_bytes(alone: Path, recordin
 def test_task_stopped_by_slurm_ends_with_75_and_goes_on(recordings: Path, tmp_path: Path) -> None:
     cache = new_cache(tmp_path / "cache")
     folder = corpus_folder(task_config(cache, recordings))
-    stopped = start(cache, recordings, 0, tasks=2)
+    stopped = start(cache, recordings, 0)
     wait_for(lambda: list(folder.glob(f"{STAGING}/*/*.features.npz")), stopped)
     stopped.send_signal(signal.SIGTERM)
     said, problems = stopped.communicate(timeout=60)

@@ -323,5 +323,3 @@ def test_a_corpus_is_built_by_an_array_of_tasks_and_merged(cluster: Cluster, rec
     assert sum(totals["samples"] for totals in corpus.totals.values()) == 4
     shown = megaphone(cluster, tmp_path, "status", str(tmp_path / "run")).stdout
     assert f"corpus job {jobs[1].id}: completed (2 completed)" in shown
-    said = megaphone(cluster, tmp_path, "data", "build", f"recipe={tmp_path}", *told, *where)
-    assert "this corpus is there already" in said.stdout

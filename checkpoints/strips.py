@@ -118,11 +118,9 @@ class Strips:
             return self
         if not prod(sizes):
             return Strips(sizes, self.dtype, ())
-        if len(sizes) == 1:
-            return Strips(sizes, self.dtype, tuple(self.rows([(offsets[0], sizes[0])])))
-        found = self.rows(_runs(self.shape[:-1], offsets[:-1], sizes[:-1]))
-        low, high = (place * self.dtype.itemsize for place in (offsets[-1], offsets[-1] + sizes[-1]))
-        if sizes[-1] != self.shape[-1]:
+        runs, (low, high) = cut(self.shape, self.dtype, offsets, sizes)
+        found = self.rows(runs)
+        if high - low != width_of(self.shape, self.dtype):
             found = (strip.across(low, high) for strip in found)
         return Strips(sizes, self.dtype, tuple(found))
 
@@ -131,8 +129,8 @@ class Strips:
         return self.box((0,) * len(self.shape), (count, *self.shape[1:]))
 
     def blocks(self) -> Iterator[Bytes]:
-        """All its bytes in row-major order, [bytes] of whole elements each; a block is good until the next is asked
-        for."""
+        """All its bytes in row-major order, [bytes] of whole rows each; a block is good until the next is asked for."""
+        width = width_of(self.shape, self.dtype)
         buffer: Bytes | None = None
         filled = 0
         for strip in self.strips:
@@ -141,10 +139,10 @@ class Strips:
                 if buffer is not None and filled:
                     yield buffer[:filled]
                     filled = 0
-                for begin in range(0, len(flat), BLOCK):
-                    yield flat[begin : begin + BLOCK]
+                step = max(BLOCK // width, 1) * width
+                for begin in range(0, len(flat), step):
+                    yield flat[begin : begin + step]
                 continue
-            width = width_of(self.shape, self.dtype)
             if buffer is None:
                 buffer = np.empty(max(BLOCK, width), np.uint8)
             row = 0
@@ -181,6 +179,16 @@ def rows_of(shape: Sequence[int]) -> int:
 def width_of(shape: Sequence[int], dtype: torch.dtype) -> int:
     """Bytes of a row."""
     return dtype.itemsize if len(shape) < 2 else shape[-1] * dtype.itemsize
+
+
+def cut(
+    shape: Sequence[int], dtype: torch.dtype, offsets: Sequence[int], sizes: Sequence[int]
+) -> tuple[list[Run], tuple[int, int]]:
+    """The rows of a tensor that a box has a part of, and of each row the bytes from the first to before the second."""
+    if len(shape) < 2:
+        return [(offsets[0], sizes[0])] if shape else [(0, 1)], (0, dtype.itemsize)
+    low, high = (place * dtype.itemsize for place in (offsets[-1], offsets[-1] + sizes[-1]))
+    return _runs(shape[:-1], offsets[:-1], sizes[:-1]), (low, high)
 
 
 def _runs(shape: Sequence[int], offsets: Sequence[int], sizes: Sequence[int]) -> list[Run]:

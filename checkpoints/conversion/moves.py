@@ -101,6 +101,21 @@ class Layouts:
         """Shapes of the foreign tensors of a native one."""
         return self._shapes(layout, [shape], fuse=False)
 
+    def woven(self, layout: Layout, shape: tuple[int, ...]) -> Sequence[tuple[int, Run]] | None:
+        """Of the rows of the native tensor of `shape`, in order, the foreign tensor that they belong to and which they
+        are there; None where more is done than rows moved, or those of one tensor change places among themselves."""
+        if layout == COPY:
+            return [(0, (0, rows_of(shape)))]
+        found = self._moves(layout, self.parted(layout, shape), fuse=True)
+        if found is None:
+            return None
+        seen = [0] * (1 + max(part for part, _ in found.runs[0]))
+        for part, (first, count) in found.runs[0]:
+            if first != seen[part]:
+                return None
+            seen[part] += count
+        return found.runs[0]
+
     def _apply(self, layout: Layout, given: Sequence[Strips], *, fuse: bool) -> list[Strips]:
         if layout == COPY:
             return list(given)

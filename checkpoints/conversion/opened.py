@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Sequence
 from functools import cached_property
 from math import prod
 
 import torch
-import xxhash
 
 from checkpoints.card import Entry, LeftOut, Row, RowsChange
 from checkpoints.card_rows import source_entry
 from checkpoints.conversion.job import Item, Job, Slab, Target, in_order, items_of
 from checkpoints.conversion.moves import Layouts
+from checkpoints.conversion.passing import Apart, Look, Sink, pour
 from checkpoints.conversion.reading import (
     ForeignSlabs,
     HuggingFaceSlabs,
@@ -21,36 +22,16 @@ from checkpoints.conversion.reading import (
     SlabSource,
     open_slabs,
 )
-from checkpoints.finite import check_finite, count_nonfinite
+from checkpoints.dtypes import name_of
+from checkpoints.finite import check_finite
 from checkpoints.formats.plain_files import SafetensorsSource
 from checkpoints.formats.source import Format
 from checkpoints.manifest import MODEL_PREFIX
 from checkpoints.rules import COPY, HALVES, QKV, QKV_BLOCKS, Rule
-from checkpoints.strips import Strips
+from checkpoints.strips import Run, Strips
 from checkpoints.vocabulary_surgery import METHODS, grow_rows
 
 _LAYOUTS = {COPY: "copy", HALVES: "halves", QKV: "qkv", QKV_BLOCKS: "qkv blocks"}
-
-
-@dataclass(frozen=True)
-class Made:
-    """A slab as it is to be, and the source's side of its row in the card."""
-
-    slab: Slab
-    held: Strips
-    sources: tuple[Entry, ...]
-    resized: RowsChange | None
-    notes: tuple[str, ...]
-    same: Strips | None
-    """The source's only tensor."""
-
-    def row(self, targets: tuple[Entry, ...]) -> Row:
-        rule = self.slab.rule
-        return Row(rule.native, _LAYOUTS.get(rule.layout, "fused"), self.sources, targets, self.resized, self.notes)
-
-    def known(self, tensor: Strips) -> str | None:
-        """The hash of a tensor that is written, where it is the source's very own."""
-        return self.sources[0].xxh3 if tensor is self.same else None
 
 
 class Conversion:
@@ -97,42 +78,85 @@ class Conversion:
     def items(self) -> list[Item]:
         return items_of(self.slabs, self.job.topology)
 
-    def make(self, slab: Slab) -> Made:
-        """Raises BadInput where a value is no number and none may be such."""
+    def carry(self, slab: Slab, sinks: Sequence[Sink], *, split: bool) -> Row:
+        """Read a slab and hand it, as it is to be, to `sinks`: the native tensor to the only one, or, `split`, each of
+        the foreign tensors to its own. Returns its row of the card.
+
+        Raises BadInput where a value is no number and none may be such; what the sinks got is of no use then.
+        """
         parts = self.source.read(slab.rule, slab.layer)
         resized = self._resized(slab.rule, parts[0].held.shape[0] if slab.rule.vocabulary else 0)
-        seen = [self._look(part) for part in parts]
-        held = parts[0].held
+        whole = parts[0].held
         if self.source.split:
-            held = self.layouts.fuse(slab.rule.layout, [part.held for part in parts])
-        if resized is not None or held.dtype != slab.dtype:
-            held = Strips.of(self._changed(held.tensor(), slab, resized))
-        if held.shape != slab.shape:
-            raise ValueError(f"{slab.rule.native}: made {held.shape}, planned {slab.shape}")
-        return Made(
-            slab,
-            held,
+            whole = self.layouts.fuse(slab.rule.layout, [part.held for part in parts])
+        given = [Look(part.held.dtype) for part in parts]
+        changed = resized is not None or whole.dtype != slab.dtype
+        runs = None if changed else self.layouts.woven(slab.rule.layout, slab.shape)
+        if runs is None:
+            for part, look in zip(parts, given, strict=True):
+                pour(part.held, [look])
+            self._check(parts, given)
+            if changed:
+                whole = Strips.of(self._changed(whole.tensor(), slab, resized))
+        if whole.shape != slab.shape:
+            raise ValueError(f"{slab.rule.native}: made {whole.shape}, planned {slab.shape}")
+        if runs is None:
+            made = [Look() for _ in sinks]
+            apart = self.layouts.split(slab.rule.layout, whole) if split else [whole]
+            for tensor, look, sink in zip(apart, made, sinks, strict=True):
+                pour(tensor, [look, sink])
+        else:
+            same = split == self.source.split or len(parts) == len(sinks) == 1  # bytes on both sides
+            made = given if same else [Look() for _ in sinks]
+            self._pour_once(whole, runs, given, [] if same else made, sinks, split=split)
+            self._check(parts, given)
+        return Row(
+            slab.rule.native,
+            _LAYOUTS.get(slab.rule.layout, "fused"),
             tuple(
-                source_entry(part.name, part.held, slab.dtype, resized, part.place, known)
-                for part, (known, _) in zip(parts, seen, strict=True)
+                source_entry(part.name, part.held, slab.dtype, resized, part.place, look.xxh3)
+                for part, look in zip(parts, given, strict=True)
+            ),
+            tuple(
+                Entry(name, shape, name_of(slab.dtype), look.xxh3, () if split else slab.place)
+                for (name, shape), look in zip(self.targets(slab, split=split), made, strict=True)
             ),
             resized,
             tuple(
-                f"{count:,} values of {part.name} are NaN or infinite"
-                for part, (_, count) in zip(parts, seen, strict=True)
-                if count
+                f"{look.nonfinite:,} values of {part.name} are NaN or infinite"
+                for part, look in zip(parts, given, strict=True)
+                if look.nonfinite
             ),
-            parts[0].held if len(parts) == 1 else None,
         )
 
-    def _look(self, part: Part) -> tuple[str, int]:
-        """A tensor's hash, and how many of its values are no numbers. Raises BadInput where none may be."""
-        digest, count = xxhash.xxh3_64(), 0
-        for block in part.held.blocks():
-            digest.update(block.data)
-            count += count_nonfinite(block, part.held.dtype)
-        check_finite(count, prod(part.held.shape), part.name, self.job.source, self.job.nonfinite)
-        return digest.hexdigest(), count
+    def targets(self, slab: Slab, *, split: bool) -> list[tuple[str, tuple[int, ...]]]:
+        """Names and shapes of what a slab becomes: the native tensor, or, `split`, the foreign ones."""
+        if not split:
+            return [(slab.rule.native, slab.shape)]
+        return list(zip(slab.rule.names(slab.layer), self.layouts.parted(slab.rule.layout, slab.shape), strict=True))
+
+    def _pour_once(
+        self,
+        whole: Strips,
+        runs: Sequence[tuple[int, Run]],
+        given: Sequence[Sink],
+        made: Sequence[Sink],
+        sinks: Sequence[Sink],
+        *,
+        split: bool,
+    ) -> None:
+        """Each sink gets the native tensor's rows, or those of its foreign tensor, from the same blocks."""
+        on_whole: list[Sink] = []
+        on_parts: dict[int, list[Sink]] = defaultdict(list)
+        for apart, group in ((self.source.split, given), (split, made), (split, sinks)):
+            for number, sink in enumerate(group):
+                (on_parts[number] if apart else on_whole).append(sink)
+        pour(whole, [*on_whole, *([Apart(runs, on_parts)] if on_parts else [])])
+
+    def _check(self, parts: Sequence[Part], looks: Sequence[Look]) -> None:
+        """Raise BadInput where a value is no number and none may be such."""
+        for part, look in zip(parts, looks, strict=True):
+            check_finite(look.nonfinite, prod(part.held.shape), part.name, self.job.source, self.job.nonfinite)
 
     def _changed(self, tensor: torch.Tensor, slab: Slab, resized: RowsChange | None) -> torch.Tensor:
         if resized is not None:

@@ -5,22 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import prod
 from pathlib import Path
 
 import torch
-import xxhash
 
 from checkpoints.card import Row
-from checkpoints.card_rows import entry_of
 from checkpoints.conversion.job import Item, Slab
 from checkpoints.conversion.journal import Done
 from checkpoints.conversion.moves import Layouts
 from checkpoints.conversion.opened import Conversion
+from checkpoints.direct import DirectFile, Run
 from checkpoints.formats.huggingface import INDEX_FILE, WEIGHTS_FILE, write_json
 from checkpoints.formats.safetensors_file import header_of
-from checkpoints.strips import Strips
+from checkpoints.strips import Bytes
 
 UNFINISHED = ".unfinished"  # of a file's name, until the conversion is complete
 
@@ -94,26 +93,24 @@ def write_item(conversion: Conversion, item: Item, tick: Callable[[int], None]) 
     layout = layout_of(conversion)
     folder = conversion.job.folder
     rows: list[Row] = []
-    files: dict[str, int] = {}
+    files: dict[str, DirectFile] = {}
     try:
         for slab in item.slabs:
-            made = conversion.make(slab)
-            parts = conversion.layouts.split(slab.rule.layout, made.held)
-            entries = []
-            for name, part in zip(slab.rule.names(slab.layer), parts, strict=True):
-                spot = layout.spots[name]
+            spots = [layout.spots[name] for name in slab.rule.names(slab.layer)]
+            for spot in spots:
                 if spot.file not in files:
-                    files[spot.file] = os.open(folder / (spot.file + UNFINISHED), os.O_WRONLY)
-                known = _write_at(files[spot.file], part, spot, made.known(part))
-                entries.append(entry_of(name, part, known=known))
-            rows.append(made.row(tuple(entries)))
-            del made, parts, part  # before the next one is made
+                    files[spot.file] = DirectFile(folder / (spot.file + UNFINISHED), new=False)
+            runs = [Run(files[spot.file], spot.begin) for spot in spots]
+            sinks = [partial(_append, run, spot.end) for spot, run in zip(spots, runs, strict=True)]
+            rows.append(conversion.carry(slab, sinks, split=True))
+            if [run.end for run in runs] != [spot.end for spot in spots]:
+                raise ValueError(f"{slab.rule.native} does not fill its places")
             tick(slab.nbytes)
-        for descriptor in files.values():
-            os.fsync(descriptor)
+        for file in files.values():
+            file.sync()
     finally:
-        for descriptor in files.values():
-            os.close(descriptor)
+        for file in files.values():
+            file.close()
     return Done(tuple(rows))
 
 
@@ -133,17 +130,7 @@ def layout_of(conversion: Conversion) -> FilesLayout:
     return lay_out(conversion.slabs, conversion.layouts, conversion.job.shard_bytes)
 
 
-def _write_at(descriptor: int, tensor: Strips, spot: Spot, known: str | None) -> str:
-    """Write a tensor where it belongs; returns its hash, which may be `known`."""
-    if tensor.nbytes != spot.end - spot.begin:
-        raise ValueError(f"{tensor.nbytes} bytes for {spot}")
-    digest = xxhash.xxh3_64()
-    at = spot.begin
-    for block in tensor.blocks():
-        if known is None:
-            digest.update(block.data)
-        content = block.data
-        while content:
-            written = os.pwrite(descriptor, content, at)
-            content, at = content[written:], at + written
-    return known or digest.hexdigest()
+def _append(run: Run, end: int, _: int, rows: Bytes) -> None:
+    run.write(rows.reshape(-1).data)
+    if run.end == end:
+        run.flush()  # a layer may have a thousand experts, each with a run

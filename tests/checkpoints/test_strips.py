@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import xxhash
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from checkpoints import strips as strips_module
 from checkpoints.archive import frame_of
 from checkpoints.card_rows import hash_of
-from checkpoints.hashed_file import HashedFile, write_strips
+from checkpoints.hashed_file import Archive, HashedFile
 from checkpoints.strips import Strips, side_by_side
 
 DTYPES = st.sampled_from([torch.bfloat16, torch.float32, torch.uint8])
@@ -101,7 +102,9 @@ def test_archives_are_those_of_torch(
         torch.save(tensor.view((*leading, *shape)), expected)
         path = tmp_path / "file"
         with HashedFile(path) as file:
-            write_strips(file, Strips.of(tensor), leading)
+            archive = Archive(file, (*leading, *shape), dtype)
+            for block in Strips.of(tensor).blocks():
+                archive.write(block)
             record = file.finish()
     finally:
         torch.serialization.set_crc32_options(True)
@@ -119,3 +122,11 @@ def test_a_frame_takes_no_memory_of_its_tensor() -> None:
     frame = frame_of((1 << 15, 1 << 13), torch.float32)  # 1 GiB
     assert frame.nbytes == 1 << 30 and frame.size - frame.nbytes < 4096
     assert own() - before < 1 << 24
+
+
+def test_an_archive_begun_inside_another_is_told(tmp_path: Path) -> None:
+    with HashedFile(tmp_path / "file") as file:
+        one, other = (Archive(file, (4,), torch.uint8) for _ in range(2))
+        other.write(np.zeros(4, np.uint8))
+        with pytest.raises(ValueError, match="file: an archive was begun inside another"):
+            one.write(np.zeros(4, np.uint8))

@@ -6,10 +6,10 @@ the dry plan of a 130B.
 
 The weights are random bf16. Everything runs through the command line, start of Python included. What is read has just
 been read, so what the page cache holds of it is warm for all; every result is synced to disk before its time is taken,
-copies too. A copy comes before each way of each repetition, since disks and neighbours change within minutes. Memory
-is the peak over all processes together, sampled five times a second, of anonymous and shared memory (Pss_Anon +
-Pss_Shmem): mapped pages of files are the page cache's and are told apart. The result is compared with the source byte
-by byte.
+copies too. `cp` writes through the page cache; a conversion writes past it, so that its check reads from the disk. A
+copy comes before each way of each repetition, since disks and neighbours change within minutes. Memory is the peak over
+all processes together, sampled five times a second, of anonymous and shared memory (Pss_Anon + Pss_Shmem): mapped pages
+of files are the page cache's and are told apart. The result is compared with the source byte by byte.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class Look:
         self._finite = finite
 
     def __call__(self, first: int, rows: Bytes) -> None:
-        self._digest.update(rows)
+        self._digest.update(rows.data)
         if self._finite is not None:
             self.nonfinite += count_nonfinite(rows.reshape(-1), self._finite)
 

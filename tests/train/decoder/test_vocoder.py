@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 from typing import Any, cast
 
+import numpy as np
 import torch
 
 from data_pipeline.batch import Waves

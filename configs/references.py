@@ -1,7 +1,8 @@
-"""`stage:<name>` where a config names a corpus: that of an earlier stage, whose folder is not known before it ran.
+"""`stage:<name>` where a config names what an earlier stage made, whose folder is not known before it ran.
 
-It may stand in `corpus.folder`, in `codec.weights` (whose codebooks a corpus keeps), in the `corpus` of a mixture's
-source, and in `distillation.teacher` for what a teacher said of one.
+It stands for that stage's corpus in `corpus.folder`, in `codec.weights` (whose codebooks a corpus keeps), in the
+`corpus` of a mixture's source, and in `distillation.teacher` for what a teacher said of one; for its run folder in
+`evaluation.decoder` and `evaluation.vocoder`.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ from configs.schema import Config, SourceConfig
 PREFIX = "stage:"
 
 
-def replaced(config: Config, folder_of: Callable[[str], str | None]) -> Config:
-    """A copy with every reference replaced by what `folder_of` says of the stage's name; None leaves it as it is."""
+FolderOf = Callable[[str], str | None]
 
-    def known(value: str | None) -> str | None:
+
+def replaced(config: Config, corpus_of: FolderOf, run_of: FolderOf) -> Config:
+    """A copy with every reference replaced by what `corpus_of` or `run_of` says of the stage's name; None leaves it as
+    it is."""
+
+    def known(value: str | None, folder_of: FolderOf = corpus_of) -> str | None:
         named = stage_in(value)
         return (named and folder_of(named)) or value
 
@@ -34,6 +39,11 @@ def replaced(config: Config, folder_of: Callable[[str], str | None]) -> Config:
         codec=replace(config.codec, weights=weights),
         mixture=replace(config.mixture, sources=sources(config.mixture.sources)),
         distillation=replace(config.distillation, teacher=known(config.distillation.teacher)),
+        evaluation=replace(
+            config.evaluation,
+            decoder=known(config.evaluation.decoder, run_of),
+            vocoder=known(config.evaluation.vocoder, run_of),
+        ),
     )
 
 
@@ -43,6 +53,8 @@ def references(config: Config) -> Iterator[tuple[str, str]]:
     for part, value in config.codec.weights.items():
         yield from _named(f"codec.weights.{part}", value)
     yield from _in_sources("mixture.sources", config.mixture.sources)
+    yield from _named("evaluation.decoder", config.evaluation.decoder)
+    yield from _named("evaluation.vocoder", config.evaluation.vocoder)
     yield from _named("distillation.teacher", config.distillation.teacher)
 
 

@@ -1,4 +1,4 @@
-"""What a stage takes from earlier ones of its recipe by their names: the corpora that they trained on or made."""
+"""What a stage takes from earlier ones of its recipe by their names: their corpora, and their run folders."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ MADE = "corpus"  # folder of a stage that makes one
 
 
 def settled(config: Config) -> Config:
-    """The config with references to corpora of earlier stages replaced by their folders, where those stages have begun;
-    others are left as they are."""
+    """The config with references to earlier stages replaced by folders, where those stages have begun; others are left
+    as they are."""
     stages = Path(config.run.folder).parent
 
-    def folder_of(stage: str) -> str | None:
-        return _corpus_of(stages / stage) if (stages / stage / CONFIG_FILE).is_file() else None
+    def run_of(stage: str) -> str | None:
+        return str(stages / stage) if (stages / stage / CONFIG_FILE).is_file() else None
 
-    return replaced(config, folder_of)
+    def corpus_of(stage: str) -> str | None:
+        run = run_of(stage)
+        return run and _corpus_of(Path(run))
+
+    return replaced(config, corpus_of, run_of)
 
 
 def require_settled(config: Config) -> None:

@@ -57,7 +57,9 @@ class EvaluationConfig:
 
     name: str = "none"
     model: str | None = None  # a Hugging Face folder with its vocabulary.json; None: the export of stage.weights' stage
-    decoder: str | None = None  # run folder of the decoder that makes sound of codes; None: nothing is heard of tts
+    # Run folder (or stage:<name>) of the flow that makes mels of codes; None: nothing is heard of tts.
+    decoder: str | None = None
+    vocoder: str | None = None  # and of the vocoder that makes sound of mels; None: Griffin-Lim serves
     folder: str = "evaluation_sets"  # where sets lie
     require_sets: bool = False  # end where a set is missing; else it is told and left out
     players: int = 4  # items of a measurement and set that can be listened to on the page

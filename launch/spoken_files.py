@@ -6,6 +6,7 @@ import json
 from argparse import Namespace
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from data_pipeline.utterance import Utterance
 from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
 from train.generation.transcription import heard_in
+
+if TYPE_CHECKING:
+    from train.decoder.synthesis import Decoder
 
 CODES, SOUND = ".npz", ".wav"
 
@@ -93,7 +97,7 @@ class Mouth:
     """Writes what a model says: as sound where a decoder is given, else as codes."""
 
     vocabulary: Vocabulary
-    decoder: object | None
+    decoder: Decoder | None
     suffix: str
 
     @classmethod
@@ -111,15 +115,18 @@ class Mouth:
 
     def write(self, ids: np.ndarray, file: Path) -> Path:
         """Write ids in whole groups to `file`, whose suffix is made the right one; returns where they are."""
-        from data_pipeline.layouts.groups import ungroup
+        from data_pipeline.layouts.groups import lay_groups, ungroup
 
+        codes = ungroup(ids, self.vocabulary)
         file = file.with_suffix(self.suffix)
         file.parent.mkdir(parents=True, exist_ok=True)
         if self.decoder is None:
-            np.savez(file, **ungroup(ids, self.vocabulary))  # type: ignore[arg-type]
+            np.savez(file, **codes)  # type: ignore[arg-type]
             return file
         import soundfile
 
-        wave, rate = self.decoder.decode(ids)  # type: ignore[attr-defined]
+        # The decoder's ids of the same codes may be others: its text may have another size.
+        spoken = self.decoder.parts.vocabulary
+        wave, rate = self.decoder.decode(lay_groups(Utterance("", "", "", codes=codes), spoken).reshape(-1))
         soundfile.write(file, np.clip(wave, -1.0, 1.0), rate, subtype="PCM_16")
         return file

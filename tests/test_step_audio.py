@@ -17,7 +17,7 @@ from configs.recipe import RECIPES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STEPS = 2
-SHORT = {"steps": STEPS, "sequence_length": 256, "validate_every": STEPS, "validation_packs": 2}
+SHORT = {"steps": STEPS, "sequence_length": 1024, "validate_every": STEPS, "validation_packs": 2}
 SMALL = {  # of a stage that keeps to the scale's corpus
     "corpus.speech_minutes": 0.6,
     "corpus.shard_minutes": 0.18,

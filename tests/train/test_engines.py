@@ -244,3 +244,18 @@ def refuse_one(config_file: str) -> list[str]:
             hashes.append(state())
         stage.loader.close()
         return hashes
+
+
+def compile_unasked(rank: int) -> bool:
+    """Whether DeepSpeed would compile its operator for inference as it joins a process group on a CPU."""
+    from train.engines import deepspeed_library
+
+    deepspeed_library.load()
+    from deepspeed.comm.torch import build_shm_op
+
+    return build_shm_op() is not None
+
+
+def test_deepspeed_compiles_nothing_on_a_cpu() -> None:
+    """A rank killed while it did would leave a lock at which every later run on the machine waits."""
+    assert run_ranks(compile_unasked, 1) == [False]

@@ -22,7 +22,8 @@ def load() -> ModuleType:
     """The `deepspeed` module. Its log goes to stderr, warnings and worse: stdout is the run's progress.
 
     Nothing of it is compiled: the optimiser is torch's, and DeepSpeed builds its own operators only where one of them
-    is asked for.
+    is asked for. The one that it builds unasked on a CPU is for inference; a rank that was killed while it did so would
+    leave a lock behind, at which every later run on the machine waits for ever.
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it may ask a CUDA build of torch for its devices
@@ -31,6 +32,7 @@ def load() -> ModuleType:
         import deepspeed.runtime.zero.muon.original_muon  # compiled as it loads; every engine loads it as it is built
         from deepspeed.utils import logging
 
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     for handler in logging.logger.handlers:
         handler.setStream(sys.stderr)

@@ -246,7 +246,7 @@ def refuse_one(config_file: str) -> list[str]:
         return hashes
 
 
-def compile_unasked(rank: int) -> bool:
+def compiles_unasked() -> bool:
     """Whether DeepSpeed would compile its operator for inference as it joins a process group on a CPU."""
     from train.engines import deepspeed_library
 
@@ -258,4 +258,4 @@ def compile_unasked(rank: int) -> bool:
 
 def test_deepspeed_compiles_nothing_on_a_cpu() -> None:
     """A rank killed while it did would leave a lock at which every later run on the machine waits."""
-    assert run_ranks(compile_unasked, 1) == [False]
+    assert run_ranks(compiles_unasked, 1) == [False]

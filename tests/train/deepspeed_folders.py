@@ -64,10 +64,11 @@ def stage_from_universal(config_file: str) -> int:
 
 def train_transformers(folder: str) -> None:
     """A step of a small Llama under ZeRO-3, saved by DeepSpeed in `deepspeed` and by transformers in `hf`."""
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    import deepspeed
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from train.engines import deepspeed_library
+
+    deepspeed = deepspeed_library.load()
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)
     torch.manual_seed(3)
     sizes = {"hidden_size": 24, "intermediate_size": 27, "num_hidden_layers": 2, "num_attention_heads": 4}

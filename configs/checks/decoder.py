@@ -43,7 +43,10 @@ def check_sizes(decoder: DecoderConfig) -> None:
     flow, vocoder = decoder.flow, decoder.vocoder
     for part, sizes in (
         ("", (("seconds", decoder.seconds), ("speaker_width", decoder.speaker_width))),
-        ("flow.", tuple((name, getattr(flow, name)) for name in ("embedding", "heads", "head_dim", "middle", "steps"))),
+        (
+            "flow.",
+            tuple((name, getattr(flow, name)) for name in ("embedding", "heads", "head_dim", "middle", "euler_steps")),
+        ),
         ("vocoder.", tuple((name, getattr(vocoder, name)) for name in _VOCODER)),
     ):
         for name, value in sizes:

@@ -49,7 +49,7 @@ class FlowConfig:
     drop: float = 0.2  # share of samples that are learnt without any condition, for guidance
     prompt_share: float = 0.5  # of samples that are learnt with the beginning of their mel as a prompt
     longest_prompt: float = 0.3  # of a sample's frames
-    steps: int = 10  # of Euler's method in synthesis
+    euler_steps: int = 10  # in synthesis
     guidance: float = 0.7  # in synthesis: (1 + g) x conditional - g x unconditional flow; 0: one pass a step
 
 

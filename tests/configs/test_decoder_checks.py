@@ -24,7 +24,7 @@ def test_published_sizes() -> None:
     decoder = compose_stage("decoder", "small", "flow", []).decoder
     assert (decoder.flow.embedding, decoder.flow.channels, decoder.flow.middle) == (512, [256, 256], 12)
     assert (decoder.mel.rate, decoder.mel.window, decoder.mel.hop, decoder.mel.bands) == (22_050, 1024, 256, 80)
-    assert (decoder.flow.drop, decoder.flow.guidance, decoder.flow.steps) == (0.2, 0.7, 10)
+    assert (decoder.flow.drop, decoder.flow.guidance, decoder.flow.euler_steps) == (0.2, 0.7, 10)
 
 
 @pytest.mark.parametrize(

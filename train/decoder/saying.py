@@ -108,7 +108,7 @@ class Saying:
             count,
             ahead=first * flow.codes_a_frame - low * self._group,
         )
-        mel = flow.integrate(noise, mask_of(count, frames), conditions, config.flow.steps, config.flow.guidance)
+        mel = flow.integrate(noise, mask_of(count, frames), conditions, config.flow.euler_steps, config.flow.guidance)
         wave = parts.vocode(mel)[0].float().cpu().numpy()
         start, stop = (config.mel.hop * (parts.frame(group) - first) for group in (begin, end))
         return wave[max(start, 0) : stop], wave[stop : stop + beyond]

@@ -19,7 +19,7 @@ def small_decoder(**flow: Any) -> DecoderConfig:
         name="small",
         seconds=1.2,
         mel=MelConfig(bands=20),
-        flow=FlowConfig(**{**sizes, "middle": 1, "reach": 2, "steps": 3, **flow}),
+        flow=FlowConfig(**{**sizes, "middle": 1, "reach": 2, "euler_steps": 3, **flow}),
         vocoder=VocoderConfig(width=16, ffn=32, layers=2, segment=8, periods=[2], windows=[512], discriminator_width=2),
     )
 

@@ -100,7 +100,7 @@ class Flow(nn.Module):
     @property
     def frames_reach(self) -> int:
         """Frames before and after one whose noise and conditions decide its mel, where attention is bounded."""
-        return self.config.flow.steps * unet_reach(self.config.flow)
+        return self.config.flow.euler_steps * unet_reach(self.config.flow)
 
     # --- learning -------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 How it is done is in data_pipeline/building.
 """
 
-from data_pipeline.building.folder import cache_root, corpus_folder, corpus_identity, learns_codebooks
+from data_pipeline.building.folder import cache_root, codec_of, corpus_folder, corpus_identity, learns_codebooks
 from data_pipeline.building.job import build_corpus, build_share, merge_corpus
 from data_pipeline.building.share import share_of
 from data_pipeline.building.tasks import STAGING
@@ -15,6 +15,7 @@ __all__ = [
     "build_corpus",
     "build_share",
     "cache_root",
+    "codec_of",
     "corpus_folder",
     "corpus_identity",
     "learns_codebooks",

@@ -15,17 +15,13 @@ from launch import training
 from launch.data_commands import build_corpus
 from launch.earlier import settled
 from launch.notify import hide_words
-from launch.runfolder import CONFIG_FILE, RESULTS_FILE, STEPPING, is_finished, load_run
+from launch.runfolder import STEPPING, is_finished, load_run
 from launch.selection import read_words
 from runtime import startup
 from runtime.exits import DONE, STOPPED_EARLY, BadInput, StoppedEarly
 from runtime.log_lines import Level
+from runtime.run_files import AUDIO_EXPORT, CONFIG_FILE, EXPORT, EXPORT_CHECK, METRICS_FILE, REPORT_FILE, RESULTS_FILE
 from runtime.signals import stoppable
-
-EXPORT = Path("export") / "hf"
-AUDIO_EXPORT = Path("export") / "audio_input"
-EXPORT_CHECK = Path("export") / "check.json"
-REPORT = Path("report.html")
 
 
 def run(options: Namespace) -> int:
@@ -46,7 +42,7 @@ def run(options: Namespace) -> int:
     for config in stages:
         _say_results(Path(config.run.folder))
     if len(stages) > 1:
-        print(f"\nAll of it: {_whole(stages[0]) / REPORT}")
+        print(f"\nAll of it: {_whole(stages[0]) / REPORT_FILE}")
     return DONE
 
 
@@ -170,7 +166,7 @@ def _finish_stage(config: Config) -> int:
         else:
             (folder / EXPORT_CHECK).unlink(missing_ok=True)  # so that the same command checks again
             return code
-    if config.stage.kind in STEPPING and _older(folder / REPORT, results):
+    if config.stage.kind in STEPPING and _older(folder / REPORT_FILE, results):
         _write_report(folder)
     return DONE
 
@@ -258,6 +254,6 @@ def _older(product: Path, source: Path) -> bool:
 
 def _say_results(folder: Path) -> None:
     print(f"\nResults in {folder}:")
-    for name in (CONFIG_FILE, "metrics.jsonl", REPORT, "checkpoints", EXPORT, AUDIO_EXPORT):
+    for name in (CONFIG_FILE, METRICS_FILE, REPORT_FILE, "checkpoints", EXPORT, AUDIO_EXPORT):
         if (folder / name).exists():
             print(f"  {folder / name}")

@@ -11,8 +11,7 @@ from runtime.exits import DONE, BadInput
 
 def resynthesize(options: Namespace) -> int:
     """Sound files through codes and back: FILE.wav in the folder `--out` for each."""
-    from data_pipeline.build import corpus_folder
-    from data_pipeline.codecs.registry import learns, open_codec
+    from data_pipeline.build import codec_of
     from train.decoder.resynthesis import said_again, write_wav
     from train.decoder.synthesis import Decoder
 
@@ -22,7 +21,7 @@ def resynthesize(options: Namespace) -> int:
         raise BadInput("two of the sound files have the same name: they would be written to one file")
     config = load_run(run)
     decoder = Decoder.load(run, Path(options.vocoder) if options.vocoder else None, options.device)
-    codec = open_codec(config.codec, corpus_folder(config) if learns(config.codec) else None)
+    codec = codec_of(config)
     folder.mkdir(parents=True, exist_ok=True)
     for sound, target in targets.items():
         wave = said_again(decoder, codec, config, Path(sound), stream=options.stream)

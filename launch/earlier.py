@@ -6,10 +6,9 @@ from pathlib import Path
 
 from configs.references import references, replaced
 from configs.schema import Config, StageKind
-from launch.runfolder import CONFIG_FILE, load_run
+from launch.runfolder import load_run
 from runtime.exits import BadInput
-
-MADE = "corpus"  # folder of a stage that makes one
+from runtime.run_files import CONFIG_FILE, MADE
 
 
 def settled(config: Config) -> Config:

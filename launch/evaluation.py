@@ -15,8 +15,8 @@ from launch.local import run_ranks
 from launch.runfolder import prepare
 from launch.selection import read_words
 from runtime.exits import BadInput
+from runtime.run_files import EXPORT
 
-EXPORT = Path("export") / "hf"
 FOLDER = "evaluation"  # of a run folder; a folder in it for each evaluation, by name
 
 

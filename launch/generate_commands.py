@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.schema import Config
-from launch.commands import EXPORT
 from launch.runfolder import load_run
 from runtime.exits import DONE, BadInput
+from runtime.run_files import EXPORT
 
 if TYPE_CHECKING:
     from train.generation.transcription import Transcriber
@@ -86,7 +86,7 @@ def _lines(file: str) -> list[str]:
 
 
 def _of_files(transcriber: Transcriber, config: Config, sounds: list[str]) -> dict[str, Any]:
-    from launch.spoken_files import codec_of
+    from data_pipeline.build import codec_of
     from train.generation.transcription import heard_in
 
     codec = codec_of(config)

@@ -13,10 +13,7 @@ from configs.compose import load_config, to_yaml
 from configs.schema import Config, Schedule, StageKind
 from launch.environment import describe
 from runtime.exits import BadInput
-
-CONFIG_FILE = "config.yaml"
-ENVIRONMENT_FILE = "environment.json"
-RESULTS_FILE = "results.json"  # written by training when a stage ends
+from runtime.run_files import CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE, RESULTS_FILE
 
 STEPPING = (StageKind.train, StageKind.decoder)  # kinds of stages that are done at their last step
 
@@ -120,7 +117,7 @@ def is_finished(config: Config) -> bool:
 
 def _has_progress(folder: Path) -> bool:
     checkpoints = folder / "checkpoints"
-    return (folder / "metrics.jsonl").is_file() or (checkpoints.is_dir() and any(checkpoints.iterdir()))
+    return (folder / METRICS_FILE).is_file() or (checkpoints.is_dir() and any(checkpoints.iterdir()))
 
 
 def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:

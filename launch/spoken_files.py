@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from configs.schema import Config
-from data_pipeline.build import corpus_folder
-from data_pipeline.codecs.codec import Codec
-from data_pipeline.codecs.registry import learns, open_codec
+from data_pipeline.build import codec_of
 from data_pipeline.sources.speech.conversations import ROLES
 from data_pipeline.utterance import Utterance
 from data_pipeline.vocabulary import Vocabulary
@@ -24,11 +22,6 @@ if TYPE_CHECKING:
     from train.decoder.synthesis import Decoder
 
 CODES, SOUND = ".npz", ".wav"
-
-
-def codec_of(config: Config) -> Codec:
-    """The codec of a run, with the codebooks that it was trained on."""
-    return open_codec(config.codec, corpus_folder(config) if learns(config.codec) else None)
 
 
 def turns_of(options: Namespace, config: Config) -> list[Utterance]:
@@ -123,10 +116,10 @@ class Mouth:
         if self.decoder is None:
             np.savez(file, **codes)  # type: ignore[arg-type]
             return file
-        import soundfile
+        from train.decoder.resynthesis import write_wav
 
         # The decoder's ids of the same codes may be others: its text may have another size.
         spoken = self.decoder.parts.vocabulary
         wave, rate = self.decoder.decode(lay_groups(Utterance("", "", "", codes=codes), spoken).reshape(-1))
-        soundfile.write(file, np.clip(wave, -1.0, 1.0), rate, subtype="PCM_16")
+        write_wav(file, wave, rate)
         return file

@@ -10,12 +10,12 @@ from typing import Any
 from configs.schema import Config
 from launch.local import last_lines
 from launch.recovery import failures
-from launch.runfolder import CONFIG_FILE, is_finished, load_run
+from launch.runfolder import is_finished, load_run
 from launch.slurm import record
 from launch.slurm.queue import ENDED, State, states
 from runtime.exits import DONE, BadInput
+from runtime.run_files import CONFIG_FILE, METRICS_FILE
 
-_METRICS = "metrics.jsonl"
 _RECENT = 50  # steps whose pace is taken
 
 
@@ -53,7 +53,7 @@ def describe(folder: Path) -> list[str]:
 
 def place_of(config: Config, run: Path) -> Place:
     """How far a run is, by its metrics."""
-    recent = _recent(run / _METRICS)
+    recent = _recent(run / METRICS_FILE)
     if not recent:
         return Place(0, config.train.steps, {}, None)
     last = recent[-1]

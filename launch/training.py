@@ -15,10 +15,11 @@ from launch.earlier import require_settled
 from launch.environment import gpus
 from launch.local import run_ranks
 from launch.recovery.local import train
-from launch.runfolder import CONFIG_FILE, prepare, refuse_other_run, wait_for_prepared
+from launch.runfolder import prepare, refuse_other_run, wait_for_prepared
 from runtime import startup
 from runtime.exits import BadInput, tell
 from runtime.log_lines import end_output, stamp_output
+from runtime.run_files import CONFIG_FILE
 
 # The doors to training: modules that are run, one process a rank.
 MODULES = {

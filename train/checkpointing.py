@@ -24,12 +24,12 @@ from configs.schema import Config, StageKind, Verification
 from data_pipeline.loader import Loader, merge_states
 from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
+from runtime.run_files import CONFIG_FILE
 from train.engines.deepspeed_folder import tag_of, tagged
 from train.engines.protocol import Engine, OwnForm
 from train.journal import Journal
 from train.progress import Progress
 
-CONFIG_FILE = "config.yaml"
 OWN_FORM = "deepspeed"  # folder of a run: checkpoints as DeepSpeed writes them
 
 

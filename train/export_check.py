@@ -21,6 +21,7 @@ from data_pipeline.batch import Pack
 from data_pipeline.packing import slots_between
 from runtime.exits import BadInput, leave
 from runtime.log_lines import stamp_output
+from runtime.run_files import AUDIO_EXPORT, EXPORT, EXPORT_CHECK
 from runtime.signals import StopFlag
 from train.logits_check import TOLERANCE, Comparison
 from train.stage import run_rank
@@ -28,9 +29,6 @@ from train.stage import run_rank
 if TYPE_CHECKING:
     from train.exported_audio import ExportedAudioInput
 
-EXPORT = Path("export") / "hf"
-AUDIO = Path("export") / "audio_input"
-CHECK_FILE = Path("export") / "check.json"
 PACKS = 4
 
 
@@ -93,8 +91,8 @@ def check_export(config: Config, stop: StopFlag) -> None:
         packs, native = newest_logits(alone, stop)
         logging.disable_progress_bar()
         exported = AutoModelForCausalLM.from_pretrained(folder / EXPORT, dtype=torch.float32).eval()
-        agreement = compare(native, packs, exported, _audio_input(alone, folder / AUDIO))
-    (folder / CHECK_FILE).write_text(json.dumps(asdict(agreement), indent=2) + "\n", encoding="utf-8")
+        agreement = compare(native, packs, exported, _audio_input(alone, folder / AUDIO_EXPORT))
+    (folder / EXPORT_CHECK).write_text(json.dumps(asdict(agreement), indent=2) + "\n", encoding="utf-8")
     line = (
         f"export checked on {agreement.tokens} tokens in {agreement.samples} packed samples: largest logit difference "
         f"{agreement.max_difference:.1e}, same best token {100 * agreement.same_argmax:.2f} %"

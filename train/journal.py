@@ -16,6 +16,7 @@ from configs.schema import Config, StageKind
 from data_pipeline.corpus import Corpus
 from data_pipeline.entropy import unigram_entropy
 from runtime import records
+from runtime.run_files import RESULTS_FILE, STARTS_FILE
 from train.console import Console
 from train.flops import Learning, Recomputed, device_peak_flops, step_flops
 from train.metrics import MetricLog, read_validation
@@ -24,8 +25,6 @@ from train.resilience import stragglers
 from train.tracker import Tracker
 from train.trainable import Trained
 
-RESULTS_FILE = "results.json"
-STARTS_FILE = "starts.jsonl"
 SHORTEST_SHOWN = 0.05  # seconds of a phase that rounds to something
 
 

@@ -19,8 +19,8 @@ from checkpoints.tools.average import average
 from configs.schema import Config
 from runtime.exits import BadInput, leave
 from runtime.log_lines import stamp_output
+from runtime.run_files import RESULTS_FILE
 from runtime.signals import StopFlag
-from train.journal import RESULTS_FILE
 from train.stage import run_rank
 
 

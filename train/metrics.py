@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-METRICS_FILE = "metrics.jsonl"
-VALIDATION_FILE = "validation.jsonl"
+from runtime.run_files import METRICS_FILE, VALIDATION_FILE
+
 NOT_FINITE = ("nan", "inf", "-inf")
 
 Record = dict[str, Any]

@@ -13,7 +13,8 @@ from configs.schema import Config, SpeechSourceConfig
 from data_pipeline.alignment.registry import open_aligner
 from data_pipeline.building.listening import describe_features
 from data_pipeline.cache import cache_root
-from data_pipeline.codecs import codebooks_of, codec_identity, learns
+from data_pipeline.codecs import codebooks_of, codec_identity, learns, open_codec
+from data_pipeline.codecs.codec import Codec
 from data_pipeline.codecs.whisper_kmeans import pooling
 from data_pipeline.corpus import MANIFEST_FILE
 from data_pipeline.cutting import cut_identity
@@ -41,6 +42,11 @@ def corpus_folder(config: Config) -> Path:
         return corpus_at(config.corpus.folder, config)
     content = json.dumps(corpus_identity(config), sort_keys=True)
     return cache_root(config) / "corpora" / f"{config.corpus.name}-{xxhash.xxh3_64_hexdigest(content.encode())}"
+
+
+def codec_of(config: Config) -> Codec:
+    """The run's codec, with the codebooks that its corpus learnt where it learns them."""
+    return open_codec(config.codec, corpus_folder(config) if learns(config.codec) else None)
 
 
 def synthesises(config: Config) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from configs.schema import ClusterConfig, ContainerKind, CorpusJobConfig, Tasks
 from launch.notify import WEBHOOK
 from launch.preflight.meeting import NODES
-from launch.runfolder import CONFIG_FILE
+from runtime.run_files import CONFIG_FILE
 
 FIRST_PORT, PORTS = 20000, 20000
 RANK_LOGS = "logs"

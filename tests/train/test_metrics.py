@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.schema import TrackerConfig
+from runtime.run_files import METRICS_FILE
 from train.console import Console
-from train.metrics import METRICS_FILE, MetricLog, read_metrics, read_validation
+from train.metrics import MetricLog, read_metrics, read_validation
 from train.tracker import RUN_ID_FILE, Tracker
 
 # --- files ------------------------------------------------------------------------------------------------------

@@ -18,11 +18,11 @@ from data_pipeline.looking.spectrogram import MEL_BANDS, RANGE_DB, code_strip_pn
 from data_pipeline.shards import index_path
 from runtime import records
 from runtime.exits import BadInput
+from runtime.run_files import STARTS_FILE
 from tests.data_pipeline.synthetic import make_corpus
 from train.metrics import MetricLog
 from train.report import write_report, write_whole_report
 from train.report.charts import MOST_POINTS, charts_of
-from train.report.run_folder import STARTS_FILE
 from train.resilience import stragglers
 
 SECTIONS = {"summary", "curves", "samples", "data", "checkpoints", "config", "environment"}

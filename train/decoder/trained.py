@@ -16,8 +16,8 @@ from configs.compose import load_config
 from configs.schema import DecoderConfig, StageKind
 from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
+from runtime.run_files import CONFIG_FILE
 
-CONFIG_FILE = "config.yaml"
 M = TypeVar("M", bound=torch.nn.Module)
 
 

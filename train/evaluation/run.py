@@ -22,8 +22,10 @@ from data_pipeline.shards import replace_atomically
 from data_pipeline.sources.evaluation import Item, check_set, read_set
 from data_pipeline.sources.keys import safe_key
 from data_pipeline.sources.recording import UnreadableAudio
+from runtime import run_files
 from runtime.exits import BadInput, StoppedEarly
 from runtime.progress import Progress
+from runtime.run_files import RESULTS_FILE
 from runtime.signals import StopFlag
 from train.evaluation.build import open_measurement
 from train.evaluation.figures import Figure
@@ -36,8 +38,6 @@ from train.evaluation.subject import Subject
 EVALUATION_FILE = "evaluation.json"
 ITEMS = "items"  # folder of what was measured of single items
 SOUNDS = "sounds"
-RESULTS_FILE = "results.json"
-MEASURED, MADE = "measured", "sounds"  # keys of results.json that the report of a whole run shows
 _LISTENED = (MeasurementKind.tts, MeasurementKind.resynthesis)
 
 
@@ -238,12 +238,12 @@ def _write(config: Config, subject: Subject, found: Evaluation) -> None:
     results = {
         "status": "finished",
         "model": str(subject.export),
-        MEASURED: {
+        run_files.MEASURED: {
             f"{one.measurement} of {one.set}: {name}": written(figure)
             for one in found.measured
             for name, figure in one.figures.items()
         },
-        MADE: _made(folder, found.measured),
+        run_files.SOUNDS: _made(folder, found.measured),
         "missing": sorted(found.missing),
     }
     replace_atomically(folder / RESULTS_FILE, (json.dumps(results, indent=2) + "\n").encode())

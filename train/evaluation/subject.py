@@ -12,19 +12,18 @@ import xxhash
 
 from configs.schema import Config
 from data_pipeline.audio import SAMPLE_RATE, resample
-from data_pipeline.build import corpus_folder
+from data_pipeline.build import codec_of
 from data_pipeline.codecs.codec import Codec
-from data_pipeline.codecs.registry import learns, open_codec
 from data_pipeline.exported_model import load_exported
 from data_pipeline.layouts.groups import lay_groups
 from data_pipeline.sources.evaluation import Item, Recorded
 from data_pipeline.utterance import Utterance
 from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
+from runtime.run_files import EXPORT
 from train.evaluation.judges import Judges
 from train.evaluation.measurement import Decode, Speak
 from train.evaluation.saying import Saying
-from train.export_check import EXPORT
 from train.generation.sampling import ExportedSpeaker
 from train.generation.transcription import Transcriber
 
@@ -81,8 +80,7 @@ class Subject:
     def codec(self) -> Codec:
         if self._codec is not None:
             return self._codec
-        folder = corpus_folder(self.config) if learns(self.config.codec) else None
-        return open_codec(self.config.codec, folder)
+        return codec_of(self.config)
 
     def utterance(self, item: Item) -> Utterance:
         """The item with its codes: those that a corpus holds, else those of its sound. Raises UnreadableAudio or

@@ -24,14 +24,13 @@ from data_pipeline.sources.text import find_source
 from runtime import startup
 from runtime.exits import BadInput, leave
 from runtime.log_lines import stamp_output
+from runtime.run_files import MADE, RESULTS_FILE
 from runtime.signals import StopFlag
 from train.generation.sharing import share_out
 from train.generation.teacher import described, export_of
 from train.stage import run_rank
 
-MADE = "corpus"  # folder of what is made, in the run's
 MADE_FROM = "made_from.json"
-RESULTS_FILE = "results.json"
 _NOT_CONTENT = ("device", "batch")
 
 

@@ -11,11 +11,10 @@ import numpy as np
 from configs.schema import MixtureConfig
 from data_pipeline.batch import Sample
 from data_pipeline.layouts import Layout, find_layout, layouts_of
-from data_pipeline.layouts.groups import group_seconds
 from data_pipeline.utterance import Utterance
 from runtime.exits import BadInput
 from train.generation.sampling import ExportedSpeaker, speech_prompt
-from train.generation.speaking import LONGEST_TOKENS, silence
+from train.generation.speaking import LONGEST_TOKENS, cut_to, silence
 from train.generation.writing import STEP_AUDIO_CHAT, TextSampling, continue_text
 
 CHAT = "chat"
@@ -81,10 +80,7 @@ class Assistant:
         sample = self._laid(turns)
         if self.form.endswith("TA"):
             return Answer(text=self._write(sample, -1, _ANSWER, sampling, seed, most), heard=heard)
-        prompt = speech_prompt(sample, 0, self.vocabulary, LONGEST_TOKENS)
-        if longest is not None:
-            most = max(1, round(longest / group_seconds(self.vocabulary)))
-            prompt = replace(prompt, groups=min(prompt.groups, most))
+        prompt = cut_to(longest, speech_prompt(sample, 0, self.vocabulary, LONGEST_TOKENS), self.vocabulary)
         (said,) = self._speaker.speak([prompt], [seed])
         return Answer(ids=said.ids)
 

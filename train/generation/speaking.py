@@ -67,12 +67,17 @@ def say(
     """Speech of `lines`, continued together, by the model of `speaker`; `voice`, an utterance with text and codes, is
     what is continued by a layout of prompts. longest: seconds of each; None: as long as `LONGEST_TOKENS` let it be."""
     prompts = [prompt_of_line(layout, line, speaker.vocabulary, voice) for line in lines]
-    if longest is not None:
-        most = max(1, round(longest / group_seconds(speaker.vocabulary)))
-        prompts = [replace(prompt, groups=min(prompt.groups, most)) for prompt in prompts]
+    prompts = [cut_to(longest, prompt, speaker.vocabulary) for prompt in prompts]
     return [
         Speech(one.ids, seconds_of(one.ids, speaker.vocabulary), one.ended) for one in speaker.speak(prompts, seeds)
     ]
+
+
+def cut_to(longest: float | None, prompt: SpeechPrompt, vocabulary: Vocabulary) -> SpeechPrompt:
+    """`prompt`, asked for at most so many seconds; None: for as many as it was."""
+    if longest is None:
+        return prompt
+    return replace(prompt, groups=min(prompt.groups, max(1, round(longest / group_seconds(vocabulary)))))
 
 
 def prompt_of_line(layout: Layout, line: Line, vocabulary: Vocabulary, voice: Utterance | None) -> SpeechPrompt:

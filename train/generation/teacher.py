@@ -8,8 +8,7 @@ from typing import Any
 from configs.schema import Config
 from data_pipeline.codecs.weights import weights_identity
 from runtime.exits import BadInput
-
-EXPORT = Path("export") / "hf"  # in a run folder
+from runtime.run_files import EXPORT
 
 
 def export_of(config: Config) -> Path:

@@ -12,10 +12,10 @@ from data_pipeline.corpus import Corpus
 from data_pipeline.looking.pages import Tile, clock, environment, left_out_kinds, page_file, short
 from data_pipeline.looking.samples import Gallery, gallery
 from runtime.exits import BadInput
+from runtime.run_files import REPORT_FILE
 from train.report.charts import charts_of
 from train.report.run_folder import RunFolder, read_run_folder
 
-REPORT_FILE = "report.html"
 _HERE = Path(__file__).parent
 _RECENT = 0.2  # share of the run, at its end, over which the headline throughput is the median
 

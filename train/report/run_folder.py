@@ -15,13 +15,9 @@ from checkpoints.atomic import PARTIAL, REMOVED
 from checkpoints.manifest import MANIFEST_FILE
 from runtime import records
 from runtime.exits import BadInput
-from train.metrics import METRICS_FILE, VALIDATION_FILE, Record, read_metrics, read_validation
+from runtime.run_files import CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE, RESULTS_FILE, STARTS_FILE, VALIDATION_FILE
+from train.metrics import Record, read_metrics, read_validation
 from train.resilience.stragglers import SlowTime, slow_times
-
-CONFIG_FILE = "config.yaml"
-ENVIRONMENT_FILE = "environment.json"
-RESULTS_FILE = "results.json"
-STARTS_FILE = "starts.jsonl"
 
 
 @dataclass(frozen=True)

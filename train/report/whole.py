@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.looking.pages import clock, environment, number
-from train.report.page import REPORT_FILE, status_of, terms_before_and_after
+from runtime.run_files import MEASURED, REPORT_FILE, SOUNDS
+from train.report.page import status_of, terms_before_and_after
 from train.report.run_folder import RunFolder, read_run_folder
 
 MOST_SOUNDS = 8  # of one stage: a page is opened, not downloaded
-SOUNDS = "sounds"  # key of results.json: files, relative to the run folder, by what is said in them
-MEASURED = "measured"  # key of results.json: figures by name
 OWN = (REPORT_FILE, "evaluation.html")  # a stage's own page, by what its kind is
 _HERE = Path(__file__).parent
 

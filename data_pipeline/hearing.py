@@ -45,7 +45,7 @@ def check_features(config: Config, layout: Layout, corpus: Corpus) -> None:
 def spoken_documents_suffice(layout: Layout, corpus: Corpus) -> bool:
     """Whether a layout that needs features finds all documents that have some among those that have codes, as where
     corpora are built with both."""
-    return layout.hears is not None and layout.hears[0] in corpus.features and bool(corpus.vocabulary.codebooks)
+    return layout.hears is not None and layout.hears[0] in corpus.features and bool(corpus.codecs)
 
 
 # --- the control ------------------------------------------------------------------------------------------------------

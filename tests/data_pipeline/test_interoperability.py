@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.corpus import Corpus
+from data_pipeline.sample_bytes import STORED
 from data_pipeline.shards import ShardReader
 from tests import peers
 from tests.data_pipeline.synthetic import make_corpus
@@ -40,7 +41,7 @@ def test_megatron_energon_reads_every_sample_as_it_is(corpus):
     for split, utterance in expected:
         sample = found[split, utterance.key]
         words = [[word.text, word.start, word.end] for word in utterance.words]
-        described = {name: value for name, value in asdict(utterance).items() if name not in ("codes", "features")}
+        described = {name: value for name, value in asdict(utterance).items() if name in STORED}
         assert sample["described"] == described | {"words": words}
         assert sample["codes"] == {name: codes.tolist() for name, codes in utterance.codes.items()}
 

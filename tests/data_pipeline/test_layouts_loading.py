@@ -40,7 +40,8 @@ def dialogues(folder: Path, vocabulary: Vocabulary, *, features: bool = False, c
         with ShardWriter(folder / split / "shard-000000.tar") as writer:
             for utterance in kept:
                 writer.write(utterance)
-    write_manifest(folder, name="dialogues", vocabulary=vocabulary, codecs={})
+    kept = {"whisper": {"encoder": "whisper", "kind": "vectors", "width": 3}} if features else {}
+    write_manifest(folder, name="dialogues", vocabulary=vocabulary, codecs={}, features=kept)
     return Corpus.open(folder)
 
 

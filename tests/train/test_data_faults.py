@@ -67,7 +67,7 @@ def test_training_goes_on_and_every_fault_is_counted_as_it_was_planted(
     planted: tuple[Path, dict[str, int]], tmp_path: Path
 ) -> None:
     corpus, counts = planted
-    assert set(counts) == set(DAMAGE_KINDS)
+    assert set(counts) == set(DAMAGE_KINDS) - {"audio"}  # no layout of this run reads the sound
     before = files_around(corpus)
     run = tmp_path / "run"
     assert train(config_of(run, corpus, train__steps=3), 1)[0] == [DONE]

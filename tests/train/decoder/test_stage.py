@@ -96,10 +96,11 @@ def test_the_flow_learns_and_reports_its_own_loss(flow: Path) -> None:
 
 
 def test_the_vocoder_and_its_judges_both_learn(vocoder: Path) -> None:
-    lines = metrics(vocoder)
-    assert lines[-1]["loss/mel"] == lines[-1]["loss"] < lines[0]["loss"]
-    assert lines[-1]["loss/discriminator"] != lines[0]["loss/discriminator"]
-    assert {"loss/adversarial", "loss/features"} <= set(lines[0])
+    assert {"loss/adversarial", "loss/features"} <= set(metrics(vocoder)[0])
+    validation = json.loads((vocoder / "results.json").read_text())["validation"]
+    before, after = validation["before"], validation["after"]
+    assert after["loss/mel"] == after["loss"] < 0.97 * before["loss"]
+    assert after["loss/discriminator"] < before["loss/discriminator"]
 
 
 def test_what_was_trained_says_codes_aloud(corpus: Path, flow: Path, vocoder: Path) -> None:

@@ -69,8 +69,8 @@ class ActorCritic:
         *,
         norms: bool = False,
     ) -> Outcome:
-        """A step of both, or of neither. A learning rate of 0 is the critic's warm-up: it learns at its highest rate, and
-        the policy's optimiser learns the size of its gradients while no parameter moves."""
+        """A step of both, or of neither. A learning rate of 0 is the critic's warm-up: it learns at its highest rate,
+        and the policy's optimiser learns the size of its gradients while no parameter moves."""
         made: list[Outcome] = []
 
         def both(of_critic: Outcome) -> bool:

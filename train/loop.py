@@ -28,7 +28,7 @@ from data_pipeline.corpus import Corpus
 from data_pipeline.layouts import layouts_of
 from data_pipeline.loader import StepPacks, control_packs, make_loader, validation_packs
 from runtime import startup
-from runtime.exits import Halted, StoppedEarly
+from runtime.exits import BadInput, Halted, StoppedEarly
 from runtime.signals import StopFlag
 from train import reference, weights
 from train.checkpointing import Checkpoints
@@ -131,7 +131,7 @@ class Stage:
             else make_loader(config, corpus, split="train", **ranks)
         )
         self.feeding = Feeding(self.loader, corpus.vocabulary)
-        self.validation = validation_packs(config, corpus, **ranks)
+        self.validation = [] if isinstance(engine, ActorCritic) else validation_packs(config, corpus, **ranks)
         self.control = control_packs(config, corpus, **ranks)
         self.journal: Journal | None = None
         if dist.get_rank() == 0:
@@ -183,6 +183,8 @@ class Stage:
                 self.journal.close()
 
     def evaluate(self) -> None:
+        if isinstance(self.engine, ActorCritic):
+            raise BadInput("stage.objective=ppo is measured as it trains, by its own answers: see validation.jsonl")
         checkpoint = self.checkpoints.load_newest()
         self.progress.step = step_of(checkpoint) or 0
         self._refer()
@@ -391,10 +393,12 @@ class Stage:
     def _validate(self) -> None:
         started = time.perf_counter()
         with self.observer.between_steps(VALIDATION):
-            terms = self._measure()
+            terms, figures = (
+                ({}, self.loader.measured()) if isinstance(self.loader, Rollouts) else (self._measure(), {})
+            )
         self.progress.validated = self.progress.step
         if self.journal:
-            self.journal.validation(self.progress.step, terms, time.perf_counter() - started)
+            self.journal.validation(self.progress.step, terms, figures, time.perf_counter() - started)
 
     def _measure(self) -> dict[str, float]:
         """Losses over the fixed validation packs, and of text that was given another one's sound. A stop signal

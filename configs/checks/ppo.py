@@ -53,11 +53,6 @@ def _check_built(config: Config) -> None:
             "parallel.overlap_gradients and overlap_parameters: the critic of stage.objective=ppo has a head without a "
             "gradient, which they wait for; set both to false"
         )
-    if config.train.validate_every:
-        raise BadInput(
-            f"train.validate_every={config.train.validate_every}: stage.objective=ppo measures its own answers, round "
-            "by round, and no others; set it to 0"
-        )
     for given, option in (
         (stage.lora is not None, "stage.lora"),
         (config.adapter is not None, "adapter"),

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 class PPOConfig:
     """Objective ppo (Schulman et al., 1707.06347; for language models Ziegler et al., 1909.08593, and Ouyang et al.,
     2203.02155). In each round the policy answers `prompts` questions of its mixture, pairs of which the question alone
-    is taken; then every answer is learnt from `epochs` times, `train.global_batch` answers a step. The reference is the
-    model that the stage begins with. Of the tokens a_1..a_n of an answer
+    is taken; then every answer is learnt from `epochs` times, `train.global_batch` answers a step. Validation has it
+    answer `train.validation_packs` questions that are held out. The reference is the model that the stage begins with.
+    Of the tokens a_1..a_n of an answer
 
         r_t = -kl (log p(a_t) - log ref(a_t)), and at t = n the reward model's number too
         A_t = sum_k (discount trace)^k (r_{t+k} + discount V_{t+k+1} - V_{t+k})      (1506.02438, equation 16)

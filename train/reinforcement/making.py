@@ -47,10 +47,11 @@ class Maker:
             vocabulary, device=str(engine.device), bf16=config.train.precision is Precision.bf16
         )
 
-    def make(self, number: int, step: int, prompts: Sequence[Prompt]) -> list[Rollout]:
-        """Round `number`, which begins after `step` steps: an answer to each prompt, judged; the same on all ranks."""
+    def make(self, name: str, step: int, prompts: Sequence[Prompt]) -> list[Rollout]:
+        """An answer to each prompt by the policy after `step` steps, judged; the same on all ranks. What is drawn
+        follows from the prompts' order and `name`."""
         self._generator.take(self._export(step))
-        rollouts = self._answered(number, prompts)
+        rollouts = self._answered(name, prompts)
         size = self._config.train.global_batch
         judged: list[Rollout] = []
         for start in range(0, len(rollouts), size):
@@ -75,7 +76,7 @@ class Maker:
         on_first_rank(lambda: shutil.rmtree(native), _DOING)
         return out
 
-    def _answered(self, number: int, prompts: Sequence[Prompt]) -> list[Rollout]:
+    def _answered(self, name: str, prompts: Sequence[Prompt]) -> list[Rollout]:
         rank, world, size = dist.get_rank(), dist.get_world_size(), self._config.ppo.batch
         mine = list(range(rank, len(prompts), world))
         found: dict[int, Rollout] = {}
@@ -83,7 +84,7 @@ class Maker:
             self._between()
             part = mine[start : start + size]
             asked = [
-                Asked(prompts[turn].ids, prompts[turn].end, seed_of(self._config.train.seed, "answer", number, turn))
+                Asked(prompts[turn].ids, prompts[turn].end, seed_of(self._config.train.seed, "answer", name, turn))
                 for turn in part
             ]
             for turn, said in zip(part, self._generator.answer(asked, self._config.ppo.longest), strict=True):

@@ -51,12 +51,13 @@ def check_prompts(layouts: Mapping[str, Layout]) -> None:
 
 
 class Prompts:
-    """The questions of the one source of a config's mixture, in its order, epoch after epoch."""
+    """The questions of the one source of a config's mixture, `count` of a split at a time, in the source's order, epoch
+    after epoch."""
 
-    def __init__(self, config: Config, corpus: Corpus) -> None:
+    def __init__(self, config: Config, corpus: Corpus, split: str, count: int) -> None:
         self._longest = config.train.sequence_length - config.ppo.longest
-        (self.source,) = open_mixture(config, corpus, "train", DamageTally(config.loader.damaged_share)).sources
-        self._count = config.ppo.prompts
+        (self.source,) = open_mixture(config, corpus, split, DamageTally(config.loader.damaged_share)).sources
+        self._count = count
 
     @property
     def bounded(self) -> bool:
@@ -66,20 +67,20 @@ class Prompts:
         return self.source.order.normal(Cursor(0, 0), 0, 1)
 
     def suffice(self, cursor: Cursor) -> bool:
-        """Whether there are documents for a whole round at `cursor`."""
+        """Whether there are documents for so many at `cursor`."""
         if self.source.epochs is None:
             return True
         left = (self.source.epochs - cursor.epoch) * len(self.source.documents) - cursor.place
         return left >= self._count
 
     def take(self, cursor: Cursor) -> tuple[list[Prompt], Cursor]:
-        """A round's questions from `cursor` on, and where the next round's begin. Raises BadInput where a whole pass
-        has no question that fits."""
+        """The questions from `cursor` on, and where the next ones begin. Raises BadInput where a whole pass has none
+        that fits."""
         found: list[Prompt] = []
         passed = 0
         while len(found) < self._count:
             number = self.source.order.document(cursor, 0, 1)
-            prompt = self._prompt(number, cursor.epoch)
+            prompt = prompt_of(self.source, number, cursor.epoch)
             if prompt is not None and len(prompt.ids) + 1 + len(prompt.closing) <= self._longest:
                 found.append(prompt)
                 passed = 0
@@ -90,9 +91,6 @@ class Prompts:
                 )
             cursor = self.source.order.normal(Cursor(cursor.epoch, cursor.place + 1), 0, 1)
         return found, cursor
-
-    def _prompt(self, number: int, epoch: int) -> Prompt | None:
-        return prompt_of(self.source, number, epoch)
 
 
 def prompt_of(source: Source, number: int, epoch: int) -> Prompt | None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
-from checkpoints.agreement import gather, on_first_rank
+from checkpoints.agreement import gather, on_first_rank, together
 from checkpoints.atomic import write_file
 from configs.schema import Config
 from data_pipeline.batch import Pack, Sample
@@ -25,7 +25,7 @@ from data_pipeline.permutation import seed_of, shuffled
 from runtime.exits import BadInput
 from train.engines.actor_critic import ActorCritic
 from train.reinforcement.making import Maker, shared_packs
-from train.reinforcement.prompts import Prompts
+from train.reinforcement.prompts import Prompt, Prompts
 from train.reinforcement.rollout import Rollout, figures_of, learnable
 
 FOLDER = "rollouts"
@@ -49,7 +49,9 @@ class Rollouts:
         self._engine = engine
         self._vocabulary = corpus.vocabulary
         self._folder = Path(config.run.folder) / FOLDER
-        self._prompts = Prompts(config, corpus)
+        self._prompts = Prompts(config, corpus, "train", config.ppo.prompts)
+        held_out = config.train.validation_packs if config.train.validate_every else 0
+        self._held_out = Prompts(config, corpus, "valid", held_out) if held_out else None
         self._maker = Maker(config, engine, corpus.vocabulary, between)
         self._parts = config.ppo.prompts // config.train.global_batch  # steps of one pass over a round
         self._steps = self._parts * config.ppo.epochs
@@ -106,6 +108,12 @@ class Rollouts:
             self._cursor = self._round.after
         return shared_packs(self._config, self._vocabulary, self._engine, chosen)
 
+    def measured(self) -> dict[str, float]:
+        """The figures of answers to the questions that are held out, drawn by the same numbers each time."""
+        assert self._held_out is not None, "checked: train.validate_every has train.validation_packs"
+        prompts = self._taken(self._held_out, self._held_out.first())[0]
+        return figures_of(self._maker.make("valid", self._step, prompts), self._config.ppo)
+
     def state_dict(self) -> dict[str, Any]:
         return {"step": self._step, "lanes": {_CURSOR: list(self._cursor)}, "stream": self._stream}
 
@@ -138,13 +146,19 @@ class Rollouts:
         return _Round(number, samples, {"ppo/round": number, **figures}, Cursor(*kept["after"]))
 
     def _made(self, number: int) -> dict[str, Any]:
-        (taken, *_) = gather(self._prompts.take(self._cursor) if dist.get_rank() == 0 else None)
-        assert taken is not None
-        prompts, after = taken
-        rollouts = self._maker.make(number, self._step, prompts)
+        prompts, after = self._taken(self._prompts, self._cursor)
+        rollouts = self._maker.make(str(number), self._step, prompts)
         content = {"step": self._step, "after": list(after), "rollouts": [asdict(rollout) for rollout in rollouts]}
         on_first_rank(partial(self._keep, number, content), _DOING)
         return content
+
+    @staticmethod
+    def _taken(prompts: Prompts, cursor: Cursor) -> tuple[list[Prompt], Cursor]:
+        """What rank 0 reads, on all of them."""
+        taken = together(lambda: prompts.take(cursor) if dist.get_rank() == 0 else None, "cannot ask")
+        found = gather(taken)[0]
+        assert found is not None, "of rank 0"
+        return found
 
     def _keep(self, number: int, content: dict[str, Any]) -> None:
         self._folder.mkdir(exist_ok=True)

@@ -26,9 +26,16 @@ def make_liked(folder: Path, share: float, documents: int = 96) -> Path:
     """A finished corpus in `folder`, which is returned. Questions are two words, answers five, of which in the
     preferred one about a `share` are the favourite."""
     rng = np.random.default_rng(7)
-    with ShardWriter(folder / "train" / "shard-000000.tar") as writer:
+    for split, count in (("train", documents), ("valid", documents // 4)):
+        _write(folder / split / "shard-000000.tar", split, count, share, rng)
+    write_manifest(folder, name="liked", vocabulary=vocabulary(), codecs={"synthetic": {"seed": 7}})
+    return folder
+
+
+def _write(shard: Path, split: str, documents: int, share: float, rng: np.random.Generator) -> None:
+    with ShardWriter(shard) as writer:
         for number in range(documents):
-            document = f"d{number:04d}"
+            document = f"{split}-{number:04d}"
             plain = rng.choice(OTHERS, 5).tolist()
             liked = [FAVOURITE if rng.random() < share else word for word in plain]
             liked[0] = plain[0] if FAVOURITE in liked else f"{plain[0]} too"  # no pair of answers is alike
@@ -38,8 +45,6 @@ def make_liked(folder: Path, share: float, documents: int = 96) -> Path:
                 writer.write(
                     Utterance(f"{document}-{turn}", text, document, role=role, source="synthetic", licence="CC0-1.0")
                 )
-    write_manifest(folder, name="liked", vocabulary=vocabulary(), codecs={"synthetic": {"seed": 7}})
-    return folder
 
 
 def config_of(folder: Path, corpus: Path, **changes: Any) -> Config:

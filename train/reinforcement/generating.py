@@ -84,7 +84,7 @@ class TransformersGenerator:
             return []
         (end,) = {one.end for one in asked}
         batch = padded_prompts([list(one.ids) for one in asked], end, self._model.device)
-        drawing = _Drawing(self._vocabulary, end, [one.seed for one in asked])
+        drawing = _Drawing(self._allowed(end), [one.seed for one in asked])
         with torch.inference_mode():
             out = self._model.generate(
                 **batch,
@@ -103,14 +103,21 @@ class TransformersGenerator:
             found.append(Said(tuple(row[:count]), tuple(told[:count])))
         return found
 
+    def _allowed(self, end: int) -> torch.Tensor:
+        """Ids that can be drawn: int64, on the model's device."""
+        import torch
+
+        text = self._vocabulary.ranges[TEXT]
+        ids = [*text] if end in text else [*text, end]  # some tokenizers of text have the end as well
+        return torch.tensor(ids, device=self._model.device)
+
 
 class _Drawing:
-    """A logits processor that draws the next token of every row itself and leaves no other. Row r's draws come from
-    `seeds[r]` alone."""
+    """A logits processor that draws the next token of every row itself, one of the `allowed` ids, and leaves no other.
+    Row r's draws come from `seeds[r]` alone."""
 
-    def __init__(self, vocabulary: Vocabulary, end: int, seeds: Sequence[int]) -> None:
-        text = vocabulary.ranges[TEXT]
-        self._allowed = [*text, end] if end not in text else [*text]  # some tokenizers of text have the end as well
+    def __init__(self, allowed: torch.Tensor, seeds: Sequence[int]) -> None:
+        self._allowed = allowed
         self._rngs = [np.random.default_rng(seed) for seed in seeds]
         self.log_probs: list[torch.Tensor] = []  # float64 [rows], of each token drawn so far
 
@@ -119,7 +126,6 @@ class _Drawing:
         import torch
 
         told = scores.double().log_softmax(1)
-        allowed = torch.tensor(self._allowed, device=scores.device)
-        tokens = allowed[drawn(told[:, allowed].softmax(1), self._rngs)][:, None]
+        tokens = self._allowed[drawn(told[:, self._allowed].softmax(1), self._rngs)][:, None]
         self.log_probs.append(told.gather(1, tokens)[:, 0])
         return torch.full_like(scores, -torch.inf).scatter_(1, tokens, 0.0)

@@ -59,10 +59,14 @@ class Maker:
             judged += self._judged(rollouts[start : start + size])
         return judged
 
+    def clear(self) -> None:
+        """Remove what went to the generator. For one rank."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
     def _export(self, step: int) -> Path:
         """The policy's weights as they are now, as a folder of transformers."""
         out = self._folder / "hf"
-        on_first_rank(lambda: shutil.rmtree(self._folder, ignore_errors=True), _DOING)
+        on_first_rank(self.clear, _DOING)
         contents = Contents(
             state={},
             topology=asdict(self._config.parallel),

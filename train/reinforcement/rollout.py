@@ -57,15 +57,15 @@ class Rollout:
 
     def read_last(self, number: int) -> Target:
         """The target READ for one number of the whole sequence, at its last place."""
-        length = self._length
-        return self._read(slice(length - 1, length), number, 1)
+        return self._read(slice(self.length - 1, self.length), number, 1)
 
     @property
-    def _length(self) -> int:
+    def length(self) -> int:
+        """Tokens of the whole sequence."""
         return len(self.prompt) + len(self.answer) + len(self.rest)
 
     def _read(self, places: slice, first: int, count: int) -> Target:
-        values, weight = np.zeros(self._length, np.int64), np.zeros(self._length, np.float32)
+        values, weight = np.zeros(self.length, np.int64), np.zeros(self.length, np.float32)
         values[places], weight[places] = np.arange(first, first + count), 1
         return Target(values, weight)
 
@@ -77,9 +77,10 @@ def learnable(rollouts: Sequence[Rollout], vocabulary: Vocabulary, config: PPOCo
     advantages, returns = learnt_of(rewards, values, config)
     samples = []
     for rollout, advantage, value in zip(rollouts, advantages, returns, strict=True):
-        row = np.zeros((rollout._length, 4), np.float32)
+        row, weight = (np.zeros((rollout.length, 4), np.float32) for _ in range(2))
         row[rollout.places] = np.stack([np.asarray(rollout.policy), advantage, value, np.asarray(rollout.values)], 1)
-        samples.append(rollout.sample(vocabulary, {NUMBERS: Target(row, (row != 0).astype(np.float32))}))
+        weight[rollout.places] = 1
+        samples.append(rollout.sample(vocabulary, {NUMBERS: Target(row, weight)}))
     return samples
 
 

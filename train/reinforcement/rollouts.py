@@ -124,7 +124,9 @@ class Rollouts:
         self._go_to(int(state["step"]), Cursor(*state["lanes"][_CURSOR]))
 
     def close(self) -> None:
-        """Nothing is under way between steps."""
+        """Nothing is under way between steps; the last export of the policy is of no more use."""
+        if dist.get_rank() == 0:
+            self._maker.clear()
 
     def _go_to(self, step: int, cursor: Cursor) -> None:
         self._step, self._cursor, self._round = step, cursor, None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from data_pipeline.exported_model import load_exported, padded_prompts
+from data_pipeline.exported_model import padded_prompts, read_exported
 from data_pipeline.speech.continuing import drawn
 from data_pipeline.vocabulary import TEXT, Vocabulary
 
@@ -61,7 +61,7 @@ class TransformersGenerator:
 
     def take(self, export: Path) -> None:
         if self._model is None:
-            self._model = load_exported(
+            self._model = read_exported(
                 export, str(export), self._vocabulary.size, device=self._device, bf16=self._bf16
             )
             return

@@ -135,7 +135,8 @@ class Rollouts:
 
     def _begun(self, number: int, step: int) -> _Round:
         """Round `number`, of which `step` steps were handed out: made now, or as it was made before."""
-        kept = gather(self._kept(number, begun=step > 0) if dist.get_rank() == 0 else None)[0]
+        looked = together(lambda: self._kept(number, begun=step > 0) if dist.get_rank() == 0 else None, _DOING)
+        kept = gather(looked)[0]
         if kept is None:
             if step:
                 raise BadInput(

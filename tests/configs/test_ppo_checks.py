@@ -27,6 +27,7 @@ def test_step_audios_figures() -> None:
     assert rate_of_step(config, 81) == pytest.approx(1e-6, rel=1e-3)
     assert rate_of_step(config, config.train.steps) == pytest.approx(2e-7)
     check(stage(), 2)
+    check(stage(scale="small"), 1)
 
 
 @pytest.mark.parametrize(

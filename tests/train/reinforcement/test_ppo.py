@@ -16,6 +16,7 @@ from tests.train.reinforcement.liked import FAVOURITE, LONGEST, newest, ppo, rew
 from tests.train.runs import metrics, run_config, stage
 from tests.train.test_resume import faulty_stage, write
 from train.metrics import read_validation
+from train.report.charts import charts_of
 
 WARMUP = 4
 OF_A_ROUND = 2  # steps
@@ -69,6 +70,16 @@ def test_generator_and_trainer_agree_on_every_token(alone: list[dict[str, Any]],
     for one in said(first / "alone", 3):
         assert 1 <= len(one["answer"]) <= LONGEST
         assert one["ended"] or len(one["answer"]) == LONGEST
+
+
+def test_the_report_draws_reward_and_kl_of_rounds_and_of_held_out_questions(
+    alone: list[dict[str, Any]], first: Path
+) -> None:
+    charts = {chart.key: chart for chart in charts_of(alone, read_validation(first / "alone"), {})}
+    for key, name in (("ppo_reward", "ppo/reward"), ("ppo_kl", "ppo/kl")):
+        assert charts[key].lines[0].y == pytest.approx([line[name] for line in alone], rel=1e-3, abs=1e-6)
+        assert charts[key].dots[0].x == [0, len(alone)]
+    assert [line.name for line in charts["ppo_difference"].lines] == ["mean", "largest"]
 
 
 def test_a_round_begins_with_ratios_of_one(alone: list[dict[str, Any]]) -> None:

@@ -37,7 +37,7 @@ def test_step_audios_figures() -> None:
         ("ppo.prompts=33", "ppo.prompts=33 is no multiple of train.global_batch=16"),
         ("ppo.prompts=0", "ppo.prompts=0"),
         ("ppo.longest=512", "leaves no room for a question in train.sequence_length=512"),
-        ("ppo.critic_warmup=8", "ppo.critic_warmup=8 leaves the policy none of train.steps=8"),
+        ("ppo.critic_warmup=6", "ppo.critic_warmup=6 leaves the policy none of train.steps=6"),
         ("ppo.clip=1.0", "ppo.clip=1.0"),
         ("ppo.clip_value=0.0", "ppo.clip_value=0.0"),
         ("ppo.critic_lr=0.0", "ppo.critic_lr=0.0"),

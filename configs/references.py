@@ -2,7 +2,7 @@
 
 It stands for that stage's corpus in `corpus.folder`, in `codec.weights` (whose codebooks a corpus keeps), in the
 `corpus` of a mixture's source, and in `distillation.teacher` for what a teacher said of one; for its run folder in
-`evaluation.decoder` and `evaluation.vocoder`.
+`evaluation.decoder`, `evaluation.vocoder` and `ppo.reward`.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def replaced(config: Config, corpus_of: FolderOf, run_of: FolderOf) -> Config:
         codec=replace(config.codec, weights=weights),
         mixture=replace(config.mixture, sources=sources(config.mixture.sources)),
         distillation=replace(config.distillation, teacher=known(config.distillation.teacher)),
+        ppo=replace(config.ppo, reward=known(config.ppo.reward, run_of)),
         evaluation=replace(
             config.evaluation,
             decoder=known(config.evaluation.decoder, run_of),
@@ -56,6 +57,7 @@ def references(config: Config) -> Iterator[tuple[str, str]]:
     yield from _named("evaluation.decoder", config.evaluation.decoder)
     yield from _named("evaluation.vocoder", config.evaluation.vocoder)
     yield from _named("distillation.teacher", config.distillation.teacher)
+    yield from _named("ppo.reward", config.ppo.reward)
 
 
 def stage_in(value: str | None) -> str | None:

@@ -11,8 +11,13 @@ from runtime.exits import BadInput
 
 @lru_cache(1)
 def load_exported(folder: Path, what: str, rows: int, *, device: str | None = None, bf16: bool = False) -> Any:
+    """`read_exported`, one for all who ask."""
+    return read_exported(folder, what, rows, device=device, bf16=bf16)
+
+
+def read_exported(folder: Path, what: str, rows: int, *, device: str | None = None, bf16: bool = False) -> Any:
     """The model of `folder`, ready to generate, in fp32 or bfloat16. device: cpu, cuda or cuda:<n>; None: cuda if
-    there. One for all who ask.
+    there.
 
     Raises BadInput, which begins with `what` the folder is to the user, where it is no causal language model, or has
     fewer than `rows` rows in its vocabulary.

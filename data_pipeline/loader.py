@@ -7,8 +7,8 @@ Where world divides both lanes and global batch, these are whole lanes: those wi
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from configs.schema import Config
 from data_pipeline.batch import Pack
@@ -27,6 +27,39 @@ class _Step(NamedTuple):
     packs: list[Pack]
     states: dict[int, dict[str, Any]]  # of this rank's lanes, after these packs
     real: bool  # whether any pack holds samples
+
+
+class StepPacks(Protocol):
+    """What a training loop asks for this rank's packs of every step; `Loader` says what each of these is."""
+
+    bounded: bool
+    sources: tuple[str, ...]
+
+    @property
+    def damaged(self) -> dict[str, int]: ...
+
+    @property
+    def damaged_from(self) -> dict[str, int]: ...
+
+    @property
+    def ready(self) -> int: ...
+
+    @property
+    def position(self) -> int: ...
+
+    @property
+    def figures(self) -> Mapping[str, float]:
+        """What was measured of the packs that were handed out last, by the names that a step's record has for it."""
+
+    def has_next(self) -> bool: ...
+
+    def next_step(self) -> list[Pack]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class Loader:
@@ -81,6 +114,11 @@ class Loader:
     def ready(self) -> int:
         """Packs read ahead and waiting to be handed out."""
         return self._feed.ready
+
+    @property
+    def figures(self) -> Mapping[str, float]:
+        """None of its own."""
+        return {}
 
     @property
     def damaged_names(self) -> list[str]:

@@ -191,31 +191,20 @@ def export_run(config: Config) -> Path:
     """The newest usable checkpoint of a run as a Hugging Face folder, which is returned; adapter and encoder, which no
     class of transformers knows, as files beside."""
     from checkpoints.audio_input import export_audio_input
-    from checkpoints.convert import export_huggingface
     from checkpoints.readers import reading
     from checkpoints.store import newest_usable
-    from data_pipeline.vocabulary import Vocabulary
+    from train.exporting import export_language_model
 
     folder = Path(config.run.folder)
     checkpoint = newest_usable(folder / "checkpoints", log=_say)
     if checkpoint is None:
         raise BadInput(f"{folder} has no usable checkpoint to export")
-    vocabulary = Vocabulary.load(checkpoint)
     audio = audio_input_of(config)
     with reading(checkpoint), stoppable() as stop:
         if audio is not None:
             export_audio_input(checkpoint, folder / AUDIO_EXPORT, audio, config.export.dtype)
             _say(f"adapter exported to {folder / AUDIO_EXPORT}")
-        return export_huggingface(
-            checkpoint,
-            folder / EXPORT,
-            config.backbone,
-            vocabulary=vocabulary.describe(),
-            tokenizer_json=vocabulary.tokenizer_json,
-            token_names=[vocabulary.token_name(index) for index in range(vocabulary.text_size, vocabulary.size)],
-            dtype=config.export.dtype,
-            stop=stop,
-        )
+        return export_language_model(checkpoint, folder / EXPORT, config.backbone, dtype=config.export.dtype, stop=stop)
 
 
 def _say(line: str) -> None:

@@ -21,7 +21,7 @@ from configs.audio_input import audio_input_of
 from configs.compose import to_yaml
 from configs.parameter_names import is_added
 from configs.schema import Config, StageKind, Verification
-from data_pipeline.loader import Loader, merge_states
+from data_pipeline.loader import StepPacks, merge_states
 from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
 from runtime.run_files import CONFIG_FILE
@@ -53,7 +53,7 @@ class Checkpoints:
         self,
         config: Config,
         engine: Engine,
-        loader: Loader,
+        loader: StepPacks,
         vocabulary: Vocabulary,
         journal: Journal | None,
         say: Callable[[str], None],

@@ -104,5 +104,5 @@ def _losses(record: Mapping[str, Any]) -> str:
     terms = {name: value for name, value in terms.items() if "/" not in name}
     if terms.get("lm") == record.get("loss"):
         terms.pop("lm", None)
-    shown = {"loss": record.get("loss"), **terms}
+    shown = {"loss": record.get("loss"), **terms, **{name: record.get(f"ppo/{name}") for name in ("reward", "kl")}}
     return "  ".join(f"{name} {value:7.4f}" for name, value in shown.items() if value is not None)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from configs.audio_input import audio_input_of
+from configs.checks.ppo import PPO
 from configs.schema import AttentionKernel, Config, EngineConfig, ParallelConfig, Precision
 from data_pipeline.batch import Pack
 from data_pipeline.packing import slots_between
@@ -77,8 +78,10 @@ def check_export(config: Config, stop: StopFlag) -> None:
     folder = Path(config.run.folder)
     if not (folder / EXPORT / "config.json").is_file():
         raise BadInput(f"{folder / EXPORT} holds no export; make it with: megaphone checkpoint export {folder}")
+    comparing = config.stage.objective == PPO  # of its models this is the policy, over whole pairs
     alone = replace(
         config,
+        stage=replace(config.stage, objective="dpo") if comparing else config.stage,
         parallel=ParallelConfig(),
         engine=EngineConfig(),
         train=replace(

@@ -108,9 +108,10 @@ class Journal:
         self._console.step(record)
         self._tracker.log(record, progress.step)
 
-    def validation(self, step: int, terms: dict[str, float], seconds: float) -> None:
-        """One line of validation.jsonl."""
-        record = {"step": step, "loss": terms[self._main], **_named_losses(terms), "seconds": seconds}
+    def validation(self, step: int, terms: dict[str, float], figures: Mapping[str, float], seconds: float) -> None:
+        """One line of validation.jsonl: losses, or other `figures` by the names that they have there."""
+        losses = {"loss": terms[self._main], **_named_losses(terms)} if terms else {}
+        record = {"step": step, **losses, **figures, "seconds": seconds}
         self._log.validation(record)
         self._console.validation(record)
         self._tracker.log(record, step, prefix="validation/")
@@ -214,6 +215,11 @@ def _summary(validations: list[dict[str, Any]], entropy: float) -> list[str]:
         )
     if "loss/text" in after:
         lines.append(f"text validation loss {before.get('loss/text', float('nan')):.3f} -> {after['loss/text']:.3f}")
+    if "ppo/reward" in after:
+        lines.append(
+            f"reward of answers to held-out questions {before['ppo/reward']:.3f} -> {after['ppo/reward']:.3f}, at a "
+            f"KL of {after['ppo/kl']:.3f} nats an answer to the reference"
+        )
     if "loss/text_shuffled" in after:
         control = after["loss/text_shuffled"]
         lines.append(

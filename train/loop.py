@@ -20,18 +20,20 @@ from checkpoints.maps import check_architecture
 from checkpoints.vocabulary_surgery import spread
 from configs.audio_input import audio_input_of
 from configs.checks import check
+from configs.checks.ppo import PPO
 from configs.schema import Config, StageKind
 from data_pipeline.batch import Batch, Pack, collate
 from data_pipeline.build import corpus_folder
 from data_pipeline.corpus import Corpus
 from data_pipeline.layouts import layouts_of
-from data_pipeline.loader import control_packs, make_loader, validation_packs
+from data_pipeline.loader import StepPacks, control_packs, make_loader, validation_packs
 from runtime import startup
-from runtime.exits import Halted, StoppedEarly
+from runtime.exits import BadInput, Halted, StoppedEarly
 from runtime.signals import StopFlag
 from train import reference, weights
 from train.checkpointing import Checkpoints
 from train.engines import process_groups
+from train.engines.actor_critic import ActorCritic
 from train.engines.build import build_engine
 from train.engines.protocol import Engine, Outcome
 from train.journal import Journal
@@ -45,10 +47,13 @@ from train.objectives.objective import Referring, StageObjective
 from train.observe.observer import Observer
 from train.observe.phases import CHECKPOINT, INCIDENT, VALIDATION
 from train.progress import Feeding, Progress, Tally
+from train.reinforcement import judges
+from train.reinforcement.prompts import check_prompts
+from train.reinforcement.rollouts import Rollouts
 from train.resilience import incidents, watchdog
 from train.resilience.guard import Action, Guard
 from train.resilience.heartbeats import Pulse
-from train.schedule import learning_rate
+from train.schedule import rate_of_step
 
 
 def train(config: Config, stop: StopFlag) -> None:
@@ -102,6 +107,8 @@ def _check_model(config: Config) -> None:
     check_architecture(config)
     check_layouts(layouts, audio_input_of(config))
     check_objective(config.stage.objective, layouts)
+    if config.stage.objective == PPO:
+        check_prompts(layouts)
     check_kernel(config)
 
 
@@ -118,9 +125,13 @@ class Stage:
         self.stop = stop
         self.progress = Progress()
         ranks = {"rank": engine.data_rank, "world": engine.data_size}
-        self.loader = make_loader(config, corpus, split="train", **ranks)
+        self.loader: StepPacks = (
+            Rollouts(config, corpus, engine, partial(self._between, "answering"))
+            if isinstance(engine, ActorCritic)
+            else make_loader(config, corpus, split="train", **ranks)
+        )
         self.feeding = Feeding(self.loader, corpus.vocabulary)
-        self.validation = validation_packs(config, corpus, **ranks)
+        self.validation = [] if isinstance(engine, ActorCritic) else validation_packs(config, corpus, **ranks)
         self.control = control_packs(config, corpus, **ranks)
         self.journal: Journal | None = None
         if dist.get_rank() == 0:
@@ -172,6 +183,8 @@ class Stage:
                 self.journal.close()
 
     def evaluate(self) -> None:
+        if isinstance(self.engine, ActorCritic):
+            raise BadInput("stage.objective=ppo is measured as it trains, by its own answers: see validation.jsonl")
         checkpoint = self.checkpoints.load_newest()
         self.progress.step = step_of(checkpoint) or 0
         self._refer()
@@ -182,6 +195,8 @@ class Stage:
 
     def _start(self) -> None:
         """Go on from the newest usable checkpoint of this run, else from the weights that the stage names."""
+        if isinstance(self.engine, ActorCritic):
+            judges.take(self.config, self.engine, self.corpus.vocabulary)
         progress = self.checkpoints.resume()
         if progress is not None:
             self.progress = progress
@@ -205,15 +220,16 @@ class Stage:
         """Give an objective that compares with the stage's first weights what those say."""
         if isinstance(self.objective, Referring):
             begun = self.progress.step > 0
-            self._at("measuring the first weights")
+            between = partial(self._between, "measuring the first weights")
             found = reference.measured(
-                self.config, self.corpus, self.engine, self.objective, begun=begun, between=self._between_parts
+                self.config, self.corpus, self.engine, self.objective, begun=begun, between=between
             )
             self.objective.references.update(found)
 
-    def _between_parts(self) -> None:
+    def _between(self, phase: str) -> None:
+        """Between two parts of something long, which all ranks do: they leave together, or go on."""
         self._stop_if_asked()
-        self._at("measuring the first weights")
+        self._at(phase)
 
     def _note_start(self) -> None:
         """Once, after the first step: write down what the time to it went into."""
@@ -234,9 +250,10 @@ class Stage:
         packs, waited = self._next_packs()
         if packs is None:
             return False
+        observed |= self.loader.figures
         startup.passed("first batch")
         self._at("training")
-        rate = learning_rate(self.config.optimizer, step, self.config.train.steps)
+        rate = rate_of_step(self.config, step)
         fed = self.feeding.tally(packs)
         outcome = self.engine.train_step(
             self._micro_batches(packs), rate, fed.numbers(), self._accept, norms=self.observer.norms_due(step)
@@ -376,10 +393,12 @@ class Stage:
     def _validate(self) -> None:
         started = time.perf_counter()
         with self.observer.between_steps(VALIDATION):
-            terms = self._measure()
+            terms, figures = (
+                ({}, self.loader.measured()) if isinstance(self.loader, Rollouts) else (self._measure(), {})
+            )
         self.progress.validated = self.progress.step
         if self.journal:
-            self.journal.validation(self.progress.step, terms, time.perf_counter() - started)
+            self.journal.validation(self.progress.step, terms, figures, time.perf_counter() - started)
 
     def _measure(self) -> dict[str, float]:
         """Losses over the fixed validation packs, and of text that was given another one's sound. A stop signal

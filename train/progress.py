@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.batch import Pack
-from data_pipeline.loader import Loader
+from data_pipeline.loader import StepPacks
 from data_pipeline.sample_bytes import DAMAGE_KINDS, LEFT_OUT_KINDS
 from data_pipeline.vocabulary import Vocabulary
 
@@ -92,7 +92,7 @@ class Tally:
 class Feeding:
     """Tallies what a loader hands out, step by step."""
 
-    def __init__(self, loader: Loader, vocabulary: Vocabulary) -> None:
+    def __init__(self, loader: StepPacks, vocabulary: Vocabulary) -> None:
         self._loader = loader
         self._vocabulary = vocabulary
         self.restart()

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import math
 
-from configs.schema import OptimizerConfig, Schedule
+from configs.checks.ppo import PPO
+from configs.schema import Config, OptimizerConfig, Schedule
+
+
+def rate_of_step(config: Config, step: int) -> float:
+    """Rate of a stage's `step`-th step; 0 while a critic warms up, after which the policy's steps are counted."""
+    before = config.ppo.critic_warmup if config.stage.objective == PPO else 0
+    return learning_rate(config.optimizer, step - before, config.train.steps - before) if step > before else 0.0
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:

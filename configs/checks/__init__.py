@@ -19,6 +19,7 @@ from configs.checks.loss import check_loss
 from configs.checks.merge import check_merge
 from configs.checks.observe import check_observe
 from configs.checks.pipeline import check_micro_batches, check_pipeline
+from configs.checks.ppo import check_ppo
 from configs.checks.preference import PAIRS, check_preference
 from configs.checks.quality import check_alignment, check_quality
 from configs.checks.resilience import check_resilience
@@ -53,6 +54,7 @@ def check(config: Config, processes: int | None = None) -> None:
     check_observe(config, processes)
     check_loss(config)
     check_preference(config)
+    check_ppo(config)
     check_merge(config)
     check_distillation(config)
     check_generation(config)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from math import inf
 
+from configs.checks.ppo import PPO
 from configs.schema import Config
 from runtime.exits import BadInput
 
-PAIRS = ("dpo", "reward")  # objectives whose data are pairs
+PAIRS = ("dpo", "reward", PPO)  # objectives whose data are pairs
 
 
 def check_preference(config: Config) -> None:

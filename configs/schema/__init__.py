@@ -51,6 +51,7 @@ from configs.schema.model import (
 )
 from configs.schema.notify import Event, NotifyConfig
 from configs.schema.observe import ObserveConfig, ProfileConfig
+from configs.schema.ppo import PPOConfig
 from configs.schema.preference import PreferenceConfig
 from configs.schema.resilience import OnIncident, ResilienceConfig
 from configs.schema.training import (
@@ -116,6 +117,7 @@ __all__ = [
     "ObserveConfig",
     "OnIncident",
     "OptimizerConfig",
+    "PPOConfig",
     "ParallelConfig",
     "ParameterGroupConfig",
     "Positions",
@@ -165,6 +167,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
     merge: MergeConfig = field(default_factory=MergeConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)

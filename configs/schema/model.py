@@ -132,7 +132,8 @@ class StageConfig:
     kind: StageKind = StageKind.train
     # pretrain or sft: both predict the next token where the layouts weigh it; sft asks for a layout of chats. distill:
     # the same, and follows a teacher (DistillationConfig). dpo or reward: over a layout of pairs, a policy learns what
-    # was preferred, or a reward model to tell (PreferenceConfig). Of kind decoder: flow (codes to mel) or vocoder (mel
+    # was preferred, or a reward model to tell (PreferenceConfig). ppo: over the questions of such a layout, a policy
+    # learns what a reward model likes of its answers (PPOConfig). Of kind decoder: flow (codes to mel) or vocoder (mel
     # to wave)
     objective: str = "pretrain"
     weights: str = "backbone"  # "backbone", the name of an earlier stage, or a native checkpoint folder

@@ -114,7 +114,7 @@ class OptimizerConfig:
 @dataclass
 class TrainConfig:
     steps: int = 100
-    global_batch: int = 8  # packs a step, over all ranks
+    global_batch: int = 8  # packs a step, over all ranks; of stage.objective=ppo: answers
     micro_batch: int = 1  # packs a forward pass
     sequence_length: int = 1024  # tokens a pack
     seed: int = 1234
@@ -124,7 +124,7 @@ class TrainConfig:
     deterministic: bool = True
     log_samples: bool = False  # global sample ids of every step in metrics.jsonl
     validate_every: int = 100  # steps; validation also runs before the first step and after the last; 0: never
-    validation_packs: int = 32
+    validation_packs: int = 32  # of stage.objective=ppo: questions
 
 
 @dataclass

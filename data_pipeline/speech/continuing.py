@@ -148,10 +148,18 @@ class CodesOnly:
             falling, order = chances.sort(dim=1, descending=True, stable=True)
             kept = falling.cumsum(1) - falling < self._sampling.top_p
             chances = torch.zeros_like(chances).scatter(1, order, torch.where(kept, falling, 0.0))
-        uniform = torch.tensor([rng.random() for rng in self._rngs], dtype=torch.float64, device=logits.device)
-        reached = chances.cumsum(1)
-        place = torch.searchsorted(reached, (uniform * reached[:, -1])[:, None], right=True)
-        return place.clamp(max=logits.shape[1] - 1)[:, 0]
+        return drawn(chances, self._rngs)
+
+
+def drawn(chances: torch.Tensor, rngs: Sequence[np.random.Generator]) -> torch.Tensor:
+    """A column for each row of `chances`, float64 [rows, columns], by inverting the distribution at the next uniform
+    number of the row's own generator: int64 [rows]."""
+    import torch
+
+    uniform = torch.tensor([rng.random() for rng in rngs], dtype=torch.float64, device=chances.device)
+    reached = chances.cumsum(1)
+    place = torch.searchsorted(reached, (uniform * reached[:, -1])[:, None], right=True)
+    return place.clamp(max=chances.shape[1] - 1)[:, 0]
 
 
 def tables_in_turn(vocabulary: Vocabulary) -> list[range]:

@@ -84,7 +84,7 @@ def test_deepspeed_adds_bf16_gradients_up_in_fp32_alone(base: Config) -> None:
         ("engine.name=other", "engine.name=other: not one of megatron"),
         ("optimizer.name=sgd", "optimizer.name=sgd: not one of adamw"),
         ("tracker.wandb=sometimes", "not one of offline, online, disabled"),
-        ("stage.objective=ppo", "stage.objective=ppo"),
+        ("stage.objective=grpo", "stage.objective=grpo"),
         ("optimizer.lr_multipliers={'heads':2}", "optimizer.lr_multipliers.heads: no such group"),
         ("optimizer.lr_multipliers={'head':-2}", "has to be 0 or above"),
         ("backbone.tied_embeddings=true optimizer.lr_multipliers={'head':2}", "the head is tied to the embedding"),

@@ -72,6 +72,7 @@ def dry_run(
     """
     from configs.audio_input import audio_input_of
     from configs.checks import check
+    from configs.checks.ppo import PPO
     from data_pipeline.layouts import layouts_of
     from train.dryrun.rank import build_rank
     from train.dryrun.ranks import Exchange, Waiting, world_of
@@ -82,6 +83,9 @@ def dry_run(
     if config.encoder is not None:  # nothing is read here
         config = replace(config, encoder=replace(config.encoder, weights=None))
     rows = vocabulary_rows(config)
+    if config.stage.objective == PPO:
+        config = replace(config, stage=replace(config.stage, objective="sft"))
+        say("of stage.objective=ppo the policy alone is built: critic, reward model and reference come beside it")
     if step and config.backbone.experts is not None:
         step = False
         say("where tokens go among experts depends on data, which is not here: ranks are built, and no step is run")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from configs.checks.distillation import DISTILL
+from configs.checks.ppo import PPO
 from configs.checks.preference import PAIRS
 from configs.schema import Config, StageKind
 from data_pipeline.corpus import Corpus
@@ -14,6 +15,7 @@ from train.objectives.decoding import decoding
 from train.objectives.distillation import Distillation
 from train.objectives.next_token import NextToken, told_apart
 from train.objectives.objective import StageObjective
+from train.objectives.ppo import ProximalPolicy
 from train.objectives.preference import DirectPreference
 from train.objectives.reward import BradleyTerry
 
@@ -32,6 +34,8 @@ def objective_over(config: Config, modalities: tuple[str, ...], sources: tuple[s
     """The same over a vocabulary's modalities, text first, and the sources to be told apart."""
     if config.stage.objective == "dpo":
         return DirectPreference(modalities, config.preference, config.loss)
+    if config.stage.objective == PPO:
+        return ProximalPolicy(config.ppo, config.loss.chunk)
     if config.stage.objective == "reward":
         return BradleyTerry()
     return NextToken(modalities, config.loss, sources)

@@ -138,6 +138,11 @@ def charts_of(metrics: Sequence[Record], validation: Sequence[Record], entropy: 
             number="loss",
             logarithmic=True,
         ),
+        chart("ppo_reward", "Reward", _REWARD, _OF_REWARD, dots=_validation_dots(validation, _OF_REWARD), tight=True),
+        chart("ppo_kl", "KL to the reference", _KL, _OF_KL, dots=_validation_dots(validation, _OF_KL), number="loss"),
+        chart("ppo_answers", "Answers", "tokens, a mean over a round", {"length": "ppo/length"}),
+        chart("ppo_entropy", "Entropy of the policy", "nats a token", {"all": "ppo/entropy"}, number="loss"),
+        chart("ppo_difference", "Generator and trainer", _APART, dict(_DIFFERENCES), logarithmic=True, **_TINY),
         _joined(chart("lr", "Learning rate", "by parameter group", dict(rates), number="scientific")),
         chart("grad_norm", "Gradient norm", "before clipping", {"all": "grad_norm"}, number="loss", logarithmic=True),
         chart("throughput", "Throughput", "tokens a second", {"all": "tokens_per_second"}),
@@ -159,6 +164,12 @@ def charts_of(metrics: Sequence[Record], validation: Sequence[Record], entropy: 
     return [chart for chart in found if chart.lines or chart.dots]
 
 
+_REWARD = "the reward model's, a mean over answers; the line is of rounds, dots are held-out questions"
+_KL = "nats an answer; the line is of rounds, dots are held-out questions"
+_OF_REWARD, _OF_KL = {"all": "ppo/reward"}, {"all": "ppo/kl"}
+_APART = "absolute difference of a token's log-probabilities, in nats"
+_DIFFERENCES = {"mean": "ppo/difference", "largest": "ppo/difference_max"}
+_TINY: dict[str, Any] = {"number": "scientific"}
 _MFU = "of the devices' dense peak; HFU counts what is computed again"
 _TIME = "share of the step, on rank 0"
 _UPDATES = "norm of a step's update over that of the parameters"

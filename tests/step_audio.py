@@ -20,7 +20,7 @@ SMALL = {  # corpora of stages that keep to the scale's
     "corpus.validation_share": 0.3,
 }
 FEW = {"corpus.speech.options.topics": ["food"], "corpus.validation_share": 0.3}  # of those that converse
-UNREAD = ("continuation", "interleaving", "sft_tts", "sft_chat", "dpo")  # no later stage asks for their exports
+UNREAD = ("continuation", "interleaving", "sft_tts", "sft_chat", "ppo", "dpo")  # no later stage asks for their exports
 SAID: dict[str, dict[str, Any]] = {
     "data_engine": {"generation": {"utterances": 6, "shard": 3, "seconds_per_character": 0.02}},
     "distil": {"mixture.sources.tts.filter": None},  # models of a few steps hardly end what they say
@@ -64,3 +64,13 @@ def start(recipe: Path, run: Path, *, cache: Path, output: int | IO[str] = subpr
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def finished(launcher: subprocess.Popen[str], *, seconds: float) -> tuple[int, str]:
+    """Exit code and output of a launcher; one that takes longer is killed."""
+    try:
+        said = launcher.communicate(timeout=seconds)[0]
+    except subprocess.TimeoutExpired:
+        launcher.kill()
+        raise
+    return launcher.returncode, said

@@ -17,9 +17,8 @@ pytestmark = pytest.mark.timeout(900)
 def test_every_stage_from_nothing_to_a_sound_and_the_same_command_again(tmp_path: Path) -> None:
     stages = step_audio.reduced(tmp_path / "recipe", steps=2, save_every=2)
     run = tmp_path / "run"
-    first = step_audio.start(tmp_path / "recipe", run, cache=tmp_path / "cache")
-    said = first.communicate(timeout=800)[0]
-    assert first.returncode == DONE, said[-4000:]
+    code, said = step_audio.finished(step_audio.start(tmp_path / "recipe", run, cache=tmp_path / "cache"), seconds=800)
+    assert code == DONE, said[-4000:]
     report = (run / "report.html").read_text()
     for name in stages:
         assert json.loads((run / name / "results.json").read_text())["status"] == "finished", name
@@ -28,6 +27,5 @@ def test_every_stage_from_nothing_to_a_sound_and_the_same_command_again(tmp_path
     assert sounds and all(soundfile.info(sound).duration > 0 for sound in sounds)
     assert "<audio " in report
 
-    again = step_audio.start(tmp_path / "recipe", run, cache=tmp_path / "cache")
-    said = again.communicate(timeout=120)[0]
-    assert again.returncode == DONE and "step " not in said, said[-4000:]
+    code, said = step_audio.finished(step_audio.start(tmp_path / "recipe", run, cache=tmp_path / "cache"), seconds=80)
+    assert code == DONE and "step " not in said, said[-4000:]

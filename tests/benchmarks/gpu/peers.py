@@ -1,0 +1,171 @@
+"""What a user would take instead, on the same packs: transformers' Llama, compiled, with torch's fused AdamW.
+
+Weights and Adam's moments are fp32, products bf16 by autocast, as transformers' Trainer has them with `bf16=True`; a
+gradient's norm is clipped at 1, as ours. Layers and the loss are compiled by themselves, which computes what compiling
+the whole model does in a tenth of the compiler's time. A row goes in with `position_ids` that begin again at each
+sample, from which transformers makes its mask: by flash-attn where that is installed, else by FlexAttention, and where
+that fails by SDPA with a mask of the whole row. What was tried and failed is told.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from typing import Any
+
+from tests.benchmarks.gpu import training
+from tests.benchmarks.gpu.shapes import Scale, backbone
+
+import torch
+
+from configs.schema import BackboneConfig
+from data_pipeline.batch import Pack
+from train.engines import process_groups
+
+Row = dict[str, torch.Tensor]
+
+
+def transformers(
+    scale: Scale, *, shape: str, packs: int, micro_batches: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    place = training.device()
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    config = training.config_of(backbone(shape, "rope", scale), scale, packs)
+    data = training.data_of(scale, packs, micro_batches)
+    failed: list[str] = []
+    for attention, compiled in _ways(place):
+        try:
+            model = llama(config.backbone, scale.ids.rows, attention, place)
+            found = _measured(model, data, packs, scale, place, compiled)
+        except torch.OutOfMemoryError as error:
+            yield "", {"failed": f"out of memory: {str(error).splitlines()[0]}", "attention": attention, "tried": failed}
+            return
+        except Exception as error:  # whatever a library says: the next way may do
+            failed.append(f"{attention}{', compiled' if compiled else ''}: {str(error).splitlines()[0][:200]}")
+            model = None
+            training.free()
+            continue
+        found |= {"attention": attention, "compiled": compiled, "tried": failed}
+        yield "", found | training.speed(config, scale, data, found["step_seconds"], place)
+        return
+    raise RuntimeError("; ".join(failed))
+
+
+def _ways(place: torch.device) -> list[tuple[str, bool]]:
+    """Attention and whether to compile, best first. On a CPU nothing is compiled: it would take most of the time."""
+    if place.type != "cuda":
+        return [("sdpa", False)]
+    flash = [("flash_attention_2", True)] if importlib.util.find_spec("flash_attn") else []
+    return [*flash, ("flex_attention", True), ("sdpa", True), ("sdpa", False)]
+
+
+def llama(shape: BackboneConfig, rows: int, attention: str, place: torch.device) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=rows,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.ffn,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=shape.max_positions,
+        tie_word_embeddings=shape.tied_embeddings,
+        attn_implementation=attention,
+        use_cache=False,
+    )
+    torch.manual_seed(0)
+    with place:
+        return LlamaForCausalLM(config)
+
+
+def _measured(
+    model: Any, data: list[list[Pack]], packs: int, scale: Scale, place: torch.device, compiled: bool
+) -> dict[str, Any]:
+    if compiled:
+        for layer in model.model.layers:
+            layer.compile()
+        model.loss_function = torch.compile(model.loss_function)
+    adam = torch.optim.AdamW(model.parameters(), lr=training.LEARNING_RATE, fused=True, **training.ADAM)
+
+    def step(number: int) -> float:
+        rows, count = _rows(data[number % len(data)], packs, place)
+        total = torch.zeros((), device=place)
+        for row in rows:
+            with torch.autocast(place.type, torch.bfloat16):
+                loss = model(**row, num_items_in_batch=count).loss
+            loss.backward()
+            total += loss.detach()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        adam.step()
+        adam.zero_grad()
+        return float(total)
+
+    return training.timed(step, scale, place)
+
+
+def _rows(chosen: list[Pack], packs: int, place: torch.device) -> tuple[list[Row], int]:
+    """Rows of a step, of so many packs each, on the device, and how many labels they have altogether."""
+    rows = [_row(chosen[start : start + packs], place) for start in range(0, len(chosen), packs)]
+    return rows, training.predicted(chosen)
+
+
+def _row(packs: list[Pack], place: torch.device) -> Row:
+    """transformers shifts labels itself, so a sample's first is what its neighbour must not predict."""
+
+    def joined(name: str) -> torch.Tensor:
+        parts = [torch.from_numpy(getattr(pack, name)) for pack in packs]
+        whole = torch.cat(parts)[None]
+        return (whole.pin_memory() if place.type == "cuda" else whole).to(place, non_blocking=True)
+
+    ids, positions = joined("tokens"), joined("positions")
+    return {"input_ids": ids, "position_ids": positions, "labels": torch.where(positions == 0, -100, ids)}
+
+
+# --- DeepSpeed ------------------------------------------------------------------------------------------------------
+
+
+def deepspeed(scale: Scale, *, shape: str, packs: int, micro_batches: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """ZeRO-1 around the same model, in bf16 with its own fp32 weights, given the same AdamW."""
+    import deepspeed as library
+
+    place = training.device()
+    config = training.config_of(backbone(shape, "rope", scale), scale, packs)
+    process_groups.join(config.parallel)
+    data = training.data_of(scale, packs, micro_batches)
+    attention, compiled = _ways(place)[0]
+    model = llama(config.backbone, scale.ids.rows, attention, place)
+    if compiled:
+        for layer in model.model.layers:
+            layer.compile()
+        model.loss_function = torch.compile(model.loss_function)
+    adam = torch.optim.AdamW(model.parameters(), lr=training.LEARNING_RATE, fused=True, **training.ADAM)
+    engine, *_ = library.initialize(model=model, optimizer=adam, config=_settings(micro_batches))
+
+    def step(number: int) -> float:
+        rows, count = _rows(data[number % len(data)], packs, place)
+        total = torch.zeros((), device=place)
+        for row in rows:
+            # The engine divides by the number of micro-batches, transformers by the labels of all of them.
+            loss = engine(**row, num_items_in_batch=count).loss * micro_batches
+            engine.backward(loss)
+            engine.step()
+            total += loss.detach() / micro_batches
+        return float(total)
+
+    found = training.timed(step, scale, place) | {"attention": attention, "compiled": compiled}
+    yield "", found | training.speed(config, scale, data, found["step_seconds"], place)
+
+
+def _settings(micro_batches: int) -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": micro_batches,
+        "gradient_clipping": 1.0,
+        "bf16": {"enabled": True},
+        "zero_optimization": {"stage": 1},
+        "zero_allow_untested_optimizer": True,
+    }
+
+

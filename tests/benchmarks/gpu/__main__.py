@@ -21,11 +21,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(ROOT))
-
 from tests.benchmarks.gpu import libraries, runner, table
 from tests.benchmarks.gpu.plan import CHECK, MEASUREMENTS, Measurement
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def main() -> int:
@@ -91,7 +90,8 @@ def _measured(
         shutil.rmtree(scratch, ignore_errors=True)
     print("\n" + "\n".join(table.lines(results)))
     print(f"\n{file}\n{log_file}")
-    return 1 if any(table.failures({n: f for n, f in results["measurements"].items() if f["state"] != "skipped"})) else 0
+    measured = {name: one for name, one in results["measurements"].items() if one["state"] != "skipped"}
+    return 1 if any(table.failures(measured)) else 0
 
 
 def _commit() -> str | None:

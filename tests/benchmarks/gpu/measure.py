@@ -17,6 +17,9 @@ def main() -> None:
     name, scale_name = sys.argv[1:]
     warnings.filterwarnings("ignore")
     measurement = by_name(name)
+    from train.engines.cuda_on_cpu import emulate_cuda
+
+    emulate_cuda()
     call = measurement.load()  # imports, while another measurement has the device
     from tests.benchmarks.gpu import shapes
 

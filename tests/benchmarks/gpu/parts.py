@@ -8,17 +8,15 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
-
-from tests.benchmarks.gpu import training
-from tests.benchmarks.gpu.shapes import BACKBONES, Scale
-
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
 
 from configs.schema import DecoderConfig
 from data_pipeline.audio import SAMPLE_RATE
 from data_pipeline.batch import Waves
+from tests.benchmarks.gpu import training
+from tests.benchmarks.gpu.shapes import BACKBONES, Scale
 from train.models.decoder.flow import draw
 from train.models.decoder.learning import FLOW, FlowTask, TrainedFlow
 from train.models.heads.terms import Targets
@@ -124,12 +122,15 @@ def flow(scale: Scale) -> Iterator[tuple[str, dict[str, Any]]]:
         adam.zero_grad()
 
     one = _seconds(step, place)
-    yield "training", {
-        "seconds": one,
-        "sound_a_second": samples * seconds / one,
-        "gib": _peak(step, place),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-    }
+    yield (
+        "training",
+        {
+            "seconds": one,
+            "sound_a_second": samples * seconds / one,
+            "gib": _peak(step, place),
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        },
+    )
 
     @torch.no_grad()
     def say() -> None:

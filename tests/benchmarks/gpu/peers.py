@@ -13,21 +13,18 @@ import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
-from tests.benchmarks.gpu import training
-from tests.benchmarks.gpu.shapes import Scale, backbone
-
 import torch
 
 from configs.schema import BackboneConfig
 from data_pipeline.batch import Pack
+from tests.benchmarks.gpu import training
+from tests.benchmarks.gpu.shapes import Scale, backbone
 from train.engines import process_groups
 
 Row = dict[str, torch.Tensor]
 
 
-def transformers(
-    scale: Scale, *, shape: str, packs: int, micro_batches: int
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def transformers(scale: Scale, *, shape: str, packs: int, micro_batches: int) -> Iterator[tuple[str, dict[str, Any]]]:
     place = training.device()
     if place.type == "cuda":
         torch.cuda.set_device(place)
@@ -39,7 +36,10 @@ def transformers(
             model = llama(config.backbone, scale.ids.rows, attention, place)
             found = _measured(model, data, packs, scale, place, compiled)
         except torch.OutOfMemoryError as error:
-            yield "", {"failed": f"out of memory: {str(error).splitlines()[0]}", "attention": attention, "tried": failed}
+            yield (
+                "",
+                {"failed": f"out of memory: {str(error).splitlines()[0]}", "attention": attention, "tried": failed},
+            )
             return
         except Exception as error:  # whatever a library says: the next way may do
             failed.append(f"{attention}{', compiled' if compiled else ''}: {str(error).splitlines()[0][:200]}")
@@ -167,5 +167,3 @@ def _settings(micro_batches: int) -> dict[str, Any]:
         "zero_optimization": {"stage": 1},
         "zero_allow_untested_optimizer": True,
     }
-
-

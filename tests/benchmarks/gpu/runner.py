@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -53,11 +54,9 @@ class Process:
         assert self._process.stdin is not None
         began = time.monotonic()
         found |= {"state": "failed", "parts": {}}
-        try:
+        with suppress(BrokenPipeError):  # it died while importing; its last lines say why
             self._process.stdin.write("go\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it died while importing; its last lines say why
         try:
             while (line := self._lines.get(timeout=max(0.0, began + seconds - time.monotonic()))) is not None:
                 if not line.startswith(MARK):
@@ -82,14 +81,10 @@ class Process:
 
     def end(self) -> None:
         """End it, and all that it has started."""
-        try:
-            self._process.wait(timeout=0.5 if self._process.poll() is None else None)
-        except subprocess.TimeoutExpired:
-            pass
-        try:
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=0.5)
+        with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self._process.wait()
 
 

@@ -1,4 +1,4 @@
-"""A training step of our Megatron engine: tokens a second, MFU, memory, where its time goes, who makes the host wait."""
+"""A training step of our Megatron engine: tokens a second, MFU, memory, where its time goes, where the host waits."""
 
 from __future__ import annotations
 
@@ -12,17 +12,13 @@ from statistics import median
 from typing import Any
 from unittest import mock
 
-from tests.benchmarks.gpu import older_torch
-from tests.benchmarks.gpu.rows import MODALITIES, attended, packed_rows, predicted, real_tokens
-from tests.benchmarks.gpu.shapes import Scale, backbone
-from train.engines.cuda_on_cpu import emulate_cuda
-
-emulate_cuda()
-
 import torch
 
 from configs.schema import BackboneConfig, Config, Precision, Recompute, RecomputeMethod
 from data_pipeline.batch import Batch, Pack, collate
+from tests.benchmarks.gpu import older_torch
+from tests.benchmarks.gpu.rows import MODALITIES, attended, packed_rows, predicted, real_tokens
+from tests.benchmarks.gpu.shapes import Scale, backbone
 from train.engines import megatron, process_groups
 from train.engines.megatron import MegatronEngine
 from train.flops import Recomputed, StepFlops, device_peak_flops, step_flops
@@ -121,7 +117,7 @@ def free() -> None:
         torch.cuda.empty_cache()
 
 
-# --- what is measured, of ours and of the others ------------------------------------------------------------------------
+# --- what is measured, of ours and of the others ----------------------------------------------------------------------
 
 
 def timed(step: Callable[[int], float], scale: Scale, place: torch.device) -> dict[str, Any]:
@@ -196,7 +192,7 @@ def _short(file: str) -> str:
 
 
 def profile(step: Callable[[], Any], place: torch.device) -> dict[str, Any]:
-    """The kernels (on a CPU, operators) that one step spends most time in, and the share of it that the device works."""
+    """The kernels (on a CPU, operators) that a step spends most time in, and the share of it that the device works."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 

@@ -79,7 +79,7 @@ def test_norm_and_scale_of_many_tensors() -> None:
     generator = torch.Generator().manual_seed(0)
     tensors = [torch.randn(size, generator=generator) for size in (3, 1, 4097, 20)]
     norm = torch.cat([tensor.double() for tensor in tensors]).norm()
-    mine = [tensor.to(DEVICE) for tensor in tensors]
+    mine = [tensor.to(DEVICE, copy=True) for tensor in tensors]
     found, _ = _norm_of_all(0, None, [mine], False)
     assert found.shape == (1,) and found.dtype == torch.float32
     assert found.item() == pytest.approx(norm.item(), rel=1e-6)

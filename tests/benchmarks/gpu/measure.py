@@ -8,25 +8,21 @@ import sys
 import warnings
 from typing import Any
 
-from tests.benchmarks.gpu.plan import by_name
-
-MARK = "\x1egpu-benchmark "  # begins a line of figures; libraries print others
+from tests.benchmarks.gpu import shapes
+from tests.benchmarks.gpu.plan import MARK, by_name
+from train.engines.cuda_on_cpu import emulate_cuda
 
 
 def main() -> None:
     name, scale_name = sys.argv[1:]
     warnings.filterwarnings("ignore")
     measurement = by_name(name)
-    from train.engines.cuda_on_cpu import emulate_cuda
-
-    emulate_cuda()
-    call = measurement.load()  # imports, while another measurement has the device
-    from tests.benchmarks.gpu import shapes
-
-    scale = shapes.TINY if scale_name == "tiny" else shapes.FULL
-    if not sys.stdin.readline():
-        return  # whoever would have given the turn is gone
     try:
+        emulate_cuda()
+        call = measurement.load()  # imports, while another measurement has the device
+        scale = shapes.TINY if scale_name == "tiny" else shapes.FULL
+        if not sys.stdin.readline():
+            return  # whoever would have given the turn is gone
         for part, figures in call(scale, **measurement.given):
             _tell({"part": part, "figures": figures})
     except Exception as error:

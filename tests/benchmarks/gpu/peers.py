@@ -13,10 +13,11 @@ import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 from configs.schema import BackboneConfig
-from data_pipeline.batch import Pack
+from data_pipeline.batch import Pack, sent
 from tests.benchmarks.gpu import training
 from tests.benchmarks.gpu.shapes import Scale, backbone
 from train.engines import process_groups
@@ -35,13 +36,7 @@ def transformers(scale: Scale, *, shape: str, packs: int, micro_batches: int) ->
         try:
             model = llama(config.backbone, scale.ids.rows, attention, place)
             found = _measured(model, data, packs, scale, place, compiled)
-        except torch.OutOfMemoryError as error:
-            yield (
-                "",
-                {"failed": f"out of memory: {str(error).splitlines()[0]}", "attention": attention, "tried": failed},
-            )
-            return
-        except Exception as error:  # whatever a library says: the next way may do
+        except Exception as error:  # whatever a library says, and memory: the next way may do
             failed.append(f"{attention}{', compiled' if compiled else ''}: {str(error).splitlines()[0][:200]}")
             model = None
             training.free()
@@ -80,13 +75,19 @@ def llama(shape: BackboneConfig, rows: int, attention: str, place: torch.device)
         return LlamaForCausalLM(config)
 
 
+def compile_parts(model: Any) -> None:
+    """All layers share what is compiled for the first."""
+    torch._dynamo.config.fail_on_recompile_limit_hit = True  # uncompiled, FlexAttention would take all memory there is
+    for layer in model.model.layers:
+        layer.compile()
+    model.loss_function = torch.compile(model.loss_function)
+
+
 def _measured(
     model: Any, data: list[list[Pack]], packs: int, scale: Scale, place: torch.device, compiled: bool
 ) -> dict[str, Any]:
     if compiled:
-        for layer in model.model.layers:
-            layer.compile()
-        model.loss_function = torch.compile(model.loss_function)
+        compile_parts(model)
     adam = torch.optim.AdamW(model.parameters(), lr=training.LEARNING_RATE, fused=True, **training.ADAM)
 
     def step(number: int) -> float:
@@ -113,14 +114,11 @@ def _rows(chosen: list[Pack], packs: int, place: torch.device) -> tuple[list[Row
 
 def _row(packs: list[Pack], place: torch.device) -> Row:
     """transformers shifts labels itself, so a sample's first is what its neighbour must not predict."""
-
-    def joined(name: str) -> torch.Tensor:
-        parts = [torch.from_numpy(getattr(pack, name)) for pack in packs]
-        whole = torch.cat(parts)[None]
-        return (whole.pin_memory() if place.type == "cuda" else whole).to(place, non_blocking=True)
-
-    ids, positions = joined("tokens"), joined("positions")
-    return {"input_ids": ids, "position_ids": positions, "labels": torch.where(positions == 0, -100, ids)}
+    ids, positions = (np.concatenate([getattr(pack, name) for pack in packs]) for name in ("tokens", "positions"))
+    padding = np.concatenate([np.arange(len(pack.tokens)) >= len(pack.tokens) - pack.padding for pack in packs])
+    labels = np.where(padding | (positions == 0), -100, ids)
+    columns = {"input_ids": ids, "position_ids": positions, "labels": labels}
+    return {name: sent(torch.from_numpy(column)[None], place) for name, column in columns.items()}
 
 
 # --- DeepSpeed ------------------------------------------------------------------------------------------------------
@@ -137,9 +135,7 @@ def deepspeed(scale: Scale, *, shape: str, packs: int, micro_batches: int) -> It
     attention, compiled = _ways(place)[0]
     model = llama(config.backbone, scale.ids.rows, attention, place)
     if compiled:
-        for layer in model.model.layers:
-            layer.compile()
-        model.loss_function = torch.compile(model.loss_function)
+        compile_parts(model)
     adam = torch.optim.AdamW(model.parameters(), lr=training.LEARNING_RATE, fused=True, **training.ADAM)
     engine, *_ = library.initialize(model=model, optimizer=adam, config=_settings(micro_batches))
 

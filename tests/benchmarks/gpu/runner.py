@@ -11,12 +11,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from tests.benchmarks.gpu.measure import MARK
-from tests.benchmarks.gpu.plan import Measurement
+from tests.benchmarks.gpu.plan import MARK, Measurement
 
 ROOT = Path(__file__).resolve().parents[3]
 Results = dict[str, Any]
@@ -105,7 +105,12 @@ def _environment(measurement: Measurement, scratch: Path) -> dict[str, str]:
         "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # as Megatron-Core asks for it
         "MEGAPHONE_GPU_BENCH_SCRATCH": str(scratch),
     }
-    return {**given, "CUDA_VISIBLE_DEVICES": ""} if measurement.hidden else given
+    return on_the_cpu(given) if measurement.hidden else given
+
+
+def on_the_cpu(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """`environment` for a process that is to see no GPU."""
+    return {**environment, "CUDA_VISIBLE_DEVICES": ""}
 
 
 def run(

@@ -38,7 +38,7 @@ class Scale:
     timed: int
 
 
-FULL = Scale(tiny=False, ids=STEP_AUDIO, length=8192, words=(30, 500), warm=3, timed=8)
+FULL = Scale(tiny=False, ids=STEP_AUDIO, length=8192, words=(30, 500), warm=2, timed=5)
 TINY = Scale(tiny=True, ids=SMALL, length=128, words=(4, 20), warm=1, timed=2)
 
 

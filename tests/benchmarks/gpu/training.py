@@ -96,6 +96,8 @@ def _ours(config: Config, scale: Scale, data: list[list[Pack]], packs: int, plac
         for phase in timed_splits[0]
     }
     found |= speed(config, scale, data, found["step_seconds"], place)
+    if config.parallel.recompute is not Recompute.none:
+        return found
     batches = rows(0)
     found["host_waits"] = host_waits(lambda: step(batches), place)
     found["profile"] = profile(lambda: step(batches), place)

@@ -44,7 +44,7 @@ class PackedAttention(MegatronModule):
         rotated = round(size * config.rope_share)
         self._frequencies, self._factor = rotary_frequencies(rotated, config.rope_base, config.rope_scaling)
         self._kernel = kernel_of(config.kernel)
-        # Frequencies, and slopes of this rank's heads. No buffers: casting the model to bf16 would cast them too. They go
+        # Frequencies, and slopes of this rank's heads. No buffers: casting the model to bf16 would cast them. They go
         # to the device with the first pass: sent once a row, they would make the host wait each time.
         tensor_rank, tensor_size = groups.tp.rank(), groups.tp.size()
         heads = config.num_attention_heads // tensor_size

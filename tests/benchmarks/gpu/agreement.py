@@ -105,7 +105,7 @@ def curve(scale: Scale) -> Iterator[tuple[str, dict[str, Any]]]:
     Noise is what another order of the same data does to the fp32 curve's end; bf16 may differ by that or 1 %.
     """
     older_torch.mend()
-    length, steps = (128, 6) if scale.tiny else (2048, 100)
+    length, steps = (128, 6) if scale.tiny else (1024, 100)
     place = process_groups.join(Config().parallel)
     rows = packed_rows(steps, length, scale.ids, seed=3, words=scale.words)
     ends = {}

@@ -32,8 +32,8 @@ def _version(name: str) -> str | None:
 
 def how_to_bring(missing: list[str]) -> str:
     """One line that fetches wheels where there is an index, and one command for where there is none."""
-    names = [name for one in missing for name in (one, *_BESIDE.get(one, ()))]
-    pinned = " ".join(_pinned(name) for name in names if _version(name) is None)
+    beside = [name for one in missing for name in _BESIDE.get(one, ()) if _version(name) is None]
+    pinned = " ".join(_pinned(name) for name in (*missing, *beside))
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     return (
         f"where there is a package index, with Python {version}: `pip wheel --no-deps -w .whl {pinned}`; here: "

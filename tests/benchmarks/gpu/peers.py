@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from configs.schema import BackboneConfig
 from data_pipeline.batch import Pack, sent
@@ -56,8 +57,6 @@ def _ways(place: torch.device) -> list[tuple[str, bool]]:
 
 
 def llama(shape: BackboneConfig, rows: int, attention: str, place: torch.device) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     config = LlamaConfig(
         vocab_size=rows,
         hidden_size=shape.hidden,
@@ -106,10 +105,10 @@ def _measured(
     return training.timed(step, scale, place)
 
 
-def _rows(chosen: list[Pack], packs: int, place: torch.device) -> tuple[list[Row], int]:
-    """Rows of a step, of so many packs each, on the device, and how many labels they have altogether."""
+def _rows(chosen: list[Pack], packs: int, place: torch.device) -> tuple[list[Row], torch.Tensor]:
+    """Rows of a step, of so many packs each, and how many labels they have altogether, on the device."""
     rows = [_row(chosen[start : start + packs], place) for start in range(0, len(chosen), packs)]
-    return rows, training.predicted(chosen)
+    return rows, sent(torch.tensor(training.predicted(chosen)), place)
 
 
 def _row(packs: list[Pack], place: torch.device) -> Row:

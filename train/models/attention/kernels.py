@@ -19,6 +19,7 @@ from torch.nn.attention.varlen import varlen_attn
 
 from configs.schema import AttentionKernel, Config, Positions, Precision
 from runtime.exits import BadInput
+from train.models.attention.blocks import causal_blocks
 from train.models.attention.positions import sqrt_bias
 from train.models.attention.row import PackedRow
 
@@ -256,6 +257,8 @@ def flex(
         def visible(batch: Any, head: Any, q: Any, k: Any) -> Any:
             return (samples[place(q)] == samples[k]) & (k <= place(q))
 
+        if whole:
+            return causal_blocks(row.begins(key.shape[0]), visible)
         return _flex(query.is_cuda)[1](visible, None, None, query.shape[0], key.shape[0], device=query.device)
 
     def biased(score: Any, batch: Any, head: Any, q: Any, k: Any) -> Any:

@@ -145,4 +145,4 @@ def kernels(scale: Scale) -> Iterator[tuple[str, dict[str, Any]]]:
     )
     last = ran.stdout.strip().splitlines()[-1] if ran.stdout.strip() else ran.stderr.strip()[-300:]
     failed = [line for line in ran.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    yield "", {"holds": ran.returncode == 0, "said": last, "failed": failed[:20]}
+    yield "", {"holds": ran.returncode == 0, "said": last, "broken": failed[:20]}

@@ -22,14 +22,12 @@ from train.models.decoder.learning import FLOW, FlowTask, TrainedFlow
 from train.models.heads.terms import Targets
 from train.models.heads.vocabulary_loss import vocabulary_loss
 
-_TIMES = 5
 
-
-def _seconds(call: Callable[[], Any], place: torch.device) -> float:
-    """Median of some calls after one."""
+def _seconds(call: Callable[[], Any], place: torch.device, times: int = 5) -> float:
+    """Median of so many calls after one."""
     call()
     found = []
-    for _ in range(_TIMES):
+    for _ in range(times):
         if place.type == "cuda":
             torch.cuda.synchronize()
         began = time.perf_counter()
@@ -93,7 +91,7 @@ def flow(scale: Scale) -> Iterator[tuple[str, dict[str, Any]]]:
     torch.set_float32_matmul_precision("high")
     sizes = OmegaConf.load(BACKBONES.parent / "decoder" / ("tiny.yaml" if scale.tiny else "step_audio.yaml"))
     config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DecoderConfig), sizes))
-    samples, seconds = (1, 1.2) if scale.tiny else (16, config.seconds)
+    samples, seconds, times = (1, 0.6, 1) if scale.tiny else (16, config.seconds, 5)
     codes = scale.ids.linguistic + scale.ids.semantic
     torch.manual_seed(0)
     model = TrainedFlow(config, codes, 5 / 0.12).to(place)
@@ -121,7 +119,7 @@ def flow(scale: Scale) -> Iterator[tuple[str, dict[str, Any]]]:
         adam.step()
         adam.zero_grad()
 
-    one = _seconds(step, place)
+    one = _seconds(step, place, times)
     yield (
         "training",
         {
@@ -137,10 +135,10 @@ def flow(scale: Scale) -> Iterator[tuple[str, dict[str, Any]]]:
         speakers, prompt = waves.speakers, torch.zeros_like(task.drawn.noise)
         conditions = model.flow.conditions(task.ids, task.lengths, speakers, prompt, task.frames)
         mask = torch.ones(samples, 1, frames, device=place)
-        steps, guidance = config.flow.euler_steps, config.flow.guidance
+        steps, guidance = 1 if scale.tiny else config.flow.euler_steps, config.flow.guidance
         model.flow.integrate(task.drawn.noise, mask, conditions, steps, guidance)
 
-    one = _seconds(say, place)
+    one = _seconds(say, place, times)
     yield "synthesis", {"seconds": one, "sound_a_second": samples * seconds / one, "gib": _peak(say, place)}
 
 

@@ -34,7 +34,7 @@ class Process:
         self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.gpu.measure", measurement.name, scale],
             cwd=ROOT,
-            env=_environment(measurement, scratch),
+            env=_environment(measurement, scale, scratch),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -88,7 +88,7 @@ class Process:
         self._process.wait()
 
 
-def _environment(measurement: Measurement, scratch: Path) -> dict[str, str]:
+def _environment(measurement: Measurement, scale: str, scratch: Path) -> dict[str, str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -105,6 +105,8 @@ def _environment(measurement: Measurement, scratch: Path) -> dict[str, str]:
         "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # as Megatron-Core asks for it
         "MEGAPHONE_GPU_BENCH_SCRATCH": str(scratch),
     }
+    if scale == "tiny":
+        given.setdefault("OMP_NUM_THREADS", "1")
     return on_the_cpu(given) if measurement.hidden else given
 
 

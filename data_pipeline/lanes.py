@@ -155,11 +155,7 @@ class Lane:
             passed[source.name] = passed.get(source.name, 0) + 1
             if passed[source.name] >= max(MOST_EMPTY, len(source.documents) if source.documents.filter else 0):
                 self._found = self._found.plus(found)
-                kept = f" that its filter {source.documents.filter!r} keeps" if source.documents.filter else ""
-                raise BadInput(
-                    f"source {source.name}: layout {source.layout.name} made no sample of {passed[source.name]} "
-                    f"documents in a row; its corpus has nothing for it{kept}"
-                )
+                raise BadInput(_nothing_for(source, passed[source.name], found, self._length))
         return _Read([], place, found)
 
     def _next_source(self, place: Place) -> Source | None:
@@ -167,3 +163,15 @@ class Lane:
         if not begun and not self._first.ended(place[self._first.name]):
             return self._first
         return self._mixture.neediest(place)
+
+
+def _nothing_for(source: Source, documents: int, found: Damage, length: int) -> str:
+    """The line that says of a source why reading on is of no use."""
+    too_long = found.kinds.get("too_long", 0)
+    if too_long:
+        why = f"{too_long} samples are longer than train.sequence_length {length}"
+    else:
+        why = "its corpus has nothing for it"
+        if source.documents.filter:
+            why += f" that its filter {source.documents.filter!r} keeps"
+    return f"source {source.name}: layout {source.layout.name} made no sample of {documents} documents in a row; {why}"

@@ -34,11 +34,12 @@ PACKS = 4
 
 @dataclass(frozen=True)
 class Agreement:
-    """How two sets of logits compare: the largest difference, and the share of tokens with the same best next one."""
+    """How two sets of logits compare: the largest difference, where that is, and the share of tokens with one best."""
 
     tokens: int
     samples: int
     max_difference: float
+    worst: str
     same_argmax: float
 
 
@@ -62,7 +63,8 @@ def compare(
                 comparison.add(native[0, place : place + length], logits)
             place += length
         start += len(pack.tokens)
-    return Agreement(comparison.tokens, comparison.samples, comparison.max_abs, comparison.same_argmax)
+    found = comparison
+    return Agreement(found.tokens, found.samples, found.max_abs, found.worst, found.same_argmax)
 
 
 def check_export(config: Config, stop: StopFlag) -> None:
@@ -98,7 +100,7 @@ def check_export(config: Config, stop: StopFlag) -> None:
         f"{agreement.max_difference:.1e}, same best token {100 * agreement.same_argmax:.2f} %"
     )
     if config.export.dtype is Precision.fp32 and agreement.max_difference > TOLERANCE:
-        raise BadInput(f"{line}; more than {TOLERANCE:.0e} is not the same model")
+        raise BadInput(f"{line}; more than {TOLERANCE:.0e} is not the same model: {agreement.worst}")
     print(f"megaphone: {line}", flush=True)
 
 

@@ -36,6 +36,7 @@ class Comparison:
         self.tokens = 0
         self.samples = 0
         self.max_abs = 0.0
+        self.worst = "none"  # where that is: an error in one place and one everywhere have other causes
         self.cosine = 1.0
         self._same = 0
 
@@ -49,8 +50,12 @@ class Comparison:
         either counts as an infinite difference."""
         rows = min(ours.shape[-1], theirs.shape[-1])
         ours, theirs = ours[:, :rows].float().cpu(), theirs[:, :rows].float().cpu()
-        difference = (ours - theirs).abs().max().item()
-        self.max_abs = max(self.max_abs, difference if difference == difference else float("inf"))
+        differences = (ours - theirs).abs().nan_to_num(nan=float("inf")).amax(-1)
+        place = int(differences.argmax())
+        if differences[place] > self.max_abs:
+            self.max_abs = differences[place].item()
+            median = differences.median().item()
+            self.worst = f"token {place} of {len(ours)} in sample {self.samples}, their median is {median:.1e}"
         cosine = torch.nn.functional.cosine_similarity(ours.double(), theirs.double(), dim=-1).min().item()
         self.cosine = min(self.cosine, cosine if cosine == cosine else -1.0)
         self._same += int((ours.argmax(-1) == theirs.argmax(-1)).sum())

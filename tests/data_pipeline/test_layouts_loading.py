@@ -86,6 +86,15 @@ def test_feature_slots(tmp_path):
     assert {key.split("/")[0] for pack in packs for key in pack.keys} == {"units", "chat"}
 
 
+def test_a_line_says_where_all_samples_are_too_long(tmp_path, monkeypatch):
+    monkeypatch.setattr("data_pipeline.lanes.MOST_EMPTY", 20)
+    corpus = dialogues(tmp_path, SINGLE)
+    config = mixture(chat=SourceConfig(layout="chat", weight=1.0))
+    config.train.sequence_length = 16
+    with pytest.raises(BadInput, match=r"made no sample of 20 documents .* longer than train.sequence_length 16"):
+        packs_of(config, corpus)
+
+
 def test_one_stream_of_chunks_spans_and_segments(tmp_path):
     corpus = Corpus.open(make_corpus(tmp_path))
     config = mixture(

@@ -71,5 +71,6 @@ def test_a_comparison_counts_what_differs() -> None:
     comparison.add(torch.tensor([[1.0, 2.5, 0.0, 99.0], [0.0, 3.0, 0.0, 99.0]]), theirs)
     assert (comparison.tokens, comparison.max_abs, comparison.same_argmax) == (2, 3.0, 0.5)
     assert comparison.cosine == pytest.approx(0.0)
+    assert comparison.worst == "token 1 of 2 in sample 0, their median is 5.0e-01"
     comparison.add(torch.full((1, 3), float("nan")), theirs[:1])
     assert comparison.max_abs == float("inf") and comparison.cosine == -1.0

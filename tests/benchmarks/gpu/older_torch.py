@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from functools import wraps
 from typing import Any
 
 
@@ -11,12 +10,10 @@ def mend() -> list[str]:
     """Let our kernels run there. Returns what was done, for the record; does nothing on torch 2.13."""
     from train.models.attention import kernels
 
-    known = inspect.signature(kernels.varlen_attn).parameters
-    if "enable_gqa" in known or "arguments" in known:
+    if "enable_gqa" in inspect.signature(kernels.varlen_attn).parameters:
         return []
     attend = kernels.varlen_attn
 
-    @wraps(attend, assigned=())
     def varlen_attn(*arguments: Any, enable_gqa: bool = False, **named: Any) -> Any:
         return attend(*arguments, **named)  # flash attention shares heads of keys by itself, whether told so or not
 

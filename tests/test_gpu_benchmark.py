@@ -28,7 +28,7 @@ def test_a_run_at_toy_sizes(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
     (file,) = tmp_path.glob("gpu-*.json")
     results = json.loads(file.read_text())
-    assert results["versions"]["torch"] and results["commit"]
+    assert results["versions"]["torch"] and "commit" in results
     found = results["measurements"]
     assert {name: one["state"] for name, one in found.items()} == dict.fromkeys(
         (CHECK.name, "3b sqrt_alibi: ours", "loss over the vocabulary"), "done"

@@ -35,16 +35,17 @@ def transformers(scale: Scale, *, shape: str, packs: int, micro_batches: int) ->
     failed: list[str] = []
     for attention, compiled in _ways(place):
         try:
-            model = llama(config.backbone, scale.ids.rows, attention, place)
-            found = _measured(model, data, packs, scale, place, compiled)
+            found = _measured(
+                llama(config.backbone, scale.ids.rows, attention, place), data, packs, scale, place, compiled
+            )
         except Exception as error:  # whatever a library says, and memory: the next way may do
-            failed.append(f"{attention}{', compiled' if compiled else ''}: {str(error).splitlines()[0][:200]}")
-            model = None
-            training.free()
-            continue
-        found |= {"attention": attention, "compiled": compiled, "tried": failed}
-        yield "", found | training.speed(config, scale, data, found["step_seconds"], place)
-        return
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            failed.append(f"{attention}{', compiled' if compiled else ''}: {said[:200]}")
+        else:
+            found |= {"attention": attention, "compiled": compiled, "tried": failed}
+            yield "", found | training.speed(config, scale, data, found["step_seconds"], place)
+            return
+        training.free()  # what the error held is let go by now
     raise RuntimeError("; ".join(failed))
 
 

@@ -40,7 +40,9 @@ def device() -> torch.device:
 def ours(
     scale: Scale, *, shape: str, positions: str, packs: int, micro_batches: int, recompute: tuple[str, ...] = ("none",)
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """packs: of a micro-batch, which is one row; micro_batches: of a step. One part for each kind of `recompute`."""
+    """packs: of a micro-batch, which is one row; micro_batches: of a step. One part for each kind of `recompute`.
+
+    seconds_of_start: building, compiling and the first steps."""
     older_torch.mend()
     config = config_of(backbone(shape, positions, scale), scale, packs)
     place = process_groups.join(config.parallel)
@@ -89,7 +91,7 @@ def _ours(config: Config, scale: Scale, data: list[list[Pack]], packs: int, plac
         return [collate(chosen[start : start + packs]) for start in range(0, len(chosen), packs)]
 
     found = timed(lambda number: step(rows(number)), scale, place)
-    found["seconds_to_first_step"] = time.perf_counter() - began - sum(found["step_seconds"])
+    found["seconds_of_start"] = time.perf_counter() - began - sum(found["step_seconds"])
     timed_splits = splits[-scale.timed :]
     found["time_split"] = {
         phase: sum(one[phase] for one in timed_splits) / sum(sum(one.values()) for one in timed_splits)

@@ -99,6 +99,8 @@ def _environment(measurement: Measurement, scale: str, scratch: Path) -> dict[st
         "WORLD_SIZE": "1",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        "NCCL_SOCKET_IFNAME": "lo",  # a machine's own name may be known to nobody
+        "GLOO_SOCKET_IFNAME": "lo",
         "HF_HUB_OFFLINE": "1",
         "TORCHINDUCTOR_CACHE_DIR": str(scratch / "compiled"),  # one measurement's kernels serve the next
         "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",

@@ -33,7 +33,7 @@ def run(options: Namespace) -> int:
     if stages[0].launcher is Launcher.slurm:
         return _submit(stages, words)
     for config in stages:  # all of them, before the first one starts
-        training.check_local(config)
+        training.check_local(settled(config))
     for config in stages:
         code = _run_stage(settled(config))
         _write_whole_report(config)

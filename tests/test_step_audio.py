@@ -26,6 +26,7 @@ SMALL = {  # of a stage that keeps to the scale's corpus
 }
 FEW = {"corpus.speech.options.topics": ["food"], "corpus.validation_share": 0.3}  # of one that converses
 SAID = {
+    "distil": {"mixture.sources.tts.filter": None},  # a model of two steps ends nothing that it says
     "data_engine": {"generation": {"utterances": 6, "shard": 3, "seconds_per_character": 0.02}},
     "evaluate": {"evaluation.measurements": {name: {"limit": 2} for name in ("asr", "codebooks", "text")}},
     "evaluate_speech": {"evaluation.measurements": {n: {"limit": 1} for n in ("tts", "resynthesis", "codebooks")}},

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from configs.compose import compose_stage
 from data_pipeline.corpus import Corpus
 from launch.recovery import failures
 from launch.slurm.record import Attempt, Submitted, read_attempts, read_jobs
@@ -24,10 +25,10 @@ from tests.data_pipeline.test_build import new_cache
 from tests.data_pipeline.test_build_tasks import task_config
 from tests.launch.test_notify import Hook
 from tests.slurm.cluster import Cluster
-from tests.train.runs import metrics
+from tests.train.runs import metrics, run_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-STEPS = 60
+STEPS = 40
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -65,7 +66,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "train": {
             "steps": STEPS,
             "global_batch": 8,
-            "sequence_length": 512,
+            "sequence_length": 256,
             "validate_every": 0,
             "validation_packs": 4,
         },
@@ -89,6 +90,10 @@ def megaphone(cluster: Cluster, folder: Path, *words: str) -> subprocess.Complet
         text=True,
         timeout=240,
     )
+
+
+def status(cluster: Cluster, folder: Path) -> str:
+    return megaphone(cluster, folder, "status", str(folder / "run")).stdout
 
 
 def submit(cluster: Cluster, folder: Path, recipe: Path, *words: str) -> None:
@@ -157,11 +162,8 @@ def test_stages_chain_and_every_interruption_resumes_the_same_curve(
     cluster: Cluster, recipe: Path, tmp_path: Path
 ) -> None:
     undisturbed = tmp_path / "undisturbed"
-    undisturbed.mkdir()
-    said = megaphone(
-        cluster, undisturbed, "run", f"recipe={recipe}", "parallel.data=2", f"run.folder={undisturbed}/run"
-    )
-    assert said.returncode == DONE, said.stdout + said.stderr
+    for stage in ("first", "second"):
+        run_config(compose_stage(str(recipe), None, stage, ["parallel.data=2", f"run.folder={undisturbed}/run"]), 4)
 
     hook = Hook(address=cluster.address)
     submit(cluster, tmp_path, recipe, "cluster.fewest_nodes=1", f"notify.webhook={hook.url}")
@@ -169,12 +171,12 @@ def test_stages_chain_and_every_interruption_resumes_the_same_curve(
     assert job(tmp_path, "first", "finish").id > first
 
     # A GPU of the first stage's last node breaks: the whole chain is kept from that node, and goes on with the spare.
+    kept = f"kept from node2 since job {first}: rank 3 on node2: GPU broken (torch.Acc"
     wait_for(at_step(tmp_path, "first", 6), "sixth step")
     break_gpu(tmp_path / "run" / "first", 3)
     wait_for(lambda: attempts(tmp_path, "first"), "end of the first start")
-    shown = megaphone(cluster, tmp_path, "status", str(tmp_path / "run")).stdout
-    assert "first: step" in shown
-    assert shown.count(f"kept from node2 since job {first}: rank 3 on node2: GPU broken (torch.Acc") == 2
+    wait_for(lambda: status(cluster, tmp_path).count(kept) == 2, "word of both stages that are kept from the node")
+    assert "first: step" in status(cluster, tmp_path)
     wait_for(ended(cluster, first), "end of the first stage")
 
     # The second stage is queued again by hand, and then warned of its time limit.
@@ -218,7 +220,7 @@ def test_stages_chain_and_every_interruption_resumes_the_same_curve(
     )
     assert (last.code, last.nodes, last.queued_again) == (DONE, "node3", False)
     assert [(one.node, one.kind) for one in failures.read(tmp_path / "run" / "second")] == [("node1", "node lost")]
-    shown = megaphone(cluster, tmp_path, "status", str(tmp_path / "run")).stdout
+    shown = status(cluster, tmp_path)
     assert shown.count(f"finished, step {STEPS} of {STEPS}") == 2
     assert (tmp_path / "run" / "second" / "report.html").is_file()
     hook.close()
@@ -241,7 +243,7 @@ def test_a_failing_stage_stops_the_chain_and_status_says_why(cluster: Cluster, r
     wait_for(ended(cluster, job(tmp_path, "second").id), "end of the second stage")
     assert attempts(tmp_path, "first")[-1].code == BAD_INPUT
     assert not (tmp_path / "run" / "second" / "metrics.jsonl").exists()
-    shown = megaphone(cluster, tmp_path, "status", str(tmp_path / "run")).stdout
+    shown = status(cluster, tmp_path)
     assert "its configuration or input was refused" in shown
     assert "cancelled" in shown
 
@@ -321,5 +323,5 @@ def test_a_corpus_is_built_by_an_array_of_tasks_and_merged(cluster: Cluster, rec
     ]
     corpus = Corpus.open(Path((tmp_path / "run" / "slurm" / f"{jobs[2].id}.log").read_text().splitlines()[0]))
     assert sum(totals["samples"] for totals in corpus.totals.values()) == 4
-    shown = megaphone(cluster, tmp_path, "status", str(tmp_path / "run")).stdout
+    shown = status(cluster, tmp_path)
     assert f"corpus job {jobs[1].id}: completed (2 completed)" in shown

@@ -204,7 +204,7 @@ def test_pieces_handed_to_kernels_of_variable_lengths(packing: tuple[list[int], 
     engine = ModuleType("transformer_engine.pytorch")
     engine.DotProductAttention = StandIn  # type: ignore[attr-defined]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "varlen_attn", varlen)
+        patch.setattr("torch.nn.attention.varlen.varlen_attn", varlen)
         patch.setitem(sys.modules, "transformer_engine", ModuleType("transformer_engine"))
         patch.setitem(sys.modules, "transformer_engine.pytorch", engine)
         kernels._transformer_engine_attention.cache_clear()

@@ -15,7 +15,6 @@ from typing import Any, Protocol, cast
 import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-from torch.nn.attention.varlen import varlen_attn
 
 from configs.schema import AttentionKernel, Config, Positions, Precision
 from runtime.exits import BadInput
@@ -162,6 +161,8 @@ def varlen(
     scale: float,
 ) -> torch.Tensor:
     """PyTorch's own flash kernel, a call a chunk; its causal mask is aligned to the last query and the last key."""
+    from torch.nn.attention.varlen import varlen_attn  # half a second, for Dynamo
+
     assert slopes is None, "flash attention takes no bias"
     outputs = []
     for chunk, q in _by_chunk(row, query):

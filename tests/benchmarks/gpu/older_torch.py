@@ -8,15 +8,15 @@ from typing import Any
 
 def mend() -> list[str]:
     """Let our kernels run there. Returns what was done, for the record; does nothing on torch 2.13."""
-    from train.models.attention import kernels
+    from torch.nn.attention import varlen
 
-    if "enable_gqa" in inspect.signature(kernels.varlen_attn).parameters:
+    if "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters:
         return []
-    attend = kernels.varlen_attn
+    attend = varlen.varlen_attn
 
     def varlen_attn(*arguments: Any, enable_gqa: bool = False, **named: Any) -> Any:
         return attend(*arguments, **named)  # flash attention shares heads of keys by itself, whether told so or not
 
-    module: Any = kernels
+    module: Any = varlen
     module.varlen_attn = varlen_attn
     return ["varlen_attn without enable_gqa"]

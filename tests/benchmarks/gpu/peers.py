@@ -2,9 +2,9 @@
 
 Weights and Adam's moments are fp32, products bf16 by autocast, as transformers' Trainer has them with `bf16=True`; a
 gradient's norm is clipped at 1, as ours. Layers and the loss are compiled by themselves, which computes what compiling
-the whole model does in a tenth of the compiler's time. A row goes in with `position_ids` that begin again at each
-sample, from which transformers makes its mask: by flash-attn where that is installed, else by FlexAttention, and where
-that fails by SDPA with a mask of the whole row. What was tried and failed is told.
+the whole model does in a tenth of the compiler's time. Packs go in with `position_ids` that begin again at each sample,
+from which transformers makes its mask: by flash-attn where that is installed, else by FlexAttention, and where that
+fails by SDPA with a mask of the whole row. What was tried and failed is told.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.benchmarks.gpu import training
 from tests.benchmarks.gpu.shapes import Scale, backbone
 from train.engines import process_groups
 
-Row = dict[str, torch.Tensor]
+Inputs = dict[str, torch.Tensor]
 
 
 def transformers(scale: Scale, *, shape: str, packs: int, micro_batches: int) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -35,9 +35,8 @@ def transformers(scale: Scale, *, shape: str, packs: int, micro_batches: int) ->
     failed: list[str] = []
     for attention, compiled in _ways(place):
         try:
-            found = _measured(
-                llama(config.backbone, scale.ids.rows, attention, place), data, packs, scale, place, compiled
-            )
+            model = llama(config.backbone, scale.ids.rows, attention, place)
+            found = _measured(model, data, packs, scale, place, compiled=compiled)
         except Exception as error:  # whatever a library says, and memory: the next way may do
             said = " ".join(f"{type(error).__name__}: {error}".split())
             failed.append(f"{attention}{', compiled' if compiled else ''}: {said[:200]}")
@@ -45,6 +44,7 @@ def transformers(scale: Scale, *, shape: str, packs: int, micro_batches: int) ->
             found |= {"attention": attention, "compiled": compiled, "tried": failed}
             yield "", found | training.speed(config, scale, data, found["step_seconds"], place)
             return
+        model = None
         training.free()  # what the error held is let go by now
     raise RuntimeError("; ".join(failed))
 
@@ -55,6 +55,12 @@ def _ways(place: torch.device) -> list[tuple[str, bool]]:
         return [("sdpa", False)]
     flash = [("flash_attention_2", True)] if importlib.util.find_spec("flash_attn") else []
     return [*flash, ("flex_attention", True), ("sdpa", True), ("sdpa", False)]
+
+
+def _end_to_end(attention: str) -> bool:
+    """Whether packs go into one row: flash attention takes samples by their bounds in one; a mask of one row of many
+    packs would hold what no pack needs, so that others get a row a pack."""
+    return attention.startswith("flash")
 
 
 def llama(shape: BackboneConfig, rows: int, attention: str, place: torch.device) -> Any:
@@ -84,18 +90,25 @@ def compile_parts(model: Any) -> None:
 
 
 def _measured(
-    model: Any, data: list[list[Pack]], packs: int, scale: Scale, place: torch.device, compiled: bool
+    model: Any,
+    data: list[list[Pack]],
+    packs: int,
+    scale: Scale,
+    place: torch.device,
+    *,
+    compiled: bool,
 ) -> dict[str, Any]:
+    end_to_end = _end_to_end(model.config._attn_implementation)
     if compiled:
         compile_parts(model)
     adam = torch.optim.AdamW(model.parameters(), lr=training.LEARNING_RATE, fused=True, **training.ADAM)
 
     def step(number: int) -> float:
-        rows, count = _rows(data[number % len(data)], packs, place)
+        batches, count = batches_of(data[number % len(data)], packs, place, end_to_end=end_to_end)
         total = torch.zeros((), device=place)
-        for row in rows:
+        for batch in batches:
             with torch.autocast(place.type, torch.bfloat16):
-                loss = model(**row, num_items_in_batch=count).loss
+                loss = model(**batch, num_items_in_batch=count).loss
             loss.backward()
             total += loss.detach()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -106,19 +119,24 @@ def _measured(
     return training.timed(step, scale, place)
 
 
-def _rows(chosen: list[Pack], packs: int, place: torch.device) -> tuple[list[Row], torch.Tensor]:
-    """Rows of a step, of so many packs each, and how many labels they have altogether, on the device."""
-    rows = [_row(chosen[start : start + packs], place) for start in range(0, len(chosen), packs)]
-    return rows, sent(torch.tensor(training.predicted(chosen)), place)
+def batches_of(
+    chosen: list[Pack], packs: int, place: torch.device, *, end_to_end: bool
+) -> tuple[list[Inputs], torch.Tensor]:
+    """Micro-batches of a step, of so many packs each, and how many labels they have altogether, on the device."""
+    parts = [chosen[start : start + packs] for start in range(0, len(chosen), packs)]
+    inputs = [_inputs(part, place, end_to_end) for part in parts]
+    return inputs, sent(torch.tensor(training.predicted(chosen)), place)
 
 
-def _row(packs: list[Pack], place: torch.device) -> Row:
-    """transformers shifts labels itself, so a sample's first is what its neighbour must not predict."""
-    ids, positions = (np.concatenate([getattr(pack, name) for pack in packs]) for name in ("tokens", "positions"))
-    padding = np.concatenate([np.arange(len(pack.tokens)) >= len(pack.tokens) - pack.padding for pack in packs])
-    labels = np.where(padding | (positions == 0), -100, ids)
-    columns = {"input_ids": ids, "position_ids": positions, "labels": labels}
-    return {name: sent(torch.from_numpy(column)[None], place) for name, column in columns.items()}
+def _inputs(packs: list[Pack], place: torch.device, end_to_end: bool) -> Inputs:
+    """A row a pack, or all in one. transformers shifts labels itself, so a sample's first is what none must predict."""
+    ids, positions = (np.stack([getattr(pack, name) for pack in packs]) for name in ("tokens", "positions"))
+    padding = np.stack([np.arange(len(pack.tokens)) >= len(pack.tokens) - pack.padding for pack in packs])
+    columns = {"input_ids": ids, "position_ids": positions, "labels": np.where(padding | (positions == 0), -100, ids)}
+    return {
+        name: sent(torch.from_numpy(column.reshape(1, -1) if end_to_end else column), place)
+        for name, column in columns.items()
+    }
 
 
 # --- DeepSpeed ------------------------------------------------------------------------------------------------------
@@ -136,15 +154,16 @@ def deepspeed(scale: Scale, *, shape: str, packs: int, micro_batches: int) -> It
     model = llama(config.backbone, scale.ids.rows, attention, place)
     if compiled:
         compile_parts(model)
+    end_to_end = _end_to_end(attention)
     adam = torch.optim.AdamW(model.parameters(), lr=training.LEARNING_RATE, fused=True, **training.ADAM)
     engine, *_ = library.initialize(model=model, optimizer=adam, config=_settings(micro_batches))
 
     def step(number: int) -> float:
-        rows, count = _rows(data[number % len(data)], packs, place)
+        batches, count = batches_of(data[number % len(data)], packs, place, end_to_end=end_to_end)
         total = torch.zeros((), device=place)
-        for row in rows:
+        for batch in batches:
             # The engine divides by the number of micro-batches, transformers by the labels of all of them.
-            loss = engine(**row, num_items_in_batch=count).loss * micro_batches
+            loss = engine(**batch, num_items_in_batch=count).loss * micro_batches
             engine.backward(loss)
             engine.step()
             total += loss.detach() / micro_batches

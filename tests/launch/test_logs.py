@@ -41,14 +41,19 @@ def texts(lines: Iterator[Line]) -> list[str]:
 
 
 def test_what_real_ranks_say_is_merged_by_time_with_their_names(tmp_path: Path) -> None:
-    body = """
-        from runtime.log_lines import end_output, stamp_output
+    body = f"""
+        from runtime.log_lines import stamp_output
+
+        def say(turn, number):
+            while number and not os.path.exists(f'{tmp_path}/{{number - 1}}'):
+                time.sleep(0.01)
+            print(f'{{turn}} of {{rank}}')
+            open(f'{tmp_path}/{{number}}', 'w').close()
+
         stamp_output()
-        time.sleep(0.15 * rank)
-        print(f'first of {rank}', flush=True)
-        time.sleep(0.5)
-        print(f'second of {rank}')
+        say('first', rank)
         os.write(2, b'past Python\\n')
+        say('second', 3 + rank)
         if rank == 2:
             raise ValueError('broken')
     """

@@ -144,8 +144,9 @@ def _inputs(packs: list[Pack], place: torch.device, end_to_end: bool) -> Inputs:
 
 def deepspeed(scale: Scale, *, shape: str, packs: int, micro_batches: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """ZeRO-1 around the same model, in bf16 with its own fp32 weights, given the same AdamW."""
-    import deepspeed as library
+    from train.engines import deepspeed_library
 
+    library = deepspeed_library.load()
     place = training.device()
     config = training.config_of(backbone(shape, "rope", scale), scale, packs)
     process_groups.join(config.parallel)

@@ -39,7 +39,7 @@ def test_a_run_at_toy_sizes(tmp_path: Path) -> None:
         assert sum(figures["time_split"].values()) == pytest.approx(1)
         assert all(np.isfinite(figures["losses"]))
     assert found["3b sqrt_alibi: ours"]["parts"][""]["profile"]["kernels"]
-    assert "3b sqrt_alibi: ours (recompute full)" in ran.stdout and "not measured" in ran.stdout
+    assert "3b sqrt_alibi: ours (recompute full)" in ran.stdout and "toy sizes" in ran.stdout
 
 
 def test_what_takes_too_long_costs_itself_alone(tmp_path: Path) -> None:
@@ -59,7 +59,36 @@ def test_what_breaks_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with (tmp_path / "log").open("w") as log:
         runner.Process(CHECK, "tiny", tmp_path, log).turn(60, found, lambda: None)
     assert found["state"] == "failed" and "ended with 1" in found["why"]
-    assert list(table.lines({"measurements": {"x": found}}))[-1].startswith("  x: failed: ended with 1")
+    assert list(table.lines({"scale": "tiny", "measurements": {"x": found}}))[-1].startswith(
+        "  x: failed: ended with 1"
+    )
+
+
+def test_a_table_of_a_gpu_says_which_aims_are_met() -> None:
+    split = {"forward": 0.3, "backward": 0.6, "optimizer": 0.05, "communication": 0.0, "other": 0.05}
+    ours = {"tokens_a_second": 26_000.0, "mfu": 0.51, "peak_gib": 95.0, "time_split": split}
+    theirs = {"tokens_a_second": 13_000.0, "mfu": 0.25, "peak_gib": 120.0, "attention": "sdpa", "compiled": True}
+    biased = {"tokens_a_second": 20_000.0, "mfu": 0.40, "peak_gib": 95.0, "time_split": split}
+    parts = {
+        "3b rope: ours": {"": ours, "recompute full": {"failed": "out of memory: much"}},
+        "3b rope: transformers": {"": theirs},
+        "3b sqrt_alibi: ours": {"": biased},
+        "against the CPU": {"rope bf16": {"differences": {"loss": 0.2}, "allowed": {"loss": 0.01}, "holds": False}},
+    }
+    found = {name: {"state": "done", "parts": of} for name, of in parts.items()}
+    found["loss over the vocabulary"] = {"state": "skipped", "why": "without something"}
+    lines = list(table.lines({"scale": "full", "measurements": found}))
+    for line in (
+        "aim: MFU of 3b rope at least 50 %: met, 51.0 %",
+        "aim: MFU of 3b sqrt_alibi at least 45 %: NOT MET, 40.0 %",
+        "aim: MFU of 1b rope at least 45 %: not measured",
+        "aim: 3b at least 1.5 x transformers: met, 2.00",
+        "aim: 3b at no more memory: met, 0.79 of theirs",
+        "  3b rope: ours (recompute full): out of memory: much",
+        "  against the CPU (rope bf16): outside of what is allowed",
+        "  loss over the vocabulary: skipped: without something",
+    ):
+        assert line in lines, line
 
 
 def test_what_is_missing_can_be_brought() -> None:

@@ -6,13 +6,14 @@ INSTALLED := $(VENV)/installed-$(shell cat setup.py install.sh constraints.txt c
 ROOMS := runtime configs data_pipeline checkpoints train launch
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint bench faults clean
+.PHONY: help install quickstart test lint bench bench-gpu faults clean
 
 help:
 	@echo "make quickstart  train, export and report a small speech LM on this machine"
 	@echo "make test        lint and all tests"
 	@echo "make lint        ruff, mypy, import-linter"
 	@echo "make bench       the measurements in tests/benchmarks"
+	@echo "make bench-gpu   training, decoder and tokeniser on one GPU beside transformers, under nine minutes"
 	@echo "make faults      30 random faults over a tiny run, which must end as if nothing had happened"
 	@echo "make install     the virtual environment in $(VENV) alone"
 	@echo "make clean       remove the virtual environment and tool caches; runs/ stays"
@@ -41,6 +42,9 @@ test: lint
 
 bench: $(INSTALLED)
 	@for script in $(filter-out %/__init__.py,$(wildcard tests/benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+bench-gpu: $(INSTALLED)
+	$(BIN)/python -m tests.benchmarks.gpu
 
 faults: $(INSTALLED)
 	$(BIN)/python -W ignore -m tests.faults.campaign

@@ -333,13 +333,18 @@ def _waves(packs: Sequence[Pack]) -> Waves | None:
     )
 
 
-def _moved(part: Any, device: torch.device | str) -> Any:
-    """`part` with every tensor in it on `device`; to a GPU through pinned memory, so that nobody waits."""
+def sent(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """A tensor on the CPU, on `device`; to a GPU through pinned memory, so that nobody waits."""
     pinned = torch.device(device).type == "cuda"
+    return (tensor.pin_memory() if pinned else tensor).to(device, non_blocking=True)
+
+
+def _moved(part: Any, device: torch.device | str) -> Any:
+    """`part` with every tensor in it `sent` to `device`."""
     values: dict[str, Any] = {f.name: getattr(part, f.name) for f in fields(part)}
     for name, value in values.items():
         if torch.is_tensor(value):
-            values[name] = (value.pin_memory() if pinned else value).to(device, non_blocking=True)
+            values[name] = sent(value, device)
         elif isinstance(value, Mapping):
             values[name] = {key: _moved(inner, device) for key, inner in value.items()}
         elif name == "chunks":

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.attention.flex_attention import create_block_mask
 
 from configs.schema import AttentionKernel as Name
 from configs.schema import Positions
@@ -18,6 +19,7 @@ from data_pipeline.context import share_of
 from runtime.exits import BadInput
 from tests.train.attention_reference import batch_of, inputs, reference
 from train.models.attention import kernels
+from train.models.attention.blocks import causal_blocks
 from train.models.attention.positions import alibi_slopes
 from train.models.attention.row import packed_row
 from train.models.norm import RMSNorm
@@ -120,6 +122,27 @@ def test_flex_attention_computes_the_formula(
     """On the CPU uncompiled and without gradients, which FlexAttention does not have there."""
     lengths, ranks = packing
     check(kernels.flex, lengths, heads, size, biased, ranks, backward=DEVICE == "cuda")
+
+
+@settings(max_examples=60)
+@given(lengths=st.lists(st.one_of(st.integers(1, 40), st.integers(100, 700)), min_size=1, max_size=8))
+def test_blocks_of_a_row_are_those_that_looking_at_every_pair_finds(lengths: list[int]) -> None:
+    row = packed_row(batch_of(lengths))
+    places, samples = sum(lengths), row.samples(sum(lengths))
+
+    def visible(batch: Any, head: Any, q: Any, k: Any) -> Any:
+        return (samples[q] == samples[k]) & (k <= q)
+
+    found = causal_blocks(row.begins(places), visible)
+    expected = create_block_mask(visible, None, None, places, places, device="cpu")
+    assert found.seq_lengths == expected.seq_lengths and found.BLOCK_SIZE == expected.BLOCK_SIZE
+    assert torch.equal(found.to_dense(), expected.to_dense())
+    for count, which in (("kv_num_blocks", "kv_indices"), ("full_kv_num_blocks", "full_kv_indices")):
+        counts = getattr(found, count)
+        assert torch.equal(counts, getattr(expected, count))
+        mine, theirs = getattr(found, which), getattr(expected, which)
+        first = torch.arange(mine.shape[-1]) < counts[..., None]
+        assert torch.equal(mine[first], theirs[first])
 
 
 def bottom_right(

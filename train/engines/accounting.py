@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from data_pipeline.batch import Batch
+from data_pipeline.batch import Batch, sent
 from train.engines.protocol import Objective, Outcome
 from train.models.heads.terms import Losses, Targets
 from train.observe.phases import COMMUNICATION
@@ -53,13 +53,13 @@ class StepAccount:
             if parallel_state.get_context_parallel_rank() == 0:
                 known[self._terms + 1 :] = torch.tensor(extra, dtype=torch.float64)
         self._sums = torch.zeros(self._terms, dtype=torch.float64, device=device)
-        self._totals = known.to(device)
+        self._totals = sent(known, device)
         self._stopwatch = stopwatch or Stopwatch(device)
         with self._stopwatch.phase(COMMUNICATION):
             dist.all_reduce(self._totals)
         self.asked = [
             Asked(batch.to(device), objective.targets(batch).to(device), own)
-            for batch, own in zip(batches, counts.to(device), strict=True)
+            for batch, own in zip(batches, sent(counts, device), strict=True)
         ]
         self.tokens = batches[0].tokens.shape[1]
         self.real = self._totals[self._terms]  # tokens of the global batch without padding, a scalar on the device

@@ -80,6 +80,7 @@ class MegatronEngine:
         self._routing = RoutingAccount(self.models, config.backbone)
         self.chunks = [self._parallel(model, number) for number, model in enumerate(self.models)]
         optimizers.mend_distributed_optimizer()
+        optimizers.norms_without_waiting()
         distributed_state.save_without_gathering()
         self.optimizer = optimizers.build_optimizer(
             config.optimizer, config.parallel, precision, self.chunks, groups_of(self.models, self.trained)

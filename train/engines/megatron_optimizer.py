@@ -8,11 +8,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
+from megatron.core.optimizer import MegatronOptimizer, clip_grads, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePredicate
+from megatron.core.utils import local_multi_tensor_l2_norm, local_multi_tensor_scale
 
 from configs.schema import OptimizerConfig, ParallelConfig, Precision
 from train.trainable import Group
@@ -183,6 +184,33 @@ def mend_distributed_optimizer() -> None:
     DistributedOptimizer._set_main_param_and_optimizer_states = set_states
     DistributedOptimizer.state_dict = state_dict
     DistributedOptimizer._megaphone_mended = True
+
+
+def norms_without_waiting() -> None:
+    """Have Megatron-Core 0.16.1 measure and clip gradients in few kernels where neither TransformerEngine nor Apex is.
+    Idempotent.
+
+    Its own stand-ins for theirs fetch every tensor's norm to the host, one by one, and scale every tensor into a copy.
+    """
+    names: Any = clip_grads
+    if names.l2_norm_impl is local_multi_tensor_l2_norm:
+        names.l2_norm_impl = _norm_of_all
+    if names.multi_tensor_scale_impl is local_multi_tensor_scale:
+        names.multi_tensor_scale_impl = _scale_all
+
+
+def _norm_of_all(_: int, __: Any, tensors: list[list[torch.Tensor]], *___: Any) -> tuple[torch.Tensor, None]:
+    """float32 [1], where the tensors are."""
+    norms = torch._foreach_norm(tensors[0])
+    return torch.linalg.vector_norm(torch.stack(norms)).float()[None], None
+
+
+def _scale_all(_: int, __: Any, tensors: list[list[torch.Tensor]], factor: float) -> None:
+    """Into `tensors[1]` what is in `tensors[0]`, times `factor`."""
+    for given, scaled in zip(*tensors, strict=True):
+        if given is not scaled:
+            scaled.copy_(given)
+    torch._foreach_mul_(tensors[1], factor)
 
 
 def _parts(optimizer: MegatronOptimizer) -> list[Any]:

@@ -12,7 +12,7 @@ from megatron.core.transformer.module import MegatronModule
 from configs.schema import Positions
 from train.models.attention.context import gather_keys
 from train.models.attention.kernels import kernel_of
-from train.models.attention.positions import alibi_slopes, rotary_frequencies, rotary_tables, rotate
+from train.models.attention.positions import alibi_slopes, rotary_frequencies, rotary_tables, rotate_both
 from train.models.attention.row import PackedRow
 from train.models.trunk_config import TrunkConfig
 
@@ -44,10 +44,12 @@ class PackedAttention(MegatronModule):
         rotated = round(size * config.rope_share)
         self._frequencies, self._factor = rotary_frequencies(rotated, config.rope_base, config.rope_scaling)
         self._kernel = kernel_of(config.kernel)
-        # The slopes of this rank's heads. No buffer: casting the model to bf16 would cast it too.
+        # Frequencies, and slopes of this rank's heads. No buffers: casting the model to bf16 would cast them. They go
+        # to the device with the first pass: sent once a row, they would make the host wait each time.
         tensor_rank, tensor_size = groups.tp.rank(), groups.tp.size()
         heads = config.num_attention_heads // tensor_size
-        self._slopes = alibi_slopes(config.num_attention_heads)[tensor_rank * heads : (tensor_rank + 1) * heads]
+        slopes = alibi_slopes(config.num_attention_heads)[tensor_rank * heads : (tensor_rank + 1) * heads]
+        self._slopes = torch.tensor(slopes, device="cpu")
 
     def forward(
         self,
@@ -64,13 +66,15 @@ class PackedAttention(MegatronModule):
         if not isinstance(row, PackedRow):
             raise ValueError("PackedAttention needs a PackedRow: give one sample as a pack of one")
         slopes = None
+        if self._slopes.device != query.device:
+            self._frequencies, self._slopes = self._frequencies.to(query.device), self._slopes.to(query.device)
         if self._positions is Positions.rope:
             tables = row.once(
                 "rotary", lambda: rotary_tables(row.positions, self._frequencies, self._factor, query.dtype)
             )
-            query, key = (rotate(x, tables, self._interleaved) for x in (query, key))
+            query, key = rotate_both(query, key, tables, self._interleaved)
         elif self._positions is Positions.sqrt_alibi:
-            slopes = row.once("slopes", lambda: torch.tensor(self._slopes, device=query.device))
+            slopes = self._slopes
         if self._context.size() > 1:
             key, value = gather_keys(key, value, self._context)
         mixed = self._kernel(query, key, value, row, slopes, self._scale)

@@ -18,6 +18,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from configs.schema import AttentionKernel, Config, Positions, Precision
 from runtime.exits import BadInput
+from train.models.attention.blocks import causal_blocks
 from train.models.attention.positions import sqrt_bias
 from train.models.attention.row import PackedRow
 
@@ -245,18 +246,24 @@ def flex(
 ) -> torch.Tensor:
     """One compiled kernel a row: blocks of keys that no query of a block sees are passed over, the bias is computed
     beside the scores. (Without a GPU it runs uncompiled, in full, and has no backward pass.)"""
-    places = row.once("places", lambda: row.places)
+    whole = len(row.chunks) == 1 and len(row.chunks[0]) == key.shape[0]
+    places = None if whole else row.once("places", lambda: row.places)
+
+    def place(q: Any) -> Any:
+        return q if places is None else places[q]
 
     def masks() -> Any:
         samples = row.samples(key.shape[0])
 
         def visible(batch: Any, head: Any, q: Any, k: Any) -> Any:
-            return (samples[places[q]] == samples[k]) & (k <= places[q])
+            return (samples[place(q)] == samples[k]) & (k <= place(q))
 
-        return _flex(query.is_cuda)[1](visible, None, None, len(places), key.shape[0], device=query.device)
+        if whole:
+            return causal_blocks(row.begins(key.shape[0]), visible)
+        return _flex(query.is_cuda)[1](visible, None, None, query.shape[0], key.shape[0], device=query.device)
 
     def biased(score: Any, batch: Any, head: Any, q: Any, k: Any) -> Any:
-        return score - slopes[head] * (places[q] - k).clamp(min=0).float().sqrt()  # type: ignore[index]
+        return score - slopes[head] * (place(q) - k).clamp(min=0).float().sqrt()  # type: ignore[index]
 
     mixed = _flex(query.is_cuda)[0](
         *(part.transpose(0, 1)[None] for part in (query, key, value)),
@@ -270,10 +277,13 @@ def flex(
 
 @cache
 def _flex(compiled: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """FlexAttention and the maker of its block masks; uncompiled, each makes the whole table of queries and keys."""
+    """FlexAttention and the maker of its block masks; uncompiled, each makes the whole table of queries and keys.
+
+    Compiled for the sizes at hand, which a run's rows have all alike; the compiler lets a size vary once it has seen
+    another."""
     if not compiled:
         return flex_attention, create_block_mask
-    return torch.compile(flex_attention, dynamic=True), torch.compile(create_block_mask, dynamic=True)
+    return torch.compile(flex_attention), torch.compile(create_block_mask)
 
 
 _KERNELS: dict[AttentionKernel, Kernel] = {

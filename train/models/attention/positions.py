@@ -7,6 +7,7 @@ import math
 import torch
 
 from configs.schema import RopeScaling, RopeScalingKind
+from train.models.fused import fused
 
 
 def rotary_frequencies(size: int, base: float, scaling: RopeScaling | None = None) -> tuple[torch.Tensor, float]:
@@ -65,6 +66,14 @@ def rotate(x: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor], interleav
     parts = [first * cosine - second * sine, second * cosine + first * sine]
     turned = torch.stack(parts, dim=-1).flatten(-2) if interleaved else torch.cat(parts, dim=-1)
     return turned if rest is None else torch.cat([turned, rest], dim=-1)
+
+
+@fused
+def rotate_both(
+    query: torch.Tensor, key: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor], interleaved: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`rotate` of both."""
+    return rotate(query, tables, interleaved), rotate(key, tables, interleaved)
 
 
 def alibi_slopes(heads: int) -> tuple[float, ...]:

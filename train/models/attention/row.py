@@ -42,6 +42,11 @@ class PackedRow(PackedSeqParams):
         every = torch.arange(length, device=self.positions.device)
         return torch.searchsorted(self.cu_seqlens_q, every, right=True)
 
+    def begins(self, length: int) -> torch.Tensor:
+        """Where that sample begins in the row: int64 [length]."""
+        assert self.cu_seqlens_q is not None
+        return self.cu_seqlens_q[self.samples(length) - 1].long()
+
 
 def packed_row(batch: Batch) -> PackedRow:
     """What attention needs to know of `batch`, on its device."""

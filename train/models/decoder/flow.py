@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from configs.schema import DecoderConfig
+from data_pipeline.batch import sent
 from train.models.decoder.layers import RESIDUAL_REACH, Residual, Transformer, attention_mask, mask_of
 from train.models.decoder.unet import UNet, unet_reach
 
@@ -32,7 +33,7 @@ class Drawn:
     noise: torch.Tensor
 
     def to(self, device: torch.device) -> Drawn:
-        return replace(self, **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+        return replace(self, **{f.name: sent(getattr(self, f.name), device) for f in fields(self)})
 
 
 def draw(seeds: Sequence[int], frames: Sequence[int], config: DecoderConfig) -> Drawn:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch.func import functional_call
 from torch.nn import functional
 
 from configs.schema import DecoderConfig
-from data_pipeline.batch import Waves
+from data_pipeline.batch import Waves, sent
 from train.models.decoder.discriminators import Discriminators, Judgement
 from train.models.decoder.flow import Drawn, Flow
 from train.models.decoder.mel import Mel
@@ -34,8 +34,8 @@ class FlowTask:
     drawn: Drawn
 
     def to(self, device: torch.device) -> FlowTask:
-        moved = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "most_frames"}
-        return replace(self, **{name: value.to(device) for name, value in moved.items()})
+        ids, lengths, frames = (sent(part, device) for part in (self.ids, self.lengths, self.frames))
+        return replace(self, ids=ids, lengths=lengths, frames=frames, drawn=self.drawn.to(device))
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class VocoderTask:
     starts: torch.Tensor
 
     def to(self, device: torch.device) -> VocoderTask:
-        return VocoderTask(self.starts.to(device))
+        return VocoderTask(sent(self.starts, device))
 
 
 class TrainedFlow(Replicated):

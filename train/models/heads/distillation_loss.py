@@ -23,6 +23,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from data_pipeline.batch import sent
 from train.models.gradients import add_product, buffer_of
 
 
@@ -52,20 +53,16 @@ class Taught:
     chunk: int = 0
 
     def to(self, device: torch.device) -> Taught:
-        """A copy on `device`; to a GPU through pinned memory, so that nobody waits."""
-
-        def moved(tensor: torch.Tensor) -> torch.Tensor:
-            return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
-
+        """A copy on `device`, without waiting for it."""
         return replace(
             self,
             ranges=tuple(
                 replace(
                     part,
-                    places=moved(part.places),
-                    weights=moved(part.weights),
-                    ids=moved(part.ids),
-                    chances=moved(part.chances),
+                    places=sent(part.places, device),
+                    weights=sent(part.weights, device),
+                    ids=sent(part.ids, device),
+                    chances=sent(part.chances, device),
                 )
                 for part in self.ranges
             ),

@@ -7,6 +7,7 @@ from typing import TypedDict
 
 import torch
 
+from data_pipeline.batch import sent
 from train.models.heads.distillation_loss import Taught
 
 
@@ -33,14 +34,11 @@ class Targets:
     taught: Taught | None = None
 
     def to(self, device: torch.device) -> Targets:
-        """A copy on `device`; to a GPU through pinned memory, so that nobody waits."""
-
-        def moved(tensor: torch.Tensor) -> torch.Tensor:
-            return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
-
-        places = None if self.places is None else moved(self.places)
+        """A copy on `device`, without waiting for it."""
+        places = None if self.places is None else sent(self.places, device)
         taught = None if self.taught is None else self.taught.to(device)
-        return replace(self, labels=moved(self.labels), weights=moved(self.weights), places=places, taught=taught)
+        labels, weights = sent(self.labels, device), sent(self.weights, device)
+        return replace(self, labels=labels, weights=weights, places=places, taught=taught)
 
 
 class HeadLosses(TypedDict):

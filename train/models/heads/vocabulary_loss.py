@@ -28,6 +28,7 @@ import torch
 import torch.distributed as dist
 
 from train.models.gradients import add_product, buffer_of, stand_in
+from train.models.heads.softmax_passes import first_pass, second_pass
 from train.models.heads.terms import Targets
 
 
@@ -159,19 +160,17 @@ def _chunk_by_chunk(
             part = places[part]
         states, scale = hidden[part], weights[part]
         logits = _product(states, weight.t(), room[: len(states)])
-        log_z, chosen, mean, share, row = _statistics(logits, labels[part], targets.smoothing > 0, group)
+        row = _row_here(labels[part], len(weight), group)
+        log_z, chosen, mean, top = _statistics(logits, row, targets.smoothing > 0, group)
         cross_entropy[part], z[part] = log_z - chosen, log_z.square()
         smoothed = log_z - (1 - targets.smoothing) * chosen - targets.smoothing * mean
         total += (scale * (smoothed + targets.z * log_z.square())).sum()
         if any(wanted):
-            logits.mul_((scale * (1 + 2 * targets.z * log_z) * share)[:, None])
-            if targets.smoothing:
-                rows = len(weight) * (dist.get_world_size(group) if group else 1)
-                logits.sub_((scale * targets.smoothing / rows)[:, None])
-            here = row >= 0
-            drop = torch.where(here, (1 - targets.smoothing) * scale, 0)
-            logits.scatter_add_(1, row.clamp(min=0)[:, None], -drop[:, None])
-            _add_gradients(gradients, logits.to(hidden.dtype), states, weight, part, start == 0)
+            factor = scale * (1 + 2 * targets.z * log_z)
+            uniform = scale * targets.smoothing / _rows(weight, group) if targets.smoothing else None
+            drop = (1 - targets.smoothing) * scale
+            of_logits = second_pass(logits, top, log_z, row, factor, uniform, drop, hidden.dtype)
+            _add_gradients(gradients, of_logits, states, weight, part, start == 0)
     return total, cross_entropy, z, gradients
 
 
@@ -185,31 +184,32 @@ def _handed_over(gradient: torch.Tensor, scale: torch.Tensor, ctx: Any) -> torch
     return None if ctx.used_again else stand_in(ctx.weight)
 
 
-def _statistics(
-    logits: torch.Tensor, labels: torch.Tensor, with_mean: bool, group: dist.ProcessGroup | None
-) -> tuple[torch.Tensor, ...]:
-    """Over the whole vocabulary, for the n rows of `logits` [n, V / TP], which become softmax numerators in place.
+def _rows(weight: torch.Tensor, group: dist.ProcessGroup | None) -> int:
+    """Of the whole vocabulary."""
+    return len(weight) * (dist.get_world_size(group) if group else 1)
 
-    Returns log Z, the label's logit, the mean logit (0 unless asked for), the factor that makes numerators
-    probabilities, and the label's column here (-1: another rank's), each [n].
-    """
-    rows, rank, ranks = logits.shape[1], 0, 1
-    if group is not None:
-        rank, ranks = dist.get_rank(group), dist.get_world_size(group)
-    column = labels - rank * rows
-    column = torch.where((column >= 0) & (column < rows), column, -1)
-    chosen = logits.gather(1, column.clamp(min=0)[:, None])[:, 0]
-    chosen = torch.where(column >= 0, chosen, 0)
-    mean = logits.sum(1) / (rows * ranks) if with_mean else torch.zeros_like(chosen)
-    top = logits.amax(1)
-    log_z = top + logits.sub_(top[:, None]).exp_().sum(1).log()
+
+def _row_here(labels: torch.Tensor, rows: int, group: dist.ProcessGroup | None) -> torch.Tensor:
+    """The row of each label among this rank's, int64 [n]; -1: another rank's."""
+    row = labels - (dist.get_rank(group) if group else 0) * rows
+    return torch.where((row >= 0) & (row < rows), row, -1)
+
+
+def _statistics(
+    logits: torch.Tensor, row: torch.Tensor, with_mean: bool, group: dist.ProcessGroup | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Over the whole vocabulary, for the n rows of `logits` [n, V / TP]: log Z, the label's logit and the mean logit
+    (0 unless asked for), each [n]; and what `second_pass` takes. `logits` may change."""
+    ranks = dist.get_world_size(group) if group else 1
+    log_z, chosen, mean, top = first_pass(logits, row, with_mean)
+    mean = mean / (logits.shape[1] * ranks)
     if ranks > 1:  # one exchange a chunk, of three numbers a place
         mine = torch.stack([log_z, chosen, mean])
-        everyone = mine.new_empty((ranks * len(mine), len(top)))
+        everyone = mine.new_empty((ranks * len(mine), len(log_z)))
         dist.all_gather_into_tensor(everyone, mine, group=group)
         everyone = everyone.view(ranks, *mine.shape)
         log_z, chosen, mean = everyone[:, 0].logsumexp(0), everyone[:, 1].sum(0), everyone[:, 2].sum(0)
-    return log_z, chosen, mean, (top - log_z).exp(), column
+    return log_z, chosen, mean, top
 
 
 def _add_gradients(

@@ -1,0 +1,1 @@
+"""Speed on one GPU, in one command: `make bench-gpu`, or `python -m tests.benchmarks.gpu --help`."""

@@ -52,6 +52,15 @@ def encode_flac(wave: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+def encode_wav(wave: np.ndarray, rate: int) -> bytes:
+    """A 16-bit WAV file of float [samples]. Values outside [-1, 1] are clipped."""
+    import soundfile
+
+    file = io.BytesIO()
+    soundfile.write(file, np.clip(wave, -1.0, 1.0), rate, format="WAV", subtype="PCM_16")
+    return file.getvalue()
+
+
 def decode_flac(data: bytes) -> np.ndarray:
     """float32 [samples] at 16 kHz of a FLAC file. Raises BadInput for bytes that are not one, or another rate."""
     import soundfile

@@ -11,8 +11,9 @@ from runtime.exits import DONE, BadInput
 
 def resynthesize(options: Namespace) -> int:
     """Sound files through codes and back: FILE.wav in the folder `--out` for each."""
+    from data_pipeline.audio import encode_wav
     from data_pipeline.build import codec_of
-    from train.decoder.resynthesis import said_again, write_wav
+    from train.decoder.resynthesis import said_again
     from train.decoder.synthesis import Decoder
 
     run, folder = Path(options.run_folder), Path(options.out)
@@ -25,6 +26,6 @@ def resynthesize(options: Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     for sound, target in targets.items():
         wave = said_again(decoder, codec, config, Path(sound), stream=options.stream)
-        write_wav(target, wave, decoder.rate)
+        target.write_bytes(encode_wav(wave, decoder.rate))
         print(f"{target}\t{len(wave) / decoder.rate:.2f} s", flush=True)
     return DONE

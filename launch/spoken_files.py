@@ -116,10 +116,10 @@ class Mouth:
         if self.decoder is None:
             np.savez(file, **codes)  # type: ignore[arg-type]
             return file
-        from train.decoder.resynthesis import write_wav
+        from data_pipeline.audio import encode_wav
 
         # The decoder's ids of the same codes may be others: its text may have another size.
         spoken = self.decoder.parts.vocabulary
         wave, rate = self.decoder.decode(lay_groups(Utterance("", "", "", codes=codes), spoken).reshape(-1))
-        write_wav(file, wave, rate)
+        file.write_bytes(encode_wav(wave, rate))
         return file

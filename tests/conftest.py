@@ -16,6 +16,7 @@ settings.load_profile("unhurried")
 LONGEST = (
     "train/test_topologies.py",
     "slurm/test_runs.py",
+    "test_step_audio.py",
     "test_quickstart.py",
     "train/test_architectures.py",
     "train/test_deepspeed_folders.py",

@@ -23,7 +23,7 @@ def test_every_stage_from_nothing_to_a_sound_and_the_same_command_again(tmp_path
     for name in stages:
         assert json.loads((run / name / "results.json").read_text())["status"] == "finished", name
         assert f'<section id="{name}">' in report
-    sounds = sorted((run / "evaluate_speech").rglob("*.flac"))
+    sounds = sorted((run / "evaluate_speech").rglob("*.wav"))
     assert sounds and all(soundfile.info(sound).duration > 0 for sound in sounds)
     assert "<audio " in report
 

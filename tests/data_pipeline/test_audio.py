@@ -1,9 +1,22 @@
 """Waveforms: what goes in comes out, at the rate that was asked for."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import soundfile
 
-from data_pipeline.audio import SAMPLE_RATE, StreamResampler, decode_flac, encode_flac, level_db, resample, with_silence
+from data_pipeline.audio import (
+    SAMPLE_RATE,
+    StreamResampler,
+    decode_flac,
+    encode_flac,
+    encode_wav,
+    level_db,
+    resample,
+    with_silence,
+)
+from data_pipeline.decode import decode
 from runtime.exits import BadInput
 
 
@@ -22,6 +35,12 @@ def test_flac_is_reproducible_and_clips() -> None:
     wave = 3 * tone(440, 0.1, SAMPLE_RATE)
     assert encode_flac(wave) == encode_flac(wave)
     assert np.abs(decode_flac(encode_flac(wave))).max() <= 1
+
+
+def test_a_wav_is_read_again_and_clips(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(encode_wav(np.array([0.5, -2.0, 0.25], np.float32), 22_050))
+    assert soundfile.info(tmp_path / "a.wav").subtype == "PCM_16"
+    np.testing.assert_allclose(decode(tmp_path / "a.wav").samples[0], [0.5, -1.0, 0.25], atol=1e-4)
 
 
 @pytest.mark.parametrize("rate", [8_000, 22_050, 48_000])

@@ -37,13 +37,6 @@ def said_again(decoder: Decoder, codec: Codec, config: Config, file: Path, *, st
     return np.concatenate(waves)
 
 
-def write_wav(file: Path, wave: np.ndarray, rate: int) -> None:
-    """A 16-bit file of float32 [samples]; values outside [-1, 1] are clipped."""
-    import soundfile
-
-    soundfile.write(file, np.clip(wave, -1.0, 1.0), rate, subtype="PCM_16")
-
-
 def _speaker(decoder: Decoder, file: Path) -> np.ndarray | None:
     encoder = decoder.parts.config.speaker
     if not encoder:

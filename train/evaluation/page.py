@@ -118,7 +118,7 @@ def _shown(folder: Path, place: str, budget: int) -> tuple[list[Shown], int]:
     """Items of a measurement and set: those with sounds, else a few; and how many bytes of sound may still be shown."""
     lines = [line for line in records.read(folder / ITEMS / f"{place}.jsonl") if "record" in line]
     sounds: dict[str, list[Path]] = {}
-    for file in sorted((folder / SOUNDS / place).glob("*.flac")):
+    for file in sorted((folder / SOUNDS / place).glob("*.wav")):
         sounds.setdefault(file.name.split(".")[0], []).append(file)
     chosen = [line for line in lines if safe_key(line["key"]) in sounds] or spread(lines, _SHOWN_WITHOUT_SOUND)
     shown = []
@@ -127,7 +127,7 @@ def _shown(folder: Path, place: str, budget: int) -> tuple[list[Shown], int]:
         for file in sounds.get(safe_key(line["key"]), []):
             if (size := file.stat().st_size) <= budget:
                 budget -= size
-                players.append((file.name.split(".")[1], data_uri("audio/flac", file.read_bytes())))
+                players.append((file.name.split(".")[1], data_uri("audio/wav", file.read_bytes())))
         if item := _item(line["key"], line["record"], players):
             shown.append(item)
     return shown, budget

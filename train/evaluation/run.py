@@ -13,7 +13,7 @@ from typing import Any
 import xxhash
 
 from configs.schema import Config, EvaluationSetConfig, MeasurementConfig, MeasurementKind
-from data_pipeline.audio import encode_flac
+from data_pipeline.audio import SAMPLE_RATE, encode_wav
 from data_pipeline.build import corpus_folder
 from data_pipeline.looking.samples import spread
 from data_pipeline.quality.errors import NORMALISER
@@ -169,15 +169,15 @@ class _Run:
         return left_out
 
     def _keep_sounds(self, item: Item, found: Found) -> None:
-        """As flac, beside the record, before it: a record is there once all of its item is."""
+        """As wav, beside the record, before it: a record is there once all of its item is."""
         folder = self._folder / SOUNDS / self._place
         for name, wave in found.sounds.items():
             try:
-                sound = encode_flac(wave())
+                sound = encode_wav(wave(), SAMPLE_RATE)
             except UnreadableAudio:
                 continue  # a corpus that keeps no sound
             folder.mkdir(parents=True, exist_ok=True)
-            replace_atomically(folder / f"{safe_key(item.key)}.{name}.flac", sound)
+            replace_atomically(folder / f"{safe_key(item.key)}.{name}.wav", sound)
 
 
 def place_of(config: Config, one: EvaluationSetConfig) -> Path:
@@ -252,10 +252,10 @@ def _write(config: Config, subject: Subject, found: Evaluation) -> None:
 def _made(folder: Path, measured: Sequence[Measured]) -> dict[str, str]:
     """Files of speech that the model made, relative to the run folder, by what they are."""
     return {
-        f"{one.measurement} of {one.set}: {file.name.removesuffix('.flac')}": file.relative_to(folder).as_posix()
+        f"{one.measurement} of {one.set}: {file.name.removesuffix('.wav')}": file.relative_to(folder).as_posix()
         for one in measured
         for name in (SPEECH, RESYNTHESIS)
-        for file in sorted((folder / SOUNDS / place_name(one.measurement, one.set)).glob(f"*.{name}.flac"))
+        for file in sorted((folder / SOUNDS / place_name(one.measurement, one.set)).glob(f"*.{name}.wav"))
     }
 
 

@@ -10,12 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 
 from configs.compose import to_yaml
 from configs.schema import Config
 from data_pipeline.corpus import Corpus
-from data_pipeline.decode import decode
 from data_pipeline.layouts.groups import lay_groups
 from data_pipeline.shards import ShardReader
 from runtime.exits import BAD_INPUT, BadInput
@@ -125,11 +123,3 @@ def test_a_layout_without_sound_is_refused_before_anything_starts(corpus: Path, 
     file = tmp_path / "config.yaml"
     file.write_text(to_yaml(config))
     assert run_ranks(stage, 1, str(file)) == [BAD_INPUT]
-
-
-def test_written_wavs_are_read_again(tmp_path: Path) -> None:
-    from train.decoder.resynthesis import write_wav
-
-    write_wav(tmp_path / "a.wav", np.array([0.5, -2.0, 0.25], np.float32), 22_050)
-    assert soundfile.info(tmp_path / "a.wav").subtype == "PCM_16"
-    np.testing.assert_allclose(decode(tmp_path / "a.wav").samples[0], [0.5, -1.0, 0.25], atol=1e-4)

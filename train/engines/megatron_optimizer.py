@@ -201,7 +201,7 @@ def norms_without_waiting() -> None:
 
 def _norm_of_all(_: int, __: Any, tensors: list[list[torch.Tensor]], *___: Any) -> tuple[torch.Tensor, None]:
     """float32 [1], where the tensors are."""
-    norms = torch._foreach_norm(tensors[0])
+    norms = torch._foreach_norm(tensors[0], 2, dtype=torch.float32)  # of bf16 too
     return torch.linalg.vector_norm(torch.stack(norms)).float()[None], None
 
 

@@ -169,8 +169,12 @@ def _chunk_by_chunk(
             factor = scale * (1 + 2 * targets.z * log_z)
             uniform = scale * targets.smoothing / _rows(weight, group) if targets.smoothing else None
             drop = (1 - targets.smoothing) * scale
-            of_logits = second_pass(logits, top, log_z, row, factor, uniform, drop, hidden.dtype)
-            _add_gradients(gradients, of_logits, states, weight, part, start == 0)
+            # Not held by a name: the next chunk's would be made beside it.
+            _add_gradients(
+                gradients,
+                second_pass(logits, top, log_z, row, factor, uniform, drop, hidden.dtype),
+                *(states, weight, part, start == 0),
+            )
     return total, cross_entropy, z, gradients
 
 

@@ -11,7 +11,7 @@ import soundfile
 from runtime.exits import DONE
 from tests import step_audio
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1100)
 
 
 def test_every_stage_from_nothing_to_a_sound_and_the_same_command_again(tmp_path: Path) -> None:
@@ -27,5 +27,5 @@ def test_every_stage_from_nothing_to_a_sound_and_the_same_command_again(tmp_path
     assert sounds and all(soundfile.info(sound).duration > 0 for sound in sounds)
     assert "<audio " in report
 
-    code, said = step_audio.finished(step_audio.start(tmp_path / "recipe", run, cache=tmp_path / "cache"), seconds=80)
+    code, said = step_audio.finished(step_audio.start(tmp_path / "recipe", run, cache=tmp_path / "cache"), seconds=200)
     assert code == DONE and "step " not in said, said[-4000:]

@@ -99,7 +99,10 @@ def made(run: Path) -> dict[str, Any]:
         for line in read_metrics(run):
             found[f"step {line['step']}"] = [line.get(key) for key in CURVE]
     results = json.loads((run / RESULTS_FILE).read_text())
-    found |= {f"results: {key}": results.get(key) for key in ("status", "validation", "measured")}
+    found |= {f"results: {key}": results.get(key) for key in ("status", "measured")}
+    for when, terms in (results.get("validation") or {}).items():
+        if isinstance(terms, dict):
+            found[f"validation {when}"] = {name: value for name, value in terms.items() if name != "seconds"}
     found |= dict(_tensors(run))
     for file in sorted((run / MADE).glob("*/*/*.safetensors")):
         found[str(file.relative_to(run))] = {name: array.tobytes() for name, array in load_file(file).items()}

@@ -229,16 +229,24 @@ def disk(folder: Path) -> Iterator[None]:
 
 def differences(clean: Path, faulty: Path) -> list[str]:
     """What differs between two finished runs: lines of the curve, tensors of the last checkpoint, optimiser's too."""
+    return curve_differences(clean, faulty) + checkpoint_differences(clean, faulty)
+
+
+def curve_differences(clean: Path, faulty: Path) -> list[str]:
     curves = [[[line.get(key) for key in CURVE] for line in read_metrics(folder)] for folder in (clean, faulty)]
     found = [f"step {ours[0]} of the curve" for ours, theirs in zip(*curves, strict=False) if ours != theirs]
     if len(curves[0]) != len(curves[1]):
         found.append(f"{len(curves[1])} steps in place of {len(curves[0])}")
+    return found
+
+
+def checkpoint_differences(clean: Path, faulty: Path) -> list[str]:
     last = [complete_checkpoints(folder / "checkpoints")[-1] / "tensors" for folder in (clean, faulty)]
     names = [set(tensor_records(read_metadata(folder))) for folder in last]
     if last[0].parent.name != last[1].parent.name or names[0] != names[1]:
-        return [*found, "other checkpoints"]
+        return ["other checkpoints"]
     ours, theirs = (NativeReader(folder) for folder in last)
-    return found + [name for name in sorted(names[0]) if not torch.equal(ours.read(name), theirs.read(name))]
+    return [name for name in sorted(names[0]) if not torch.equal(ours.read(name), theirs.read(name))]
 
 
 def campaign(folder: Path, faults: int, steps: int, seed: int) -> tuple[list[Met], list[str], dict[str, float]]:

@@ -15,22 +15,18 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 from safetensors.numpy import load_file
 
-from checkpoints.formats.native import NativeReader
-from checkpoints.metadata import read_metadata, tensor_records
 from checkpoints.store import complete_checkpoints
 from data_pipeline.corpus import Corpus
 from runtime.exits import DONE
 from runtime.run_files import MADE, METRICS_FILE, RESULTS_FILE
 from tests import step_audio
-from tests.faults.campaign import CURVE
-from train.metrics import read_metrics
+from tests.faults.campaign import checkpoint_differences, curve_differences
 
 STEPS, SAVE_EVERY, STRIKE = 6, 2, 5  # killed once it has done this many: a checkpoint is there, and steps after it
 # Of a stage without steps, files that show it amid its work; a merge is too short, and is killed as it begins.
@@ -87,23 +83,23 @@ def _kill(launcher: int) -> int:
 
 def differences(clean: Path, hit: Path, stage: str) -> list[str]:
     """What two finished runs of a stage differ in."""
-    ours, theirs = made(clean / stage), made(hit / stage)
-    names = sorted(ours.keys() | theirs.keys())
-    return [f"{stage}: {name}" for name in names if ours.get(name) != theirs.get(name)]
+    folders = clean / stage, hit / stage
+    ours, theirs = map(made, folders)
+    found = [name for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
+    if (folders[0] / METRICS_FILE).is_file():
+        found += curve_differences(*folders)
+    if complete_checkpoints(folders[0] / "checkpoints"):
+        found += checkpoint_differences(*folders)
+    return [f"{stage}: {name}" for name in found]
 
 
 def made(run: Path) -> dict[str, Any]:
-    """All that a stage made, by name, as values that compare bit for bit."""
-    found: dict[str, Any] = {}
-    if (run / METRICS_FILE).is_file():
-        for line in read_metrics(run):
-            found[f"step {line['step']}"] = [line.get(key) for key in CURVE]
+    """All that a stage made beside a curve and checkpoints, by name, as values that compare bit for bit."""
     results = json.loads((run / RESULTS_FILE).read_text())
-    found |= {f"results: {key}": results.get(key) for key in ("status", "measured")}
+    found: dict[str, Any] = {f"results: {key}": results.get(key) for key in ("status", "measured")}
     for when, terms in (results.get("validation") or {}).items():
         if isinstance(terms, dict):
             found[f"validation {when}"] = {name: value for name, value in terms.items() if name != "seconds"}
-    found |= dict(_tensors(run))
     for file in sorted((run / MADE).glob("*/*/*.safetensors")):
         found[str(file.relative_to(run))] = {name: array.tobytes() for name, array in load_file(file).items()}
     if (run / MADE / "manifest.json").is_file():
@@ -112,13 +108,6 @@ def made(run: Path) -> dict[str, Any]:
     for file in sorted(run.glob("items/*.jsonl")):
         found[str(file.relative_to(run))] = sorted(file.read_text().splitlines()[1:])
     return found
-
-
-def _tensors(run: Path) -> Iterator[tuple[str, bytes]]:
-    for folder in complete_checkpoints(run / "checkpoints")[-1:]:
-        reader = NativeReader(folder / "tensors")
-        for name in sorted(tensor_records(read_metadata(folder / "tensors"))):
-            yield f"{folder.name}: {name}", reader.read(name).contiguous().view(-1).numpy().tobytes()
 
 
 def campaign(folder: Path) -> list[str]:

@@ -18,6 +18,7 @@ import re
 import tarfile
 import zlib
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -204,12 +205,11 @@ class ShardWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        try:
+        with ExitStack() as stack:  # what is buffered is written as the file is closed: on a full disk that raises too
+            stack.callback(self._partial.unlink, missing_ok=True)
+            stack.enter_context(self._file)
             if kind is None:
                 self._finish()
-        finally:
-            self._file.close()
-            self._partial.unlink(missing_ok=True)
 
     def write(self, utterance: Utterance, audio: bytes | None = None) -> None:
         """Append `utterance`, with the bytes of its flac file if it has any.

@@ -19,6 +19,7 @@ from data_pipeline.sample_bytes import _npy_header
 from data_pipeline.shards import DamagedSample, ShardReader, ShardWriter, add_columns, index_path, read_index
 from data_pipeline.utterance import Utterance
 from runtime.exits import BadInput
+from tests.checkpoints.disks import small_disk
 from tests.data_pipeline.synthetic import make_corpus, make_utterance, make_vocabulary
 
 FLAC = b"fLaC" + bytes(range(256)) * 3
@@ -95,6 +96,17 @@ def test_nothing_appears_when_writing_fails(tmp_path, utterances):
         writer.write(utterances[0])
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_left_behind_when_the_last_bytes_find_the_disk_full(tmp_path, utterances):
+    """What is buffered is written as the file is closed, and fails there."""
+    with small_disk(tmp_path / "disk", 4096 * 3):
+        path = tmp_path / "disk" / "full.tar"
+        (tmp_path / "disk" / "other").write_bytes(bytes(4096 * 3))
+        with pytest.raises(OSError), ShardWriter(path) as writer:
+            for utterance in utterances:
+                writer.write(utterance)
+        assert [file.name for file in path.parent.iterdir()] == ["other"]
 
 
 @pytest.mark.parametrize("key", ["a.b", "../a", "a/b", "", "x" * 100])

@@ -48,6 +48,8 @@ def test_what_real_ranks_say_is_merged_by_time_with_their_names(tmp_path: Path) 
             while number and not os.path.exists(f'{tmp_path}/{{number - 1}}'):
                 time.sleep(0.01)
             print(f'{{turn}} of {{rank}}', flush=True)
+            while f'{{turn}} of' not in open(f'{tmp_path}/logs/rank-{{rank}}.log').read():
+                time.sleep(0.01)  # a launcher stamps what rank 0 says when it reads it
             open(f'{tmp_path}/{{number}}', 'w').close()
 
         stamp_output()

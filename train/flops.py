@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from configs.parameter_names import LORA_A
+from configs.parameter_names import AUDIO_INPUT, LORA_A
 from configs.pipeline import stages_of
 from configs.schema import BackboneConfig, Config, Precision, Recompute, RecomputeMethod, StageConfig
 from train.trainable import Trained
@@ -47,15 +47,18 @@ _PEAKS: tuple[tuple[frozenset[str], float, float], ...] = tuple(
 class Learning:
     """What of a model learns. trains: whether the parameter of a name does (the names of a native checkpoint, layers
     counted: `decoder.layers.3.mlp.linear_fc1.weight`); lora: rank of the low-rank update by the name of its layer
-    (`decoder.layers.3.mlp.linear_fc1`), whose factors end in `lora_a` and `lora_b`."""
+    (`decoder.layers.3.mlp.linear_fc1`), whose factors end in `lora_a` and `lora_b`; heard: whether an adapter or an
+    encoder does, whose gradients come through the whole trunk."""
 
     trains: Callable[[str], bool] = lambda name: True
     lora: Mapping[str, int] = field(default_factory=dict)
+    heard: bool = False
 
     @classmethod
     def of(cls, stage: StageConfig, trained: Trained) -> Learning:
         updated = [name.removesuffix(f".{LORA_A}") for name in trained.elements if name.endswith(f".{LORA_A}")]
-        return cls(trained.trains, dict.fromkeys(updated, stage.lora.rank) if stage.lora else {})
+        heard = any(name.startswith(AUDIO_INPUT) for name in trained.group_of)
+        return cls(trained.trains, dict.fromkeys(updated, stage.lora.rank) if stage.lora else {}, heard)
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,8 @@ def product_passes(
     """What `step_flops` adds up, product by product in the order of the forward pass."""
     learning, recomputed = learning or Learning(), recomputed or Recomputed()
     heads = backbone.heads * (backbone.head_dim or backbone.hidden // backbone.heads)
-    below = learning.trains("embedding.word_embeddings.weight")  # whether anything so far takes a gradient
+    # Whether anything so far takes a gradient.
+    below = learning.heard or learning.trains("embedding.word_embeddings.weight")
     into = below
     for product in _products(backbone, vocabulary_size):
         below = below or any(learning.trains(name) for name in _norms(product))

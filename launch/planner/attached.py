@@ -1,6 +1,7 @@
-"""What a speech model has beside its trunk: an audio encoder on the first pipeline stage, audio heads on the last.
+"""What a speech model has beside its trunk: an audio encoder and an adapter on the first pipeline stage, audio heads on
+the last one.
 
-Both are small beside the trunk and stand whole on every tensor- and context-parallel rank, which all compute the same.
+All are small beside the trunk and stand whole on every tensor- and context-parallel rank, which all compute the same.
 FLOPs are those of `train.flops`: 2 a weight and position forward, twice that backward where it is trained.
 """
 
@@ -10,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
-from configs.schema import Config
+from configs.schema import AdapterKind, Config
+from launch.planner.audio_input import adapter_flops, of_audio_input
 from launch.planner.memory import StageMemory
 from launch.planner.times import BF16, FP32, Seconds, Setting
 from runtime.exits import BadInput
@@ -52,6 +54,34 @@ class Encoder:
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """What makes places of an encoder's vectors (`with_audio_input` tells it of a config).
+
+    elements: of its parameters; width: of the vectors; layers: over these, each four times as wide inside; vectors: of
+    one packed row; forward_flops: of the same.
+    """
+
+    elements: int
+    width: int
+    layers: int
+    vectors: int
+    forward_flops: float
+    trained: bool
+
+    @property
+    def learnt(self) -> int:
+        return self.elements if self.trained else 0
+
+    @property
+    def passes(self) -> int:
+        return 3 if self.trained else 1
+
+    def activations(self, micro_batch: int) -> float:
+        """Bytes that a forward pass keeps for its backward pass."""
+        return micro_batch * self.vectors * self.width * (1 + self.layers * _KEPT) * BF16 * self.trained
+
+
+@dataclass(frozen=True)
 class Heads:
     """A depth transformer over the codebooks of a frame (gated MLPs), and a table and a head for each codebook; always
     trained. share: of a row's places that are frames of several codes."""
@@ -80,14 +110,18 @@ class Heads:
 class Attached:
     encoder: Encoder | None = None
     heads: Heads | None = None
+    adapter: Adapter | None = None
 
     def first_seconds(self, setting: Setting, micro_batch: int) -> tuple[Seconds, Seconds]:
-        """Forward and backward of the encoder over a micro-batch."""
-        if self.encoder is None:
-            return Seconds(), Seconds()
-        encoder = self.encoder
-        seconds = _seconds(encoder.forward_flops() * micro_batch, encoder.hidden, setting)
-        return seconds, seconds * (encoder.passes - 1)
+        """Forward and backward of encoder and adapter over a micro-batch."""
+        there, back = Seconds(), Seconds()
+        if self.encoder is not None:
+            there = _seconds(self.encoder.forward_flops() * micro_batch, self.encoder.hidden, setting)
+            back = there * (self.encoder.passes - 1)
+        if self.adapter is not None:
+            adapted = _seconds(self.adapter.forward_flops * micro_batch, self.adapter.width, setting)
+            there, back = there + adapted, back + adapted * (self.adapter.passes - 1)
+        return there, back
 
     def last_seconds(self, setting: Setting, micro_batch: int, length: int) -> tuple[Seconds, Seconds]:
         if self.heads is None:
@@ -96,17 +130,24 @@ class Attached:
         seconds = _seconds(flops, self.heads.hidden, setting)
         return seconds, seconds * 2
 
+    def first_flops(self) -> float:
+        """Of one packed row, forward and backward."""
+        encoder = self.encoder.forward_flops() * self.encoder.passes if self.encoder else 0.0
+        return encoder + (self.adapter.forward_flops * self.adapter.passes if self.adapter else 0.0)
+
+    def last_flops(self, length: int) -> float:
+        return 3 * self.heads.forward_flops(length) if self.heads else 0.0
+
     def flops(self, config: Config) -> float:
         """Model FLOPs of a step."""
         train = config.train
-        encoder = self.encoder.forward_flops() * self.encoder.passes if self.encoder else 0.0
-        heads = 3 * self.heads.forward_flops(train.sequence_length) if self.heads else 0.0
-        return train.global_batch * (encoder + heads)
+        return train.global_batch * (self.first_flops() + self.last_flops(train.sequence_length))
 
     def held(self, first: bool) -> tuple[int, int]:
         """Parameters on the first or the last stage, and those of them that are trained."""
         if first:
-            return (self.encoder.elements, self.encoder.learnt) if self.encoder else (0, 0)
+            parts = [part for part in (self.encoder, self.adapter) if part is not None]
+            return sum(part.elements for part in parts), sum(part.learnt for part in parts)
         return (self.heads.elements, self.heads.elements) if self.heads else (0, 0)
 
     def add_memory(self, config: Config, stages: list[StageMemory], flights: float) -> list[StageMemory]:
@@ -119,6 +160,10 @@ class Attached:
             of_layer = places * encoder.hidden * _KEPT * BF16
             activations = of_layer * (encoder.layers * flights if encoder.trained else 1)
             added[0] = replace(added[0], encoder=int(_state(encoder.elements, encoder.learnt, shares) + activations))
+        if self.adapter is not None:
+            adapter = self.adapter
+            held = _state(adapter.elements, adapter.learnt, shares) + adapter.activations(train.micro_batch) * flights
+            added[0] = replace(added[0], encoder=added[0].encoder + int(held))
         if self.heads is not None:
             heads = self.heads
             frames = heads.share * train.sequence_length * train.micro_batch / config.parallel.context
@@ -126,6 +171,37 @@ class Attached:
             logits = frames * heads.codebooks * heads.rows * (BF16 + 2 * FP32)
             added[-1] = replace(added[-1], heads=int(_state(heads.elements, heads.elements, shares) + kept + logits))
         return added
+
+
+def with_audio_input(attached: Attached, config: Config, trains: Callable[[str], bool]) -> Attached:
+    """`attached`, and the adapter and encoder that the config itself has; trains: whether the parameter of a name
+    learns. All places of a row are taken as heard: those that hold text cost nothing here, so this is at most.
+
+    Raises BadInput where both name an encoder.
+    """
+    encoder, adapter, sizes = config.encoder, config.adapter, of_audio_input(config)
+    if encoder is None or adapter is None:
+        return attached
+
+    def learns(part: str) -> bool:
+        return any(trains(name) for name in sizes if name.startswith(part))
+
+    vectors = config.train.sequence_length * adapter.stride
+    beside = Adapter(
+        elements=sum(size for name, size in sizes.items() if name.startswith("adapter.")),
+        width=encoder.width,
+        layers=adapter.layers if adapter.kind is AdapterKind.transformer else 0,
+        vectors=vectors,
+        forward_flops=adapter_flops(config),
+        trained=learns("adapter."),
+    )
+    if not encoder.in_model:
+        return replace(attached, adapter=beside)
+    if attached.encoder is not None:
+        raise BadInput(f"--encoder: {encoder.name} is in the config's model already; leave one of them out")
+    clips = -(-vectors // encoder.positions)
+    inside = Encoder(encoder.layers, encoder.width, encoder.ffn, encoder.positions, clips, learns("encoder."))
+    return replace(attached, adapter=beside, encoder=inside)
 
 
 def _seconds(flops: float, hidden: int, setting: Setting) -> Seconds:

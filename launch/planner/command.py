@@ -11,9 +11,10 @@ from pathlib import Path
 from configs.checks.topology import VOCABULARY_MULTIPLE
 from configs.schema import Config, Precision
 from launch.planner import table
-from launch.planner.attached import Attached, Encoder, Heads, parse
+from launch.planner.attached import Attached, Encoder, Heads, parse, with_audio_input
 from launch.planner.hardware import GIB, Gpu, gpu_kind
 from launch.planner.rank import Proposal, Ranking, rank
+from launch.planner.work import learnt
 from launch.selection import read_words
 from runtime.exits import DONE, BadInput
 
@@ -30,6 +31,7 @@ def plan(options: Namespace) -> int:
     config = stage_on_gpus(options.settings)
     rows = vocabulary_rows(config)
     attached = Attached(parse(Encoder, options.encoder, "--encoder"), parse(Heads, options.heads, "--heads"))
+    attached = with_audio_input(attached, config, learnt(config, rows).trains)
 
     def ranked(gpus: int) -> Ranking:
         return rank(config, gpus, gpu, rows, options.headroom, attached, options.top)

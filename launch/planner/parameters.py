@@ -5,6 +5,7 @@ from __future__ import annotations
 from configs.parameter_names import matching
 from configs.pipeline import PipelineStage
 from configs.schema import Config
+from launch.planner.audio_input import of_audio_input
 from train.trainable import trained_names
 
 EXPERTS = ".mlp.experts."
@@ -30,8 +31,8 @@ def of_stage(config: Config, stage: PipelineStage, first: int, vocabulary_rows: 
 
 
 def trained(config: Config, stages: list[dict[str, int]]) -> set[str]:
-    """Names of what the stage of training learns, of the parameters of all pipeline stages."""
-    return trained_names(config.stage, [name for held in stages for name in held])
+    """Names of what the stage of training learns, of the parameters of all pipeline stages and of what hears."""
+    return trained_names(config.stage, [*(name for held in stages for name in held), *of_audio_input(config)])
 
 
 def _layer(config: Config, number: int) -> dict[str, int]:

@@ -12,6 +12,7 @@ from configs.checks import check
 from configs.checks.topology import model_parallel_size
 from configs.schema import Config
 from launch.planner import table
+from launch.planner.attached import Attached, with_audio_input
 from launch.planner.command import stage_on_gpus, vocabulary_rows
 from launch.planner.costs import held_by_rank
 from launch.planner.goodput import DAY, Reliability, best_interval, goodput
@@ -19,7 +20,7 @@ from launch.planner.hardware import Gpu, gpu_kind
 from launch.planner.picture import Drawn, svg
 from launch.planner.rank import Proposal, propose
 from launch.planner.schedule import Timeline, simulate
-from launch.planner.work import model_work
+from launch.planner.work import learnt, model_work
 from runtime.exits import DONE, BadInput
 
 # A checkpoint holds weights in bf16, their fp32 copies and Adam's two moments.
@@ -97,7 +98,8 @@ def on_gpus(config: Config, gpus: int) -> Config:
 
 
 def play(config: Config, gpus: int, gpu: Gpu, rows: int, options: Namespace) -> Played:
-    proposal = propose(config, gpus, gpu, rows)
+    attached = with_audio_input(Attached(), config, learnt(config, rows).trains)
+    proposal = propose(config, gpus, gpu, rows, attached)
     timeline = simulate(proposal.costs.schedule())
     held = held_by_rank(config, model_work(config, rows), rows)
     total = sum(

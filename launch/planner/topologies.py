@@ -97,9 +97,7 @@ def _end_costs(config: Config, rows: int, tensor: int, attached: Attached) -> tu
     tensor-parallel ranks."""
     backbone, length = config.backbone, config.train.sequence_length
     layer = 3 * 2.0 * length * backbone.hidden * rows / head_cost(backbone, rows)  # FLOPs, forward and backward
-    encoder, heads = attached.encoder, attached.heads
-    first = encoder.passes * encoder.forward_flops() * tensor / layer if encoder else 0.0
-    last = 3 * heads.forward_flops(length) * tensor / layer if heads else 0.0
+    first, last = attached.first_flops() * tensor / layer, attached.last_flops(length) * tensor / layer
     return first, head_cost(backbone, rows) + last
 
 

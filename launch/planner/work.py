@@ -12,9 +12,10 @@ from functools import lru_cache
 
 from configs.pipeline import PipelineStage, stages_of
 from configs.schema import Config, ParallelConfig, Recompute, RecomputeMethod
+from launch.planner.audio_input import of_audio_input
 from launch.planner.parameters import EXPERTS, of_stage
 from train.flops import Learning, ProductFlops, Recomputed, product_passes
-from train.trainable import plan, without_layer
+from train.trainable import Trained, plan, without_layer
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ def model_work(config: Config, vocabulary_rows: int) -> ModelWork:
     """The work of a config's model under its trained set and its recomputation."""
     parallel = config.parallel
     stage, backbone = config.stage, config.backbone
-    key = repr((stage, backbone, config.optimizer, config.train.sequence_length, parallel.recompute))
+    key = repr((stage, backbone, config.adapter, config.encoder, config.optimizer, config.train.sequence_length))
+    key += repr(parallel.recompute)
     key += repr((parallel.recompute_method, parallel.recompute_layers, sorted(parallel.recompute_modules)))
     if parallel.recompute is Recompute.full and parallel.recompute_method is RecomputeMethod.block:
         key += repr((parallel.pipeline, parallel.virtual_pipeline, parallel.pipeline_layout))
@@ -114,7 +116,7 @@ def _model_work(hashed: _Hashed) -> ModelWork:
     config, rows = hashed.config, hashed.rows
     parallel, backbone = config.parallel, config.backbone
     sizes = elements(config, rows)
-    trained = plan(config, sizes)
+    trained = learnt(config, rows)
     wholly = _wholly_again(config, rows)
     recomputed = Recomputed(layers=backbone.layers) if wholly else Recomputed.of(config, rows)
     attended = (config.train.sequence_length + 1) / 2
@@ -142,6 +144,11 @@ def elements(config: Config, vocabulary_rows: int) -> dict[str, int]:
     """Elements of every parameter of the whole model, low-rank factors included, by name; a tied head once."""
     whole = replace(config, parallel=ParallelConfig())
     return of_stage(whole, PipelineStage(config.backbone.layers, embedding=True, head=True), 0, vocabulary_rows)
+
+
+def learnt(config: Config, vocabulary_rows: int) -> Trained:
+    """What the stage trains, of the text LLM and of what it hears with."""
+    return plan(config, elements(config, vocabulary_rows) | of_audio_input(config))
 
 
 def _wholly_again(config: Config, rows: int) -> set[int]:

@@ -10,11 +10,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from configs.schema import BackboneConfig, ExpertsConfig, ParallelConfig, Precision
+from configs.schema import BackboneConfig, ExpertsConfig, ParallelConfig, Precision, StageConfig
 from data_pipeline.batch import Batch
 from data_pipeline.chunks import chunk_of
 from tests.ranks import run_ranks
 from train.flops import Learning, Recomputed, device_peak_flops, step_flops
+from train.trainable import Trained
 
 TINY = BackboneConfig(name="tiny", layers=3, hidden=64, ffn=176, heads=4, kv_heads=2, tokenizer="none")
 MIXED = replace(TINY, experts=ExpertsConfig(count=8, ffn=48, top_k=3))
@@ -169,6 +170,14 @@ def test_a_frozen_weight_at_the_bottom_takes_no_gradient_at_all() -> None:
     assert ours.backward == 2 * TINY.hidden * VOCABULARY * TOKENS
     tied = step_flops(TINY, VOCABULARY, TOKENS, SQUARES, head)
     assert tied.backward == 0, "a tied head is the embedding"
+
+
+def test_what_learns_to_hear_takes_its_gradient_through_the_whole_frozen_trunk() -> None:
+    """As an embedding that is trained alone does, whose figures are torch's."""
+    adapter = Trained({"adapter.linear_1.weight": 8}, {"adapter.linear_1.weight": "adapter"}, {})
+    heard = step_flops(untied(TINY), VOCABULARY, TOKENS, SQUARES, Learning.of(StageConfig(), adapter))
+    alone = step_flops(untied(TINY), VOCABULARY, TOKENS, SQUARES, Learning(TRAINED["embedding alone"]))
+    assert heard == alone and heard.backward > 0
 
 
 # --- peaks --------------------------------------------------------------------------------------------------------

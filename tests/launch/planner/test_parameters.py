@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from checkpoints.maps import named
 from checkpoints.shapes import native_shape
-from configs.schema import LoraConfig
-from launch.planner.work import elements
+from configs.audio_input import audio_input_of
+from configs.schema import AdapterConfig, AdapterKind, Config, EncoderConfig, LoraConfig, ParallelConfig
+from launch.planner.attached import Attached, Encoder, with_audio_input
+from launch.planner.audio_input import adapter_flops, of_audio_input
+from launch.planner.costs import chunk_costs
+from launch.planner.hardware import GPUS
+from launch.planner.rank import held_by
+from launch.planner.work import elements, learnt
+from runtime.exits import BadInput
 from tests.launch.planner.configs import ROWS, step_audio, tiny
+from train.models.inputs.adapter import make_adapter
+from train.models.inputs.encoder import WhisperEncoder
+from train.models.inputs.runs import Runs
 from train.trainable import without_layer
 
 
@@ -43,3 +56,60 @@ def test_low_rank_factors_are_counted() -> None:
     each = 4 * (backbone.hidden + 2 * backbone.ffn)
     assert len(added) == 2 * backbone.layers
     assert sum(added.values()) == backbone.layers * each
+
+
+@pytest.mark.parametrize("kind", AdapterKind)
+def test_what_a_model_hears_with_has_the_names_and_sizes_of_its_modules(kind: AdapterKind) -> None:
+    config = hearing(kind)
+    audio = audio_input_of(config)
+    assert audio is not None
+    modules = {"adapter": make_adapter(audio, config.backbone.hidden), "encoder": WhisperEncoder(audio.encoder)}
+    held = {
+        f"{part}.{name}": parameter.numel()
+        for part, module in modules.items()
+        for name, parameter in module.named_parameters()
+    }
+    assert of_audio_input(config) == held
+    outside = replace(config, encoder=replace(audio.encoder, in_model=False))
+    assert of_audio_input(outside) == {name: size for name, size in held.items() if name.startswith("adapter.")}
+    assert of_audio_input(tiny()) == {}
+
+
+@pytest.mark.parametrize("kind", AdapterKind)
+def test_an_adapter_computes_what_torch_counts(kind: AdapterKind) -> None:
+    """Its attention over vectors apart, which depends on how long the clips are, and is small."""
+    config = hearing(kind)
+    config.train.sequence_length = 64
+    audio = audio_input_of(config)
+    assert audio is not None
+    places = config.train.sequence_length
+    runs = Runs(torch.zeros(places * 4, audio.encoder.width), torch.tensor([0, places * 4]), places * 4)
+    more = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *_, **__: 0}
+    with FlopCounterMode(display=False, custom_mapping=more) as counted, torch.no_grad():
+        make_adapter(audio, config.backbone.hidden).eval()(runs, torch.full((places,), 4))
+    assert adapter_flops(config) == counted.get_total_flops()
+
+
+def test_a_frozen_model_that_learns_to_hear_is_planned() -> None:
+    config = hearing(AdapterKind.mlp)
+    config.stage.trainable, config.stage.frozen = ["adapter.*"], ["encoder.*"]
+    attached = with_audio_input(Attached(), config, learnt(config, 1024).trains)
+    assert attached.adapter is not None and attached.adapter.trained
+    assert attached.encoder is not None and not attached.encoder.trained
+    parallel = ParallelConfig(pipeline=2, data=1)
+    first, last = held_by(replace(config, parallel=parallel), 1024, attached)
+    assert first.encoder > 0 and last.encoder == 0
+    assert first.gradients == last.gradients == 0, "the trunk is frozen"
+    costs = chunk_costs(replace(config, parallel=parallel), 1024, 2, GPUS["h100"], attached=attached)
+    plain = chunk_costs(replace(config, parallel=parallel), 1024, 2, GPUS["h100"])
+    assert costs.forward[0] > plain.forward[0] and costs.forward[1] == plain.forward[1]
+    assert plain.backward[0] > 0, "gradients go through it to what hears"
+    with pytest.raises(BadInput, match=r"^--encoder: "):
+        with_audio_input(Attached(Encoder(2, 16, 32)), config, learnt(config, 1024).trains)
+
+
+def hearing(kind: AdapterKind) -> Config:
+    config = tiny()
+    config.encoder = EncoderConfig(name="toy", mels=8, width=16, layers=2, heads=2, ffn=32, positions=60, in_model=True)
+    config.adapter = AdapterConfig(kind=kind, stride=4, hidden=24, heads=4)
+    return config

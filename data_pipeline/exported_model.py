@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.exits import BadInput
+from runtime.threads import settle_vector_math
 
 
 @lru_cache(1)
@@ -26,6 +27,7 @@ def read_exported(folder: Path, what: str, rows: int, *, device: str | None = No
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    settle_vector_math()
     logging.disable_progress_bar()
     dtype = torch.bfloat16 if bf16 else torch.float32
     try:

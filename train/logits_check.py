@@ -22,6 +22,7 @@ from checkpoints.maps import described
 from configs.schema import BackboneConfig, ParallelConfig, Precision
 from data_pipeline.batch import Pack, collate
 from runtime.exits import BAD_INPUT, DONE, BadInput, leave
+from runtime.threads import settle_vector_math
 
 TOLERANCE = 1e-4  # of logits, absolute
 LENGTHS = (19, 45)  # tokens of the samples that are drawn
@@ -177,6 +178,7 @@ def _rows_of(published: Path, default: int) -> int:
 
 def main(arguments: list[str]) -> int:
     """See above. Returns the exit code; of numbers that disagree too it is 0, they are for the caller to judge."""
+    settle_vector_math()
     try:
         agreement = compare(*map(Path, arguments))
     except BadInput as error:

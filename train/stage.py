@@ -22,6 +22,7 @@ from runtime.exits import BAD_INPUT, DONE, FAILED, HALTED, STOPPED_EARLY, BadInp
 from runtime.imports import at_once
 from runtime.log_lines import stamp_output
 from runtime.signals import PROFILE_SIGNAL, StopFlag
+from runtime.threads import use_threads
 
 # Megatron-Core imports it to know whether it is there; the run's tracker does when it is asked for.
 MERELY_PROBED = ("wandb",)
@@ -75,14 +76,14 @@ def _start(config_file: Path) -> Config:
 def _import(config: Config) -> None:
     """Torch, Megatron-Core, and all that this rank works with."""
     with at_once(without=MERELY_PROBED):
-        import torch
+        import torch  # noqa: F401  # its share of the start is told apart
 
         startup.passed("torch")
         from train.engines import absent_names, optional_kernels
         from train.engines.cuda_on_cpu import emulate_cuda
         from train.engines.determinism import be_deterministic
 
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        use_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         optional_kernels.hush_megatron()
         emulate_cuda()
         absent_names.fill_in()

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from data_pipeline.packages import PACKAGE, package_folder, package_version
 from runtime.exits import BadInput
+from runtime.threads import settle_vector_math
 
 if TYPE_CHECKING:
     import torch
@@ -79,6 +80,7 @@ def from_pretrained(kind: Any, spec: str, part: str) -> Any:
     from transformers import PreTrainedModel
     from transformers.utils import logging
 
+    settle_vector_math()
     where: dict[str, Any] = {}
     name = spec
     if not Path(spec).exists():

@@ -26,6 +26,7 @@ from runtime.exits import BadInput, leave
 from runtime.log_lines import stamp_output
 from runtime.run_files import MADE, RESULTS_FILE
 from runtime.signals import StopFlag
+from runtime.threads import use_threads
 from train.generation.sharing import share_out
 from train.generation.teacher import described, export_of
 from train.stage import run_rank
@@ -137,9 +138,9 @@ def _start(file: Path) -> Config:
 
     startup.begin_with_process(again=False)
     config = load_config(file)
+    use_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     import torch
 
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     return config

@@ -21,7 +21,13 @@ SMALL = {  # corpora of stages that keep to the scale's
 }
 FEW = {"corpus.speech.options.topics": ["food"], "corpus.validation_share": 0.3}  # of those that converse
 UNREAD = ("continuation", "interleaving", "sft_tts", "sft_chat", "ppo", "dpo")  # no later stage asks for their exports
+LIGHT: dict[str, dict[str, Any]] = {  # of `train`
+    "ppo": {"global_batch": 4},
+    "decoder_flow": {"sequence_length": 200, "global_batch": 2, "micro_batch": 1},
+    "decoder_vocoder": {"sequence_length": 200, "global_batch": 2, "micro_batch": 1},
+}
 SAID: dict[str, dict[str, Any]] = {
+    "ppo": {"ppo": {"prompts": 8, "longest": 8, "critic_warmup": 1, "critic_lr": 1.0e-4}},
     "data_engine": {"generation": {"utterances": 6, "shard": 3, "seconds_per_character": 0.02}},
     "distil": {"mixture.sources.tts.filter": None},  # models of a few steps hardly end what they say
     "evaluate": {"evaluation.measurements": {name: {"limit": 2} for name in ("asr", "codebooks", "text")}},
@@ -40,7 +46,7 @@ def reduced(folder: Path, *, steps: int, save_every: int) -> list[str]:
         for key in ("train.steps", "optimizer.warmup_steps", "checkpoint.every"):
             stage.pop(key, None)
         short = {"steps": steps, "sequence_length": 1024, "validate_every": steps, "validation_packs": 2}
-        stage["train"] = {**stage.get("train", {}), **short}
+        stage["train"] = {**stage.get("train", {}), **short, **LIGHT.get(name, {})}
         stage["checkpoint"] = {"every": save_every}
         optimizer = stage.setdefault("optimizer", {})
         optimizer["warmup_steps"] = 1

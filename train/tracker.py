@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import secrets
+import shutil
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 from configs.schema import TrackerConfig
 
 RUN_ID_FILE = "wandb/run-id.txt"
+_TEMPORARY = "wandb/temporary"
 
 
 class Tracker:
@@ -24,6 +27,7 @@ class Tracker:
     def __init__(self, config: TrackerConfig, folder: Path, name: str, settings: Mapping[str, Any]) -> None:
         """name: the run's. settings: the resolved config, kept beside the curves."""
         self._run: Any = None
+        self._temporary = folder / _TEMPORARY
         if config.wandb == "disabled":
             return
         try:
@@ -53,6 +57,7 @@ class Tracker:
         except Exception as error:  # as above
             self._give_up(error)
         self._run = None
+        shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _give_up(self, error: Exception) -> None:
         self._run = None
@@ -61,9 +66,13 @@ class Tracker:
 
 
 def _start(config: TrackerConfig, folder: Path, name: str, settings: Mapping[str, Any]) -> Any:
-    import wandb
-
-    folder.mkdir(parents=True, exist_ok=True)
+    # As it is imported, wandb makes temporary folders that it takes away at the end of an interpreter; a rank has none.
+    (folder / _TEMPORARY).mkdir(parents=True, exist_ok=True)
+    usual, tempfile.tempdir = tempfile.tempdir, str(folder / _TEMPORARY)
+    try:
+        import wandb
+    finally:
+        tempfile.tempdir = usual
     return wandb.init(
         project=config.project,
         name=name,

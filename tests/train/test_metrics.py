@@ -3,6 +3,10 @@
 import io
 import json
 import math
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,8 @@ from runtime.run_files import METRICS_FILE
 from train.console import Console
 from train.metrics import MetricLog, read_metrics, read_validation
 from train.tracker import RUN_ID_FILE, Tracker
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 # --- files ------------------------------------------------------------------------------------------------------
 
@@ -145,3 +151,27 @@ def test_a_disabled_tracker_writes_nothing(tmp_path: Path) -> None:
     tracker.log({"loss": 1.0}, step=1)
     tracker.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rank_that_ends_at_once_leaves_nothing_of_wandbs_behind(tmp_path: Path) -> None:
+    script = """
+import sys
+from pathlib import Path
+from configs.schema import TrackerConfig
+from runtime.exits import leave
+from train.tracker import Tracker
+
+tracker = Tracker(TrackerConfig(), Path(sys.argv[1]), "name", {})
+tracker.log({"loss": 1.0}, 1)
+tracker.close()
+leave(0)
+"""
+    (tmp_path / "temporary").mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TMPDIR": str(tmp_path / "temporary")}
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "run")], env=environment, check=True, timeout=120)
+    deadline = time.monotonic() + 60  # wandb's own process sees that the rank is gone, and takes its socket away
+    while left := list((tmp_path / "temporary").iterdir()):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+    assert sorted(kept.name for kept in (tmp_path / "run" / "wandb").iterdir())[-1] == "run-id.txt"
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))

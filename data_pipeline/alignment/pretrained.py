@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from runtime.exits import BadInput
+from runtime.threads import settle_vector_math
 
 _ONLY_TRAINING = ("masked_spec_embed",)  # tensors that nothing but training reads
 
@@ -14,6 +15,7 @@ def load_model(kind: Any, spec: str, setting: str, what: str, **options: Any) ->
     random what a file lacks: that is refused. Raises BadInput, naming `setting` and `what` was wanted."""
     from transformers.utils import logging
 
+    settle_vector_math()
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

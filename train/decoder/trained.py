@@ -17,6 +17,7 @@ from configs.schema import DecoderConfig, StageKind
 from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
 from runtime.run_files import CONFIG_FILE
+from runtime.threads import settle_vector_math
 
 M = TypeVar("M", bound=torch.nn.Module)
 
@@ -32,6 +33,7 @@ class Part:
     def fill(self, module: M, prefix: str) -> M:
         """`module` with the checkpoint's tensors under `prefix`. Raises BadInput where one is missing or has another
         shape."""
+        settle_vector_math()
         with reading(self.checkpoint), torch.no_grad():
             tensors = NativeReader(self.checkpoint / TENSORS)
             for name, parameter in module.named_parameters():

@@ -48,8 +48,10 @@ def _encoder(encoder: EncoderConfig) -> dict[str, int]:
     layers over vectors with a table of positions."""
     width = encoder.width
     return {
-        "conv1.weight": 3 * encoder.mels * width, "conv1.bias": width,
-        "conv2.weight": 3 * width * width, "conv2.bias": width,
+        "conv1.weight": 3 * encoder.mels * width,
+        "conv1.bias": width,
+        "conv2.weight": 3 * width * width,
+        "conv2.bias": width,
         "embed_positions.weight": encoder.positions * width,
         **_layers(encoder.layers, width, encoder.ffn),
         **_norm("layer_norm", width),

@@ -38,19 +38,10 @@ class Encoder:
     def elements(self) -> int:
         return self.layers * (4 * self.hidden**2 + 2 * self.hidden * self.ffn)
 
-    @property
-    def learnt(self) -> int:
-        return self.elements if self.trained else 0
-
     def forward_flops(self) -> float:
         """Of one packed row."""
         attention = 4.0 * self.layers * self.hidden * self.positions
         return self.clips * self.positions * (2.0 * self.elements + attention)
-
-    @property
-    def passes(self) -> int:
-        """Forward passes that forward and backward together are worth."""
-        return 3 if self.trained else 1
 
 
 @dataclass(frozen=True)
@@ -67,14 +58,6 @@ class Adapter:
     vectors: int
     forward_flops: float
     trained: bool
-
-    @property
-    def learnt(self) -> int:
-        return self.elements if self.trained else 0
-
-    @property
-    def passes(self) -> int:
-        return 3 if self.trained else 1
 
     def activations(self, micro_batch: int) -> float:
         """Bytes that a forward pass keeps for its backward pass."""
@@ -117,10 +100,10 @@ class Attached:
         there, back = Seconds(), Seconds()
         if self.encoder is not None:
             there = _seconds(self.encoder.forward_flops() * micro_batch, self.encoder.hidden, setting)
-            back = there * (self.encoder.passes - 1)
+            back = there * (_passes(self.encoder) - 1)
         if self.adapter is not None:
             adapted = _seconds(self.adapter.forward_flops * micro_batch, self.adapter.width, setting)
-            there, back = there + adapted, back + adapted * (self.adapter.passes - 1)
+            there, back = there + adapted, back + adapted * (_passes(self.adapter) - 1)
         return there, back
 
     def last_seconds(self, setting: Setting, micro_batch: int, length: int) -> tuple[Seconds, Seconds]:
@@ -132,8 +115,8 @@ class Attached:
 
     def first_flops(self) -> float:
         """Of one packed row, forward and backward."""
-        encoder = self.encoder.forward_flops() * self.encoder.passes if self.encoder else 0.0
-        return encoder + (self.adapter.forward_flops * self.adapter.passes if self.adapter else 0.0)
+        encoder = self.encoder.forward_flops() * _passes(self.encoder) if self.encoder else 0.0
+        return encoder + (self.adapter.forward_flops * _passes(self.adapter) if self.adapter else 0.0)
 
     def last_flops(self, length: int) -> float:
         return 3 * self.heads.forward_flops(length) if self.heads else 0.0
@@ -147,7 +130,7 @@ class Attached:
         """Parameters on the first or the last stage, and those of them that are trained."""
         if first:
             parts = [part for part in (self.encoder, self.adapter) if part is not None]
-            return sum(part.elements for part in parts), sum(part.learnt for part in parts)
+            return sum(part.elements for part in parts), sum(map(_learnt, parts))
         return (self.heads.elements, self.heads.elements) if self.heads else (0, 0)
 
     def add_memory(self, config: Config, stages: list[StageMemory], flights: float) -> list[StageMemory]:
@@ -159,10 +142,10 @@ class Attached:
             places = encoder.clips * encoder.positions * train.micro_batch
             of_layer = places * encoder.hidden * _KEPT * BF16
             activations = of_layer * (encoder.layers * flights if encoder.trained else 1)
-            added[0] = replace(added[0], encoder=int(_state(encoder.elements, encoder.learnt, shares) + activations))
+            added[0] = replace(added[0], encoder=int(_state(encoder.elements, _learnt(encoder), shares) + activations))
         if self.adapter is not None:
             adapter = self.adapter
-            held = _state(adapter.elements, adapter.learnt, shares) + adapter.activations(train.micro_batch) * flights
+            held = _state(adapter.elements, _learnt(adapter), shares) + adapter.activations(train.micro_batch) * flights
             added[0] = replace(added[0], encoder=added[0].encoder + int(held))
         if self.heads is not None:
             heads = self.heads
@@ -202,6 +185,16 @@ def with_audio_input(attached: Attached, config: Config, trains: Callable[[str],
     clips = -(-vectors // encoder.positions)
     inside = Encoder(encoder.layers, encoder.width, encoder.ffn, encoder.positions, clips, learns("encoder."))
     return replace(attached, adapter=beside, encoder=inside)
+
+
+def _learnt(part: Encoder | Adapter) -> int:
+    """Parameters that learn."""
+    return part.elements if part.trained else 0
+
+
+def _passes(part: Encoder | Adapter) -> int:
+    """Forward passes that forward and backward together are worth."""
+    return 3 if part.trained else 1
 
 
 def _seconds(flops: float, hidden: int, setting: Setting) -> Seconds:

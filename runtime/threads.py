@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 
 # Of those that torch's CPU kernels hand to MKL (aten/src/ATen/cpu/vml.h); all are defined at a half.
@@ -11,11 +12,11 @@ _ELEMENTWISE = (
 )
 
 
-def use_threads(count: int) -> None:
-    """Let torch compute with `count` threads, whatever it would take by itself."""
+def use_threads(count: int | None = None) -> None:
+    """Let torch compute with `count` threads; None: with as many as OMP_NUM_THREADS says, one where it says nothing."""
     import torch
 
-    torch.set_num_threads(count)
+    torch.set_num_threads(count or int(os.environ.get("OMP_NUM_THREADS", "1")))
     settle_vector_math()
 
 

@@ -83,7 +83,7 @@ def _import(config: Config) -> None:
         from train.engines.cuda_on_cpu import emulate_cuda
         from train.engines.determinism import be_deterministic
 
-        use_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        use_threads()
         optional_kernels.hush_megatron()
         emulate_cuda()
         absent_names.fill_in()

@@ -138,7 +138,7 @@ def _start(file: Path) -> Config:
 
     startup.begin_with_process(again=False)
     config = load_config(file)
-    use_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    use_threads()
     import torch
 
     if torch.cuda.is_available():

@@ -47,6 +47,7 @@ def test_what_real_ranks_say_is_merged_by_time_with_their_names(tmp_path: Path) 
         def say(turn, number):
             while number and not os.path.exists(f'{tmp_path}/{{number - 1}}'):
                 time.sleep(0.01)
+            time.sleep(0.002)  # stamps tell milliseconds, and lines of the same one come in order of rank
             print(f'{{turn}} of {{rank}}', flush=True)
             while f'{{turn}} of' not in open(f'{tmp_path}/logs/rank-{{rank}}.log').read():
                 time.sleep(0.01)  # a launcher stamps what rank 0 says when it reads it

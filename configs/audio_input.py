@@ -12,6 +12,7 @@ FEATURES = (VECTORS, MEL)
 """What a corpus can keep of an encoder (`corpus.features`)."""
 
 MELS_A_VECTOR = 2  # frames of a spectrogram that one vector of the encoder stands for
+STACKED = 7  # filterbank frames that are one input of FunASR's encoders
 
 
 @dataclass(frozen=True)

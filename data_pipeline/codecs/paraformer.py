@@ -6,13 +6,11 @@ sees besides, of each of the four chunks before, the keys of the four frames tha
 needs of the past is thus the same at every layer, so that all chunks of many waves are computed at once
 (`encode`), or one after the other with a cache (`Cache`, `step`), to the same states.
 
-Parameters have FunASR's names, so that its state dicts load: SANM blocks, whose attention has a memory (FSMN), a
-convolution over time of each value dimension.
+Parameters have FunASR's names, so that its state dicts load.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,112 +18,34 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import pad, relu, scaled_dot_product_attention
+from torch.nn.functional import pad
 
-from data_pipeline.codecs.weights import read_state
+from configs.audio_input import STACKED
+from data_pipeline.codecs.low_frame_rate import BANDS, SHIFT, STEP, frames_in, read_statistics
+from data_pipeline.codecs.sanm import NORM_EPS, Block, encoder_state, positions
 from runtime.exits import BadInput
 
 STRIDE = 3840  # samples a chunk
 NEW = 4  # features that a chunk adds
 OVERLAP = 5  # features that it sees again
 LOOK_BACK = 4  # chunks whose keys and values it sees besides
-_STACK, _STEP = 7, 6  # frames stacked, every so many
-_SHIFT, _LENGTH = 160, 400  # samples between and in filterbank frames
-KEPT = STRIDE - (1 + (STRIDE - _LENGTH) // _SHIFT) * _SHIFT  # samples of a chunk that the next one's frames begin with
-_BANDS = 80
+KEPT = STRIDE - frames_in(STRIDE) * SHIFT  # samples of a chunk that the next one's frames begin with
 _HEADS = 4
-_NORM_EPS = 1e-12
+_EPS = NORM_EPS["paraformer"]
 
 
 # --- features ---------------------------------------------------------------------------------------------------
-
-
-def filterbank(wave: np.ndarray) -> np.ndarray:
-    """float32 [frames, 80] of float32 [samples] at 16 kHz: Kaldi's log mel energies, Hamming window, no dither, on the
-    scale of 16-bit integers; frames = (samples - 400) // 160 + 1."""
-    from kaldi_native_fbank import FbankOptions, OnlineFbank
-
-    options = FbankOptions()
-    options.frame_opts.samp_freq = 16_000
-    options.frame_opts.dither = 0.0
-    options.frame_opts.window_type = "hamming"
-    options.mel_opts.num_bins = _BANDS
-    bank = OnlineFbank(options)
-    bank.accept_waveform(16_000, wave * np.float32(1 << 15))
-    frames = [bank.get_frame(index) for index in range(bank.num_frames_ready)]
-    return np.stack(frames) if frames else np.zeros((0, _BANDS), np.float32)
 
 
 def features_in(samples: int) -> int:
     """Features of a whole wave: four a whole chunk, and of the rest those that begin before its last three frames, if
     seven frames are left at all."""
     chunks, rest = divmod(samples, STRIDE)
-    rows = _frames(rest + KEPT) + 1 if chunks else _frames(rest) + _STACK // 2
-    return NEW * chunks + (-(-(rows - _STACK // 2) // _STEP) if rest and rows >= _STACK else 0)
-
-
-def _frames(samples: int) -> int:
-    return max((samples - _LENGTH) // _SHIFT + 1, 0)
-
-
-def stacked(rows: np.ndarray, count: int) -> np.ndarray:
-    """float32 [count, 560]: the `count` first stacks of filterbank rows, the last row repeated where they end."""
-    at = np.minimum(_STEP * np.arange(count)[:, None] + np.arange(_STACK), len(rows) - 1)
-    return rows[at].reshape(count, _STACK * rows.shape[1])
-
-
-def with_head(frames: np.ndarray) -> np.ndarray:
-    """A wave's filterbank frames behind three copies of the first, where its stacks begin."""
-    return np.concatenate([np.repeat(frames[:1], _STACK // 2, axis=0), frames])
+    rows = frames_in(rest + KEPT) + 1 if chunks else frames_in(rest) + STACKED // 2
+    return NEW * chunks + (-(-(rows - STACKED // 2) // STEP) if rest and rows >= STACKED else 0)
 
 
 # --- the network ------------------------------------------------------------------------------------------------
-
-
-class _Attention(nn.Module):
-    def __init__(self, entering: int, width: int, kernel: int) -> None:
-        super().__init__()
-        self.linear_q_k_v = nn.Linear(entering, 3 * width)
-        self.linear_out = nn.Linear(width, width)
-        self.fsmn_block = nn.Conv1d(width, width, kernel, groups=width, bias=False)
-        self._sides = ((kernel - 1) // 2, kernel - 1 - (kernel - 1) // 2)
-
-    def memory(self, values: torch.Tensor) -> torch.Tensor:
-        """[chunks, frames, width] of values, zeros where there is no frame."""
-        return self.fsmn_block(pad(values.transpose(1, 2), self._sides)).transpose(1, 2) + values
-
-    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """[chunks, queries, width]; `mask`: bool [chunks, keys], keys that are there."""
-        split = [part.unflatten(-1, (_HEADS, -1)).transpose(1, 2) for part in (q, k, v)]
-        seen = None if mask is None else mask[:, None, None, :].expand(-1, 1, q.shape[1], -1)
-        attended = scaled_dot_product_attention(split[0], split[1], split[2], attn_mask=seen)
-        return self.linear_out(attended.transpose(1, 2).flatten(2))
-
-
-class _FeedForward(nn.Module):
-    def __init__(self, width: int, inner: int) -> None:
-        super().__init__()
-        self.w_1 = nn.Linear(width, inner)
-        self.w_2 = nn.Linear(inner, width)
-
-
-class _Block(nn.Module):
-    def __init__(self, entering: int, width: int, inner: int, kernel: int) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(entering, eps=_NORM_EPS)
-        self.norm2 = nn.LayerNorm(width, eps=_NORM_EPS)
-        self.self_attn = _Attention(entering, width, kernel)
-        self.feed_forward = _FeedForward(width, inner)
-
-    def projected(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries, keys and values."""
-        q, k, v = self.self_attn.linear_q_k_v(self.norm1(x)).chunk(3, dim=-1)
-        return q, k, v
-
-    def finished(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        """The block's output; the first block changes the width, so its input is not added."""
-        x = x + attended if x.shape == attended.shape else attended
-        return x + self.feed_forward.w_2(relu(self.feed_forward.w_1(self.norm2(x))))
 
 
 @dataclass
@@ -145,26 +65,22 @@ class ParaformerEncoder(nn.Module):
     def __init__(self, entering: int, width: int, inner: int, blocks: int, kernel: int) -> None:
         super().__init__()
         self.width = width
-        self.encoders0 = nn.ModuleList([_Block(entering, width, inner, kernel)])
-        self.encoders = nn.ModuleList([_Block(width, width, inner, kernel) for _ in range(blocks - 1)])
-        self.after_norm = nn.LayerNorm(width, eps=_NORM_EPS)
+        self.encoders0 = nn.ModuleList([Block(entering, width, _HEADS, inner, kernel, _EPS)])
+        self.encoders = nn.ModuleList([Block(width, width, _HEADS, inner, kernel, _EPS) for _ in range(blocks - 1)])
+        self.after_norm = nn.LayerNorm(width, eps=_EPS)
         self.register_buffer("shift", torch.zeros(entering), persistent=False)
         self.register_buffer("scale", torch.ones(entering), persistent=False)
         self.shift: torch.Tensor
         self.scale: torch.Tensor
 
     @property
-    def _blocks(self) -> list[_Block]:
-        return [block for part in (self.encoders0, self.encoders) for block in part if isinstance(block, _Block)]
+    def _blocks(self) -> list[Block]:
+        return [block for part in (self.encoders0, self.encoders) for block in part if isinstance(block, Block)]
 
     def entered(self, features: np.ndarray, start: int) -> torch.Tensor:
         """[features, 560] as the first block takes them: normalised, scaled, with their positions from `start` on."""
         x = (torch.from_numpy(features).to(self.shift.device) + self.shift) * self.scale * self.width**0.5
-        half = x.shape[1] // 2
-        step = torch.log(torch.tensor(10000.0)) / (half - 1)
-        speeds = torch.exp(torch.arange(half, dtype=torch.float32) * -step)
-        angles = torch.arange(start + 1, start + 1 + len(x), dtype=torch.float32)[:, None] * speeds
-        return x + torch.cat([angles.sin(), angles.cos()], dim=1).to(x.device)
+        return x + positions(len(x), x, start)
 
     def encode(self, features: Sequence[np.ndarray]) -> torch.Tensor:
         """[all features, width]: states of waves end to end, of their float32 [features, 560], all chunks at once."""
@@ -220,9 +136,7 @@ class ParaformerEncoder(nn.Module):
 
 def load_paraformer(weights: Path, statistics: Path, part: str) -> ParaformerEncoder:
     """The encoder, float32, of a Paraformer's state dict and its `am.mvn`. Raises BadInput where they are not those."""
-    stored = read_state(weights, part)
-    if any(name.startswith("encoder.encoders0.") for name in stored):
-        stored = {name.removeprefix("encoder."): value for name, value in stored.items() if name.startswith("encoder.")}
+    stored = encoder_state(weights, part)
     try:
         width, entering = stored["encoders0.0.self_attn.linear_q_k_v.weight"].shape
         blocks = 1 + len({name.split(".")[1] for name in stored if name.startswith("encoders.")})
@@ -233,22 +147,8 @@ def load_paraformer(weights: Path, statistics: Path, part: str) -> ParaformerEnc
     except (KeyError, ValueError, RuntimeError, IndexError) as error:
         line = " ".join(str(error).split())[:160]
         raise BadInput(f"codec.weights.{part}: {weights} is not a Paraformer with a SANM encoder: {line}") from error
-    shift, scale = _statistics(statistics, part)
-    if not len(shift) == len(scale) == entering == _STACK * _BANDS:
-        raise BadInput(
-            f"codec.weights.{part}: the encoder takes {entering} dimensions, {statistics} has {len(shift)} and "
-            f"{len(scale)}; there have to be {_STACK * _BANDS}"
-        )
+    shift, scale = read_statistics(statistics, STACKED * BANDS, part)
+    if entering != STACKED * BANDS:
+        raise BadInput(f"codec.weights.{part}: the encoder takes {entering} dimensions, not {STACKED * BANDS}")
     encoder.shift, encoder.scale = torch.from_numpy(shift), torch.from_numpy(scale)
     return encoder.eval()
-
-
-def _statistics(file: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
-    """Shift and scale of a Kaldi nnet `am.mvn`: the numbers in brackets behind <AddShift> and <Rescale>."""
-    try:
-        text = file.read_text(encoding="utf-8")
-        found = [re.search(rf"<{tag}>[^\[]*\[([^\]]*)\]", text) for tag in ("AddShift", "Rescale")]
-        shift, scale = (np.array(match[1].split(), np.float32) for match in found if match)
-    except (OSError, ValueError) as error:
-        raise BadInput(f"codec.weights.{part}: {file} is no am.mvn with <AddShift> and <Rescale>") from error
-    return shift, scale

@@ -15,19 +15,9 @@ from configs.schema import CodecConfig
 from data_pipeline.audio import SAMPLE_RATE
 from data_pipeline.codecs.batching import batch_samples, batches, pick_device
 from data_pipeline.codecs.cosyvoice import SpeechTokenizer
+from data_pipeline.codecs.low_frame_rate import filterbank, stacked, with_head
 from data_pipeline.codecs.nearest import nearest
-from data_pipeline.codecs.paraformer import (
-    KEPT,
-    NEW,
-    STRIDE,
-    Cache,
-    ParaformerEncoder,
-    features_in,
-    filterbank,
-    load_paraformer,
-    stacked,
-    with_head,
-)
+from data_pipeline.codecs.paraformer import KEPT, NEW, STRIDE, Cache, ParaformerEncoder, features_in, load_paraformer
 from data_pipeline.codecs.registry import codebooks_of, codec_identity
 from data_pipeline.codecs.weights import find_file, read_centroids
 from runtime.exits import BadInput

@@ -31,6 +31,11 @@ _SAMPLES = 64
 _ONLY_TRAINING = ("masked_spec_embed",)  # tensors that models are published with or without
 
 
+def setting(part: str) -> str:
+    """What the configuration calls the weights of a part: of a codec, or by a whole name, such as encoder.weights."""
+    return part if "." in part else f"codec.weights.{part}"
+
+
 def weights_identity(spec: str, part: str) -> str:
     """What the weights are, for content hashes: of files their names, sizes and a hash over samples of their bytes
     (whole files up to 4 MiB), of a hub name itself (pin it with @revision), of a package its version.
@@ -67,7 +72,7 @@ def hub_name(spec: str, part: str) -> tuple[str, str | None]:
     """Name and revision of a hub repository. Raises BadInput for what cannot be one."""
     match = _HUB.fullmatch(spec)
     if match is None or Path(spec).is_absolute():
-        raise BadInput(f"codec.weights.{part}={spec}: no such file or folder, and no hub name (owner/name) or package:")
+        raise BadInput(f"{setting(part)}={spec}: no such file or folder, and no hub name (owner/name) or package:")
     return match["name"], match["revision"]
 
 
@@ -95,7 +100,7 @@ def from_pretrained(kind: Any, spec: str, part: str) -> Any:
     try:
         loaded = kind.from_pretrained(name, **where)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
-        raise BadInput(f"codec.weights.{part}={spec} is not what codec.kind needs: {one_line(error)}") from error
+        raise BadInput(f"{setting(part)}={spec} is not what codec.kind needs: {one_line(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
     if not is_model:
@@ -105,7 +110,7 @@ def from_pretrained(kind: Any, spec: str, part: str) -> Any:
     wrong = [name for name in wrong if not name.endswith(_ONLY_TRAINING)]
     if wrong:
         line = f"it lacks {wrong[0]}, or has it in another shape, and {len(wrong) - 1} more"
-        raise BadInput(f"codec.weights.{part}={spec} is not what codec.kind needs: {line}")
+        raise BadInput(f"{setting(part)}={spec} is not what codec.kind needs: {line}")
     return model.float().eval()
 
 
@@ -121,7 +126,7 @@ def find_file(spec: str, part: str, *names: str) -> Path:
         for name in names:
             if (path / name).is_file():
                 return path / name
-        raise BadInput(f"codec.weights.{part}={spec}: the folder has no {' or '.join(names)}")
+        raise BadInput(f"{setting(part)}={spec}: the folder has no {' or '.join(names)}")
     repository, revision = hub_name(spec, part)
     return _download(repository, revision, part, names)
 
@@ -139,8 +144,8 @@ def _download(repository: str, revision: str | None, part: str, names: tuple[str
         except EntryNotFoundError:
             continue
         except (OSError, ValueError, HfHubHTTPError) as error:
-            raise BadInput(f"codec.weights.{part}={repository}: cannot be fetched: {one_line(error)}") from error
-    raise BadInput(f"codec.weights.{part}={repository}: {problem}")
+            raise BadInput(f"{setting(part)}={repository}: cannot be fetched: {one_line(error)}") from error
+    raise BadInput(f"{setting(part)}={repository}: {problem}")
 
 
 def read_config(spec: str, part: str) -> dict[str, Any]:
@@ -151,7 +156,7 @@ def read_config(spec: str, part: str) -> dict[str, Any]:
         if not isinstance(config, dict):
             raise ValueError("it is no mapping")
     except (OSError, ValueError) as error:
-        raise BadInput(f"codec.weights.{part}: {file} is damaged: {one_line(error)}") from error
+        raise BadInput(f"{setting(part)}: {file} is damaged: {one_line(error)}") from error
     return config
 
 
@@ -172,7 +177,7 @@ def read_tensors(spec: str, part: str, wanted: Callable[[str], str | None]) -> d
                     if (ours := wanted(name)) is not None:
                         tensors[ours] = opened.get_tensor(name)
     except (OSError, SafetensorError, ValueError, KeyError, AttributeError) as error:
-        raise BadInput(f"codec.weights.{part}: {first} is damaged: {one_line(error)}") from error
+        raise BadInput(f"{setting(part)}: {first} is damaged: {one_line(error)}") from error
     return tensors
 
 
@@ -181,9 +186,9 @@ def read_centroids(file: Path, part: str) -> np.ndarray:
     try:
         array = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise BadInput(f"codec.weights.{part}: {file} is not an npy file of centroids: {one_line(error)}") from error
+        raise BadInput(f"{setting(part)}: {file} is not an npy file of centroids: {one_line(error)}") from error
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind != "f":
-        raise BadInput(f"codec.weights.{part}: {file} holds no float matrix of centroids")
+        raise BadInput(f"{setting(part)}: {file} holds no float matrix of centroids")
     return np.ascontiguousarray(array, np.float32)
 
 
@@ -199,12 +204,12 @@ def read_state(file: Path, part: str) -> dict[str, torch.Tensor]:
             return load_file(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        raise BadInput(f"codec.weights.{part}: {file} is not a file of tensors: {one_line(error)}") from error
+        raise BadInput(f"{setting(part)}: {file} is not a file of tensors: {one_line(error)}") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise BadInput(f"codec.weights.{part}: {file} holds no state dict")
+        raise BadInput(f"{setting(part)}: {file} holds no state dict")
     return state
 
 

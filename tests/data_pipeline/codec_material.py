@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from configs.schema import CodebookConfig, CodecConfig
+from configs.schema import CodebookConfig, CodecConfig, EncoderConfig
 
 SAMPLE_RATE = 16_000
 
@@ -77,19 +78,23 @@ def tokenizer_onnx(file: Path, entries: int, seed: int = 0, stride: int = 4) -> 
     return rows
 
 
-def paraformer_shapes(
-    width: int = 16, inner: int = 24, blocks: int = 3, kernel: int = 11
+def sanm_shapes(
+    width: int = 16, inner: int = 24, blocks: int = 3, tp_blocks: int = 0, kernel: int = 11, entering: int = 560
 ) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {"encoder.after_norm.weight": (width,), "encoder.after_norm.bias": (width,)}
-    for block in range(blocks):
-        entering = 560 if block == 0 else width
-        at = "encoder.encoders0.0" if block == 0 else f"encoder.encoders.{block - 1}"
+    """Of Paraformer's encoder, or with `tp_blocks` of SenseVoice-small's."""
+    norms = ("after_norm", "tp_norm") if tp_blocks else ("after_norm",)
+    shapes: dict[str, tuple[int, ...]] = {
+        f"encoder.{norm}.{leaf}": (width,) for norm in norms for leaf in ("weight", "bias")
+    }
+    stacks = [("encoders0", 1), ("encoders", blocks - 1), ("tp_encoders", tp_blocks)]
+    for at in (f"encoder.{stack}.{number}" for stack, count in stacks for number in range(count)):
+        read = entering if "encoders0" in at else width
         for name, shape in {
-            "norm1.weight": (entering,),
-            "norm1.bias": (entering,),
+            "norm1.weight": (read,),
+            "norm1.bias": (read,),
             "norm2.weight": (width,),
             "norm2.bias": (width,),
-            "self_attn.linear_q_k_v.weight": (3 * width, entering),
+            "self_attn.linear_q_k_v.weight": (3 * width, read),
             "self_attn.linear_q_k_v.bias": (3 * width,),
             "self_attn.linear_out.weight": (width, width),
             "self_attn.linear_out.bias": (width,),
@@ -103,22 +108,39 @@ def paraformer_shapes(
     return shapes
 
 
+def write_statistics(folder: Path, width: int, rng: np.random.Generator) -> None:
+    shift, scale = rng.normal(-9, 1, width), rng.uniform(0.1, 0.3, width)
+    text = f"<Nnet>\n<Splice> {width} {width}\n[ 0 ]\n"
+    for tag, values in (("AddShift", shift), ("Rescale", scale)):
+        text += f"<{tag}> {width} {width}\n<LearnRateCoef> 0 [ {' '.join(f'{value:.6f}' for value in values)} ]\n"
+    (folder / "am.mvn").write_text(text + "</Nnet>\n")
+
+
+def funasr(folder: Path, encoder: EncoderConfig, seed: int = 1) -> EncoderConfig:
+    """`encoder` with weights: a folder as FunASR publishes SenseVoice-small and Paraformer, with more than the encoder
+    in its model."""
+    folder.mkdir(parents=True)
+    sizes = (encoder.width, encoder.ffn, encoder.layers, encoder.tp_layers, encoder.kernel, 7 * encoder.mels)
+    state = random_state(sanm_shapes(*sizes), seed)
+    state["embed.weight"] = torch.zeros(16, 7 * encoder.mels)
+    state["ctc.ctc_lo.bias"] = torch.zeros(5)
+    torch.save(state, folder / "model.pt")
+    write_statistics(folder, 7 * encoder.mels, np.random.default_rng(2))
+    return replace(encoder, weights=str(folder))
+
+
 def step_audio(
     folder: Path, *, pickled: bool = False, width: int = 16, inner: int = 24, blocks: int = 3
 ) -> CodecConfig:
     folder.mkdir(parents=True)
-    state = random_state(paraformer_shapes(width, inner, blocks), seed=1)
+    state = random_state(sanm_shapes(width, inner, blocks), seed=1)
     state["decoder.output_layer.bias"] = torch.zeros(5)
     if pickled:
         torch.save({"state_dict": state}, folder / "model.pt")
     else:
         save_file(state, folder / "model.safetensors")
     rng = np.random.default_rng(2)
-    shift, scale = rng.normal(-9, 1, 560), rng.uniform(0.1, 0.3, 560)
-    text = "<Nnet>\n<Splice> 560 560\n[ 0 ]\n"
-    for tag, values in (("AddShift", shift), ("Rescale", scale)):
-        text += f"<{tag}> 560 560\n<LearnRateCoef> 0 [ {' '.join(f'{value:.6f}' for value in values)} ]\n"
-    (folder / "am.mvn").write_text(text + "</Nnet>\n")
+    write_statistics(folder, 560, rng)
     np.save(folder / "linguistic_tokenizer.npy", rng.standard_normal((32, width)).astype(np.float32))
     tokenizer_onnx(folder / "speech_tokenizer_v1.onnx", 64)
     weights = dict.fromkeys(("paraformer", "centroids", "semantic"), folder)

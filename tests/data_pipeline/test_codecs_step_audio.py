@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from data_pipeline.codecs import open_codec
-from data_pipeline.codecs.paraformer import features_in, filterbank
+from data_pipeline.codecs.low_frame_rate import filterbank
+from data_pipeline.codecs.paraformer import features_in
 from data_pipeline.codecs.step_audio import StepAudio, peak_normalised
 from runtime.exits import BadInput
 from tests.data_pipeline.codec_material import config_of, cosyvoice, sound, step_audio, tokenizer_onnx

@@ -1,7 +1,7 @@
 """Adapter and encoder of a native checkpoint as plain safetensors, beside an exported text LLM.
 
 adapter.safetensors      by the names of train/models/inputs/adapter.py
-encoder.safetensors      where it is part of the model: by transformers' names of it inside of a Whisper
+encoder.safetensors      where it is part of the model: by transformers' names of it inside of a Whisper, or FunASR's
 audio_input.json         how they are used: the adapter's form and the encoder, and what slots hold
 """
 
@@ -20,10 +20,10 @@ from checkpoints.dtypes import DTYPES
 from checkpoints.formats.native import NativeReader
 from checkpoints.layout import TENSORS
 from checkpoints.manifest import MODEL_PREFIX
-from checkpoints.maps.parts import WHISPER_ENCODER
-from checkpoints.maps.parts.part import foreign_tensors
+from checkpoints.maps.parts import SANM_ENCODER, WHISPER_ENCODER
+from checkpoints.maps.parts.part import Part, foreign_tensors
 from configs.audio_input import AudioInput
-from configs.schema import Precision
+from configs.schema import EncoderConfig, Precision
 from runtime.exits import BadInput
 
 ADAPTER_FILE = "adapter.safetensors"
@@ -46,13 +46,22 @@ def export_audio_input(native: Path, out: Path, audio: AudioInput, dtype: Precis
     with replacing(out) as partial:
         save_file(_unstacked(adapter), partial / ADAPTER_FILE)
         if audio.encoder.in_model:
-            encoder = foreign_tensors(WHISPER_ENCODER, held, read, {"encoder_layers": audio.encoder.layers})
+            part, sizes = part_of(audio.encoder)
+            encoder = foreign_tensors(part, held, read, sizes)
             save_file({name: tensor.contiguous() for name, tensor in encoder}, partial / ENCODER_FILE)
         described: dict[str, Any] = {"features": audio.features, "stride": audio.stride}
         for name, section in (("adapter", audio.adapter), ("encoder", audio.encoder)):
             described[name] = OmegaConf.to_container(OmegaConf.structured(section), enum_to_str=True)
         write_file(partial / CONFIG_FILE, json.dumps(described, indent=2) + "\n")
     return out
+
+
+def part_of(encoder: EncoderConfig) -> tuple[Part, dict[str, int]]:
+    """The encoder as its publishers name it, and what they call its depth."""
+    if encoder.kind == "whisper":
+        return WHISPER_ENCODER, {"encoder_layers": encoder.layers}
+    further = {"tp_blocks": encoder.tp_layers} if encoder.kind == "sense_voice" else {}
+    return SANM_ENCODER, {"num_blocks": encoder.layers, **further}
 
 
 def _unstacked(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -11,8 +11,27 @@ MEL = "mel"
 FEATURES = (VECTORS, MEL)
 """What a corpus can keep of an encoder (`corpus.features`)."""
 
-MELS_A_VECTOR = 2  # frames of a spectrogram that one vector of the encoder stands for
 STACKED = 7  # filterbank frames that are one input of FunASR's encoders
+
+
+@dataclass(frozen=True)
+class EncoderKind:
+    """What kinds of encoder differ in for those who store, count and splice. stacked: frames of a spectrogram side by
+    side in one of the encoder's inputs; inputs: of these that one vector stands for; seconds: of sound that it does.
+    """
+
+    stacked: int
+    inputs: int
+    seconds: float
+
+
+_SANM = EncoderKind(stacked=STACKED, inputs=1, seconds=0.06)
+KINDS = {
+    "whisper": EncoderKind(stacked=1, inputs=2, seconds=0.02),
+    "sense_voice": _SANM,  # SenseVoice-small
+    "paraformer": _SANM,  # offline: its attention sees all of a sound
+}
+"""`EncoderConfig.kind`."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +49,17 @@ class AudioInput:
     @property
     def width(self) -> int:
         """Of a frame of these."""
-        return self.encoder.mels if self.encoder.in_model else self.encoder.width
+        return feature_width(self.encoder, MEL if self.encoder.in_model else VECTORS)
+
+    @property
+    def inputs(self) -> int:
+        """The encoder's inputs that one of its vectors stands for."""
+        return KINDS[self.encoder.kind].inputs
 
     @property
     def stride(self) -> int:
         """Frames of these that a place stands for."""
-        return self.adapter.stride * (MELS_A_VECTOR if self.encoder.in_model else 1)
+        return self.adapter.stride * (self.inputs if self.encoder.in_model else 1)
 
 
 def audio_input_of(config: Config) -> AudioInput | None:
@@ -48,3 +72,8 @@ def audio_input_of(config: Config) -> AudioInput | None:
 def feature_name(encoder: EncoderConfig, kind: str) -> str:
     """What shards call an encoder's features of a kind, one of `FEATURES`."""
     return encoder.name if kind == VECTORS else f"{encoder.name}_{kind}"
+
+
+def feature_width(encoder: EncoderConfig, kind: str) -> int:
+    """Of a frame of an encoder's features of a kind, one of `FEATURES`."""
+    return encoder.width if kind == VECTORS else encoder.mels * KINDS[encoder.kind].stacked

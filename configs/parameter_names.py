@@ -6,8 +6,9 @@ stacked under one name: `embedding.word_embeddings.weight`, `decoder.layers.3.se
 head is not tied to the embedding), `reward_head.weight` (of a reward model). A layer of experts has
 `decoder.layers.3.pre_mlp_layernorm.weight`, `decoder.layers.3.mlp.router.weight` and
 `decoder.layers.3.mlp.experts.experts.5.linear_fc1.weight`, numbered likewise. A model that hears through an adapter has
-`adapter.*`, such as `adapter.linear_1.weight`, and with the encoder inside `encoder.*` by transformers' names of it:
-`encoder.conv1.weight`, `encoder.layers.3.fc1.weight`. A name is the same on every topology and engine.
+`adapter.*`, such as `adapter.linear_1.weight`, and with the encoder inside `encoder.*`: of Whisper by transformers'
+names of it, `encoder.conv1.weight`, `encoder.layers.3.fc1.weight`; of SenseVoice and Paraformer by FunASR's,
+`encoder.encoders0.0.norm1.weight`, `encoder.encoders.3.norm1.weight`. A name is the same on every topology and engine.
 
 A pattern has to match the whole name. `*` stands for any characters, dots included, `?` for one, `[ab]` for one of
 these, `<8-15>` for a number from 8 to 15.

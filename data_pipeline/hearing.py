@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from configs.audio_input import VECTORS, audio_input_of
+from configs.audio_input import audio_input_of
 from configs.schema import Config
 from data_pipeline.batch import FeatureSlots, Pack
 from data_pipeline.building.listening import encoder_identity
@@ -38,8 +38,10 @@ def check_features(config: Config, layout: Layout, corpus: Corpus) -> None:
         raise BadInput(
             f"{corpus.folder}: features {name} are {kept['width']} wide, encoder {audio.encoder.name} {width}"
         )
-    if kept["kind"] == VECTORS and audio.encoder.weights is not None and kept["encoder"] != encoder_identity(config):
-        raise BadInput(f"{corpus.folder}: features {name} are of {kept['encoder']}, not {encoder_identity(config)}")
+    if audio.encoder.weights is not None:
+        expected = encoder_identity(audio.encoder, kept["kind"])
+        if kept["encoder"] != expected:
+            raise BadInput(f"{corpus.folder}: features {name} are of {kept['encoder']}, not {expected}")
 
 
 def spoken_documents_suffice(layout: Layout, corpus: Corpus) -> bool:

@@ -8,12 +8,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from checkpoints.audio_input import ADAPTER_FILE, ENCODER_FILE
-from checkpoints.maps.parts import WHISPER_ENCODER
+from checkpoints.audio_input import ADAPTER_FILE, ENCODER_FILE, part_of
 from configs.audio_input import AudioInput
 from data_pipeline.batch import FeatureSlots, splice_of
 from train.models.inputs.adapter import make_adapter
-from train.models.inputs.encoder import WhisperEncoder
+from train.models.inputs.encoder import Encoder, make_encoder
 from train.models.inputs.splice import heard
 
 
@@ -26,10 +25,10 @@ class ExportedAudioInput:
         self._adapter = make_adapter(audio, hidden)
         self._adapter.load_state_dict(load_file(folder / ADAPTER_FILE))
         self._adapter.float()
-        self._encoder: WhisperEncoder | None = None
+        self._encoder: Encoder | None = None
         if audio.encoder.in_model:
-            self._encoder = WhisperEncoder(audio.encoder)
-            prefix = WHISPER_ENCODER.prefixes[0]
+            self._encoder = make_encoder(audio.encoder)
+            prefix = part_of(audio.encoder)[0].prefixes[0]
             held = load_file(folder / ENCODER_FILE)
             self._encoder.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in held.items()})
             self._encoder.float()

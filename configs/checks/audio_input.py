@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 
-from configs.audio_input import FEATURES
-from configs.schema import AdapterKind, Config
+from configs.audio_input import FEATURES, KINDS
+from configs.schema import AdapterKind, Config, EncoderConfig
 from runtime.exits import BadInput
 
-ENCODER_KINDS = ("whisper",)
 _NAME = re.compile(r"\w+")  # a part of a file's name, between dots
 
 
@@ -28,15 +27,30 @@ def check_features(config: Config) -> None:
         raise BadInput(
             f"corpus.features={features}: encoder.weights is null, and what random weights hear is of no use"
         )
-    if encoder.kind not in ENCODER_KINDS:
-        raise BadInput(f"encoder.kind={encoder.kind}: not one of {', '.join(ENCODER_KINDS)}")
+    if encoder.kind not in KINDS:
+        raise BadInput(f"encoder.kind={encoder.kind}: not one of {', '.join(KINDS)}")
     if not _NAME.fullmatch(encoder.name):
         raise BadInput(f"encoder.name={encoder.name}: has to be letters, digits and underscores")
-    for key in ("mels", "width", "layers", "heads", "ffn", "positions"):
-        if getattr(encoder, key) < 1:
-            raise BadInput(f"encoder.{key}={getattr(encoder, key)}: has to be above 0")
+    for key in ("mels", "width", "layers", "heads", "ffn", "kernel", "positions"):
+        value = getattr(encoder, key)
+        if value is not None and value < 1:
+            raise BadInput(f"encoder.{key}={value}: has to be above 0")
     if encoder.width % encoder.heads:
         raise BadInput(f"encoder.heads={encoder.heads} does not divide encoder.width={encoder.width}")
+    _check_kind(encoder)
+
+
+def _check_kind(encoder: EncoderConfig) -> None:
+    """What encoders of one kind alone can have."""
+    further = encoder.kind == "sense_voice"
+    if encoder.tp_layers < 0 or (encoder.tp_layers > 0) != further:
+        wanted = "above 0" if further else "0"
+        raise BadInput(f"encoder.tp_layers={encoder.tp_layers}: has to be {wanted} with encoder.kind={encoder.kind}")
+    if encoder.kind == "whisper":
+        if encoder.positions is None:
+            raise BadInput("encoder.positions is null, and encoder.kind=whisper has a table of so many positions")
+    elif encoder.mels % 2:
+        raise BadInput(f"encoder.mels={encoder.mels}: has to be even, as half of positions are sines, half cosines")
 
 
 def check_adapter(config: Config) -> None:

@@ -24,14 +24,22 @@ class EncoderConfig:
     model (`adapter`) reads the former, or computes them of the latter (`in_model`) and then can train it."""
 
     name: str = MISSING  # what shards call its vectors; its spectrograms are <name>_mel
+    # whisper (a vector each 20 ms), or FunASR's sense_voice or paraformer (each 60 ms). The spectrograms of these two
+    # are what they read: seven frames side by side, normalised by am.mvn.
     kind: str = "whisper"
-    weights: str | None = None  # a Hugging Face folder or hub name, or package:<name>; None: random, to try things out
+    # A folder or hub name, or package:<name>; None: random, to try things out. Of whisper in transformers' form, of the
+    # others FunASR's: model.pt (or model.safetensors) and am.mvn.
+    weights: str | None = None
     mels: int = MISSING  # bands of a spectrogram
     width: int = MISSING
     layers: int = MISSING
     heads: int = MISSING
     ffn: int = MISSING
-    positions: int = 1500  # longest input, in vectors of 20 ms; longer sound is encoded as windows of this length
+    tp_layers: int = 0  # further ones, of sense_voice alone
+    kernel: int = 11  # frames that the attention's memory spans, of sense_voice and paraformer
+    # Longest input, in vectors; longer sound is encoded as windows of this length. None, which whisper cannot have:
+    # sound of any length at once.
+    positions: int | None = 1500
     in_model: bool = False  # on the first pipeline stage; false: the corpus has its vectors, and it cannot be trained
 
 

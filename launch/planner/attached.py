@@ -11,12 +11,14 @@ from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
+from configs.audio_input import KINDS
 from configs.schema import AdapterKind, Config
 from launch.planner.audio_input import adapter_flops, of_audio_input
 from launch.planner.memory import StageMemory
 from launch.planner.times import BF16, FP32, Seconds, Setting
 from runtime.exits import BadInput
 
+_CLIP = 30  # seconds that sound is taken to have at a time where an encoder has no window
 _KEPT = 16  # widths of hidden that a trained layer with an MLP of four times its width keeps for its backward pass
 
 
@@ -182,8 +184,10 @@ def with_audio_input(attached: Attached, config: Config, trains: Callable[[str],
         return replace(attached, adapter=beside)
     if attached.encoder is not None:
         raise BadInput(f"--encoder: {encoder.name} is in the config's model already; leave one of them out")
-    clips = -(-vectors // encoder.positions)
-    inside = Encoder(encoder.layers, encoder.width, encoder.ffn, encoder.positions, clips, learns("encoder."))
+    positions = encoder.positions or round(_CLIP / KINDS[encoder.kind].seconds)
+    clips = -(-vectors // positions)
+    layers = encoder.layers + encoder.tp_layers
+    inside = Encoder(layers, encoder.width, encoder.ffn, positions, clips, learns("encoder."))
     return replace(attached, adapter=beside, encoder=inside)
 
 

@@ -5,7 +5,7 @@ Names and sizes are those of `train.models.inputs`; all of them stand whole on e
 
 from __future__ import annotations
 
-from configs.audio_input import AudioInput, audio_input_of
+from configs.audio_input import MEL, AudioInput, audio_input_of, feature_width
 from configs.schema import AdapterKind, Config, EncoderConfig
 
 
@@ -44,9 +44,33 @@ def _adapter(audio: AudioInput, hidden: int) -> dict[str, int]:
 
 
 def _encoder(encoder: EncoderConfig) -> dict[str, int]:
+    return _whisper(encoder) if encoder.kind == "whisper" else _sanm(encoder)
+
+
+def _sanm(encoder: EncoderConfig) -> dict[str, int]:
+    """SenseVoice-small's or Paraformer's: blocks whose first one takes features, and SenseVoice's further ones."""
+    width, further = encoder.width, encoder.kind == "sense_voice"
+
+    def block(at: str, entering: int = width) -> dict[str, int]:
+        parts = _norm("norm1", entering) | _norm("norm2", width)
+        parts |= _linear("self_attn.linear_q_k_v", entering, 3 * width) | _linear("self_attn.linear_out", width, width)
+        parts |= {"self_attn.fsmn_block.weight": width * encoder.kernel}
+        parts |= _linear("feed_forward.w_1", width, encoder.ffn) | _linear("feed_forward.w_2", encoder.ffn, width)
+        return {f"{at}.{name}": size for name, size in parts.items()}
+
+    held = block("encoders0.0", feature_width(encoder, MEL))
+    for number in range(encoder.layers - 1):
+        held |= block(f"encoders.{number}")
+    for number in range(encoder.tp_layers):
+        held |= block(f"tp_encoders.{number}")
+    return held | _norm("after_norm", width) | (_norm("tp_norm", width) if further else {})
+
+
+def _whisper(encoder: EncoderConfig) -> dict[str, int]:
     """Whisper's (Radford et al. 2022, 2212.04356): two convolutions of three frames, then transformer
     layers over vectors with a table of positions."""
     width = encoder.width
+    assert encoder.positions is not None, "checked"
     return {
         "conv1.weight": 3 * encoder.mels * width,
         "conv1.bias": width,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,10 +14,11 @@ from torch import nn
 
 from checkpoints.formats.huggingface import HuggingFaceReader
 from checkpoints.formats.native import NativeReader
-from checkpoints.maps.parts import ADAPTER, CODEC_HEADS, CSM, PARTS, WHISPER_ENCODER
+from checkpoints.maps.parts import ADAPTER, CODEC_HEADS, CSM, PARTS, SANM_ENCODER, WHISPER_ENCODER
 from checkpoints.maps.parts.part import Part, foreign_tensors, native_tensors
 from runtime.exits import BadInput
 from tests.checkpoints.models import rewrite, tensors
+from tests.data_pipeline.codec_material import sanm_shapes
 
 _SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
 
@@ -123,6 +125,21 @@ def test_a_part_goes_there_and_back_bit_for_bit(case: tuple[Part, Path, str], tm
     written = {part.prefixes[0] + name.removeprefix(prefix): tensor for name, tensor in before.items()}
     assert back.keys() == written.keys()
     assert all(torch.equal(back[name], tensor) for name, tensor in written.items())
+
+
+@pytest.mark.parametrize("further", [0, 2], ids=["paraformer", "sense_voice"])
+def test_blocks_of_funasrs_encoders_are_stacked_and_taken_apart(further: int) -> None:
+    held = {name: torch.randn(shape) for name, shape in sanm_shapes(blocks=3, tp_blocks=further, entering=28).items()}
+    conf = {"num_blocks": 3, **({"tp_blocks": further} if further else {})}
+    source = SimpleNamespace(names={*held, "ctc.ctc_lo.bias"}, folder=Path("funasr"), read=held.__getitem__)
+    native = dict(native_tensors(SANM_ENCODER, source, {"encoder_conf": conf}))  # type: ignore[arg-type]
+    assert native["encoder.encoders.norm1.weight"].shape == (2, 16)
+    assert native["encoder.encoders0.0.norm1.weight"].shape == (28,)
+    assert ("encoder.tp_encoders.norm1.weight" in native) == bool(further)
+    back = dict(foreign_tensors(SANM_ENCODER, set(native), native.__getitem__, conf))
+    assert back.keys() == held.keys() and all(torch.equal(back[name], tensor) for name, tensor in held.items())
+    with pytest.raises(BadInput, match=r"has no tensor encoder\.encoders\.2\."):
+        dict(native_tensors(SANM_ENCODER, source, conf | {"num_blocks": 4}))  # type: ignore[arg-type]
 
 
 def test_csm_layers_are_those_of_a_text_llm(tmp_path: Path) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -35,12 +36,13 @@ from tests.train.runs import run_config, tiny_config
 from tests.train.test_lora import check as check_export
 from tests.train.test_lora import same_curve
 from train.models.inputs.adapter import make_adapter
-from train.models.inputs.encoder import WhisperEncoder
 from train.models.inputs.runs import Runs
+from train.models.inputs.whisper import WhisperEncoder
 from train.models.speech_lm import check_layouts
 
 ENCODER = EncoderConfig(name="toy", mels=8, width=16, layers=2, heads=2, ffn=32, positions=60)
 STRIDE = 3
+Encoded: TypeAlias = Callable[[dict[str, torch.Tensor], torch.Tensor], torch.Tensor]
 LENGTHS = (7, 2, 12)  # frames of runs: the last places of two of them have fewer than the stride
 
 
@@ -201,17 +203,23 @@ def test_losses_and_gradients_are_those_of_transformers_given_the_vectors(
         assert ours["grad_norm"] == pytest.approx(norm, rel=1e-4)
 
 
-def reference(config: Config, kind: AdapterKind) -> Iterator[tuple[float, float]]:
-    """Loss and gradient norm of each step: the exported LLM, given embeddings, in float64."""
+def reference(
+    config: Config, kind: AdapterKind, done: int = 0, encoded: Encoded = encoded, frozen: tuple[str, ...] = ()
+) -> Iterator[tuple[float, float]]:
+    """Loss and gradient norm of each step after `done`, with the newest checkpoint's weights: the exported LLM, given
+    embeddings, in float64. encoded: what the encoder makes of a run; frozen: beginnings of its names."""
     model: Any = AutoModelForCausalLM.from_pretrained(export_run(config), dtype=torch.float64)
-    native = NativeReader(Path(config.run.folder) / "checkpoints/step-00000003/tensors")
-    adapter, encoder = (parts_of(native, name) for name in ("adapter", "encoder"))
-    learning = [*adapter.values(), *encoder.values()]
+    newest = max((Path(config.run.folder) / "checkpoints").glob("step-*"))
+    adapter, encoder = (parts_of(NativeReader(newest / "tensors"), name) for name in ("adapter", "encoder"))
+    learning = [*adapter.values(), *(tensor for name, tensor in encoder.items() if not name.startswith(frozen))]
+    heard = partial(encoded, encoder) if encoder else None
     loader = make_loader(config, Corpus.open(Path(config.corpus.folder)), split="train", rank=0, world=1)
-    for _ in range(config.train.steps):
+    for _ in range(done):
+        loader.next_step()
+    for _ in range(done, config.train.steps):
         total, count = torch.zeros((), dtype=torch.float64), 0.0
         for pack in loader.next_step():
-            logits = model(inputs_embeds=embeddings(pack, model, kind, adapter, encoder), **blocked(pack)).logits[0]
+            logits = model(inputs_embeds=embeddings(pack, model, kind, adapter, heard), **blocked(pack)).logits[0]
             weight = torch.from_numpy(pack.loss_weight).double()
             labels = torch.from_numpy(pack.labels).clamp(min=0)
             total = total + (F.cross_entropy(logits, labels, reduction="none") * weight).sum()
@@ -228,19 +236,20 @@ def parts_of(native: NativeReader, module: str) -> dict[str, torch.Tensor]:
     for name in native.tensors:
         if name.startswith(f"model.{module}."):
             whole, leaf = native.read(name).double(), name.removeprefix(f"model.{module}.")
-            if leaf.startswith("layers."):
-                found |= {leaf.replace("layers.", f"layers.{number}."): one for number, one in enumerate(whole)}
+            stack, _, rest = leaf.partition(".")
+            if stack in ("layers", "encoders", "tp_encoders"):
+                found |= {f"{stack}.{number}.{rest}": one for number, one in enumerate(whole)}
             else:
                 found[leaf] = whole
     return {name: tensor.clone().requires_grad_() for name, tensor in found.items()}
 
 
-def embeddings(pack: Pack, model: Any, kind: AdapterKind, adapter: Any, encoder: Any) -> torch.Tensor:
+def embeddings(pack: Pack, model: Any, kind: AdapterKind, adapter: Any, heard: Any) -> torch.Tensor:
     """[1, T, hidden] of a pack, run after run filled in."""
     row = model.get_input_embeddings()(torch.from_numpy(pack.tokens).clamp(min=0))
     for run in pack.slots:
         vectors = torch.from_numpy(run.vectors).double()
-        vectors = encoded(encoder, vectors) if encoder else vectors
+        vectors = heard(vectors) if heard else vectors
         row = torch.cat([row[: run.start], adapted(kind, adapter, vectors), row[run.start + run.places :]])
     return row[None]
 

@@ -13,7 +13,8 @@ from megatron.core.transformer.module import MegatronModule
 
 from train.models.replicated import Replicated
 
-_NUMBERED = ("layers.", "experts.")  # after which the numbers of stacked layers, then of experts, stand in a name
+# After which the numbers of stacked layers, then of experts, stand in a name; encoders: layers by FunASR's names.
+_NUMBERED = ("layers.", "encoders.", "experts.")
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,17 @@ def named_parameters(model: MegatronModule | Replicated) -> Iterator[Named]:
         ):
             continue
         piece = next(nested_values(value.build())) if isinstance(value, ShardedTensorFactory) else value
-        stacked = piece.prepend_axis_num
-        name = value.key
-        places = [place for place in _NUMBERED if _stacks(name, place)]
-        for place, number in zip(places, piece.global_offset[:stacked], strict=True):
-            before, found, after = name.rpartition(place)
-            name = f"{before}{found}{number}.{after}"
-        yield Named(name, value.data, prod(piece.global_shape[stacked:]))
+        yield Named(numbered(piece), value.data, prod(piece.global_shape[piece.prepend_axis_num :]))
+
+
+def numbered(piece: ShardedTensor) -> str:
+    """A piece's key with the numbers of the layer and expert that it is of, where these are stacked under one."""
+    name = piece.key
+    places = [place for place in _NUMBERED if _stacks(name, place)]
+    for place, number in zip(places, piece.global_offset[: piece.prepend_axis_num], strict=True):
+        before, found, after = name.rpartition(place)
+        name = f"{before}{found}{number}.{after}"
+    return name
 
 
 def _stacks(name: str, place: str) -> bool:

@@ -22,7 +22,7 @@ from train.models.heads.language import LANGUAGE, LanguageHead
 from train.models.heads.reward import REWARD, RewardHead
 from train.models.heads.terms import Targets
 from train.models.inputs.adapter import make_adapter
-from train.models.inputs.encoder import WhisperEncoder
+from train.models.inputs.encoder import make_encoder
 from train.models.inputs.splice import heard, mark_partial, spliced
 from train.models.trunk import trunk_spec
 from train.models.trunk_config import TrunkConfig
@@ -74,7 +74,7 @@ class SpeechLM(GPTModel):
     def _add_audio_input(self, audio: AudioInput) -> None:
         """Adapter, and encoder where it is part of the model: whole on every tensor-parallel rank."""
         if audio.encoder.in_model:
-            self.encoder = WhisperEncoder(audio.encoder).to(self.config.params_dtype)
+            self.encoder = make_encoder(audio.encoder).to(self.config.params_dtype)
         self.adapter = make_adapter(audio, self.config.hidden_size).to(self.config.params_dtype)
         if self.config.sequence_parallel:
             mark_partial([module for name, module in self.named_children() if name in ("adapter", "encoder")])

@@ -10,7 +10,8 @@ from checkpoints.maps.parts.adapter import ADAPTER
 from checkpoints.maps.parts.codec_heads import CODEC_HEADS
 from checkpoints.maps.parts.csm import CSM
 from checkpoints.maps.parts.part import Part
+from checkpoints.maps.parts.sanm_encoder import SANM_ENCODER
 from checkpoints.maps.parts.whisper_encoder import WHISPER_ENCODER
 
-PARTS: tuple[Part, ...] = (WHISPER_ENCODER, ADAPTER, CODEC_HEADS, CSM)
+PARTS: tuple[Part, ...] = (WHISPER_ENCODER, SANM_ENCODER, ADAPTER, CODEC_HEADS, CSM)
 """All that are known."""

@@ -1,6 +1,6 @@
 """Whisper's encoder, by itself or inside of a model that listens with it (Whisper, Qwen2-Audio, Voxtral).
 
-`train.models.inputs.encoder` computes and trains it; models differ in how they pool, mask and normalise what it gives.
+`train.models.inputs.whisper` computes and trains it; models differ in how they pool, mask and normalise what it gives.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from checkpoints.maps import named
 from checkpoints.shapes import native_shape
 from configs.audio_input import audio_input_of
+from configs.compose import compose_stage
 from configs.schema import AdapterConfig, AdapterKind, Config, EncoderConfig, LoraConfig, ParallelConfig
 from launch.planner.attached import Attached, Encoder, with_audio_input
 from launch.planner.audio_input import adapter_flops, of_audio_input
@@ -22,7 +24,7 @@ from launch.planner.work import elements, learnt
 from runtime.exits import BadInput
 from tests.launch.planner.configs import ROWS, step_audio, tiny
 from train.models.inputs.adapter import make_adapter
-from train.models.inputs.encoder import WhisperEncoder
+from train.models.inputs.encoder import make_encoder
 from train.models.inputs.runs import Runs
 from train.trainable import without_layer
 
@@ -58,12 +60,21 @@ def test_low_rank_factors_are_counted() -> None:
     assert sum(added.values()) == backbone.layers * each
 
 
-@pytest.mark.parametrize("kind", AdapterKind)
-def test_what_a_model_hears_with_has_the_names_and_sizes_of_its_modules(kind: AdapterKind) -> None:
-    config = hearing(kind)
+@pytest.mark.parametrize(
+    ("kind", "encoder"),
+    [
+        *((kind, {}) for kind in AdapterKind),
+        (AdapterKind.mlp, {"kind": "sense_voice", "tp_layers": 3, "positions": None}),
+        (AdapterKind.mlp, {"kind": "paraformer", "kernel": 5}),
+    ],
+)
+def test_what_a_model_hears_with_has_the_names_and_sizes_of_its_modules(
+    kind: AdapterKind, encoder: dict[str, Any]
+) -> None:
+    config = hearing(kind, **encoder)
     audio = audio_input_of(config)
     assert audio is not None
-    modules = {"adapter": make_adapter(audio, config.backbone.hidden), "encoder": WhisperEncoder(audio.encoder)}
+    modules = {"adapter": make_adapter(audio, config.backbone.hidden), "encoder": make_encoder(audio.encoder)}
     held = {
         f"{part}.{name}": parameter.numel()
         for part, module in modules.items()
@@ -108,8 +119,23 @@ def test_a_frozen_model_that_learns_to_hear_is_planned() -> None:
         with_audio_input(Attached(Encoder(2, 16, 32)), config, learnt(config, 1024).trains)
 
 
-def hearing(kind: AdapterKind) -> Config:
+def test_sense_voice_small_is_as_large_as_published() -> None:
+    """Its model.pt has 936,291,369 bytes: float32, the encoder, four kinds of queries and the head of CTC."""
+    config = compose_stage("audio_adapter", "tiny", "align_adapter", ["encoder=sense_voice_small"])
+    assert config.encoder is not None
+    config.encoder.in_model = True
+    encoder = sum(size for name, size in of_audio_input(config).items() if name.startswith("encoder."))
+    file = 936_291_369
+    assert 0 < file - 4 * (encoder + 16 * 560 + 513 * 25_055) < 0.001 * file
+    attached = with_audio_input(Attached(), config, learnt(config, 1024).trains)
+    assert attached.encoder is not None
+    assert (attached.encoder.layers, attached.encoder.positions) == (70, 500)
+    assert attached.encoder.elements == pytest.approx(encoder, rel=0.01)
+
+
+def hearing(adapter: AdapterKind, **encoder: Any) -> Config:
     config = tiny()
-    config.encoder = EncoderConfig(name="toy", mels=8, width=16, layers=2, heads=2, ffn=32, positions=60, in_model=True)
-    config.adapter = AdapterConfig(kind=kind, stride=4, hidden=24, heads=4)
+    sizes: dict[str, Any] = {"mels": 8, "width": 16, "layers": 2, "heads": 2, "ffn": 32, "positions": 60}
+    config.encoder = EncoderConfig(name="toy", in_model=True, **(sizes | encoder))
+    config.adapter = AdapterConfig(kind=adapter, stride=4, hidden=24, heads=4)
     return config

@@ -8,8 +8,9 @@ import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
 from configs.schema import EncoderConfig
-from data_pipeline.codecs.whisper_encoder import load_encoder
+from data_pipeline.codecs import sanm_encoder, whisper_encoder
 from runtime.exits import BadInput
+from train.models.parameters import numbered
 
 
 class PublishedEncoder:
@@ -21,15 +22,15 @@ class PublishedEncoder:
     @cached_property
     def _tensors(self) -> dict[str, torch.Tensor]:
         assert self._config.weights is not None
-        return dict(load_encoder(self._config.weights).state_dict())
+        if self._config.kind == "whisper":
+            return dict(whisper_encoder.load_encoder(self._config.weights).state_dict())
+        return dict(sanm_encoder.load_encoder(self._config).state_dict())
 
     @torch.no_grad()
     def fill(self, held: ShardedTensor) -> None:
         """Copy what a parameter of the model's `encoder` is published as. Raises BadInput where it is not there in its
         shape."""
-        name = held.key.partition(".")[2]
-        if held.prepend_axis_num:
-            name = name.replace("layers.", f"layers.{held.global_offset[0]}.", 1)
+        name = numbered(held).partition(".")[2]
         found, wanted = self._tensors.get(name), list(held.data.shape)
         if found is None or list(found.shape) != wanted:
             there = "is not there" if found is None else f"has shape {list(found.shape)}"

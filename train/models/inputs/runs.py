@@ -44,3 +44,13 @@ def attended(real: torch.Tensor) -> torch.Tensor:
 def ends_of(counts: torch.Tensor) -> torch.Tensor:
     """`Runs.ends` of runs with so many frames: [R] -> [R + 1]."""
     return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+
+
+def windows(runs: Runs, longest: int) -> Runs:
+    """Runs cut into ones of `longest` frames, the last of each shorter."""
+    if runs.longest <= longest:
+        return runs
+    edges = [0]
+    for end in runs.ends.tolist()[1:]:
+        edges += [*range(edges[-1] + longest, end, longest), end]
+    return Runs(runs.frames, torch.tensor(edges, device=runs.ends.device), longest)

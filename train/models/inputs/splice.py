@@ -6,14 +6,14 @@ import torch
 from megatron.core import parallel_state
 from torch import nn
 
-from configs.audio_input import MELS_A_VECTOR, AudioInput
+from configs.audio_input import AudioInput
 from data_pipeline.batch import Splice
 from train.models.inputs.adapter import Adapter
-from train.models.inputs.encoder import WhisperEncoder
+from train.models.inputs.encoder import Encoder
 from train.models.inputs.runs import Runs
 
 
-def heard(audio: AudioInput, adapter: Adapter, encoder: WhisperEncoder | None, splice: Splice | None) -> torch.Tensor:
+def heard(audio: AudioInput, adapter: Adapter, encoder: Encoder | None, splice: Splice | None) -> torch.Tensor:
     """What is heard at each place of `splice`, [P, hidden]; without one, at one place of silence, for its gradients.
 
     Every rank that holds the modules runs all of them in every forward pass, whatever it was given: ranks that shard
@@ -32,7 +32,7 @@ def heard(audio: AudioInput, adapter: Adapter, encoder: WhisperEncoder | None, s
         )
     runs, counts = Runs(splice.vectors.to(dtype), splice.runs.long(), splice.longest), splice.frames
     if encoder is not None:
-        runs, counts = encoder(runs), -(-counts // MELS_A_VECTOR)
+        runs, counts = encoder(runs), -(-counts // audio.inputs)
     places: torch.Tensor = adapter(runs, counts)
     return places
 

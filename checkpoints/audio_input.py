@@ -23,7 +23,7 @@ from checkpoints.manifest import MODEL_PREFIX
 from checkpoints.maps.parts import SANM_ENCODER, WHISPER_ENCODER
 from checkpoints.maps.parts.part import Part, foreign_tensors
 from configs.audio_input import AudioInput
-from configs.schema import EncoderConfig, Precision
+from configs.schema import EncoderConfig, EncoderKind, Precision
 from runtime.exits import BadInput
 
 ADAPTER_FILE = "adapter.safetensors"
@@ -58,9 +58,9 @@ def export_audio_input(native: Path, out: Path, audio: AudioInput, dtype: Precis
 
 def part_of(encoder: EncoderConfig) -> tuple[Part, dict[str, int]]:
     """The encoder as its publishers name it, and what they call its depth."""
-    if encoder.kind == "whisper":
+    if encoder.kind is EncoderKind.whisper:
         return WHISPER_ENCODER, {"encoder_layers": encoder.layers}
-    further = {"tp_blocks": encoder.tp_layers} if encoder.kind == "sense_voice" else {}
+    further = {"tp_blocks": encoder.tp_layers} if encoder.kind is EncoderKind.sense_voice else {}
     return SANM_ENCODER, {"num_blocks": encoder.layers, **further}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from configs.schema import AdapterConfig, Config, EncoderConfig
+from configs.schema import AdapterConfig, Config, EncoderConfig, EncoderKind
 
 VECTORS = "vectors"
 MEL = "mel"
@@ -15,7 +15,7 @@ STACKED = 7  # filterbank frames that are one input of FunASR's encoders
 
 
 @dataclass(frozen=True)
-class EncoderKind:
+class Rates:
     """What kinds of encoder differ in for those who store, count and splice. stacked: frames of a spectrogram side by
     side in one of the encoder's inputs; inputs: of these that one vector stands for; seconds: of sound that it does.
     """
@@ -25,13 +25,12 @@ class EncoderKind:
     seconds: float
 
 
-_SANM = EncoderKind(stacked=STACKED, inputs=1, seconds=0.06)
-KINDS = {
-    "whisper": EncoderKind(stacked=1, inputs=2, seconds=0.02),
-    "sense_voice": _SANM,  # SenseVoice-small
-    "paraformer": _SANM,  # offline: its attention sees all of a sound
+_SANM = Rates(stacked=STACKED, inputs=1, seconds=0.06)
+RATES = {
+    EncoderKind.whisper: Rates(stacked=1, inputs=2, seconds=0.02),
+    EncoderKind.sense_voice: _SANM,
+    EncoderKind.paraformer: _SANM,
 }
-"""`EncoderConfig.kind`."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class AudioInput:
     @property
     def inputs(self) -> int:
         """The encoder's inputs that one of its vectors stands for."""
-        return KINDS[self.encoder.kind].inputs
+        return RATES[self.encoder.kind].inputs
 
     @property
     def stride(self) -> int:
@@ -76,4 +75,4 @@ def feature_name(encoder: EncoderConfig, kind: str) -> str:
 
 def feature_width(encoder: EncoderConfig, kind: str) -> int:
     """Of a frame of an encoder's features of a kind, one of `FEATURES`."""
-    return encoder.width if kind == VECTORS else encoder.mels * KINDS[encoder.kind].stacked
+    return encoder.width if kind == VECTORS else encoder.mels * RATES[encoder.kind].stacked

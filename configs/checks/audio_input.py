@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from configs.audio_input import FEATURES, KINDS
-from configs.schema import AdapterKind, Config, EncoderConfig
+from configs.audio_input import FEATURES
+from configs.schema import AdapterKind, Config, EncoderConfig, EncoderKind
 from runtime.exits import BadInput
 
 _NAME = re.compile(r"\w+")  # a part of a file's name, between dots
@@ -27,8 +27,6 @@ def check_features(config: Config) -> None:
         raise BadInput(
             f"corpus.features={features}: encoder.weights is null, and what random weights hear is of no use"
         )
-    if encoder.kind not in KINDS:
-        raise BadInput(f"encoder.kind={encoder.kind}: not one of {', '.join(KINDS)}")
     if not _NAME.fullmatch(encoder.name):
         raise BadInput(f"encoder.name={encoder.name}: has to be letters, digits and underscores")
     for key in ("mels", "width", "layers", "heads", "ffn", "kernel", "positions"):
@@ -42,11 +40,13 @@ def check_features(config: Config) -> None:
 
 def _check_kind(encoder: EncoderConfig) -> None:
     """What encoders of one kind alone can have."""
-    further = encoder.kind == "sense_voice"
-    if encoder.tp_layers < 0 or (encoder.tp_layers > 0) != further:
-        wanted = "above 0" if further else "0"
-        raise BadInput(f"encoder.tp_layers={encoder.tp_layers}: has to be {wanted} with encoder.kind={encoder.kind}")
-    if encoder.kind == "whisper":
+    further, kind = encoder.tp_layers, encoder.kind.value
+    if encoder.kind is EncoderKind.sense_voice:
+        if further < 1:
+            raise BadInput(f"encoder.tp_layers={further}: has to be above 0 with encoder.kind={kind}")
+    elif further:
+        raise BadInput(f"encoder.tp_layers={further}: has to be 0 with encoder.kind={kind}")
+    if encoder.kind is EncoderKind.whisper:
         if encoder.positions is None:
             raise BadInput("encoder.positions is null, and encoder.kind=whisper has a table of so many positions")
     elif encoder.mels % 2:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from configs.schema.audio_input import AdapterConfig, AdapterKind, EncoderConfig
+from configs.schema.audio_input import AdapterConfig, AdapterKind, EncoderConfig, EncoderKind
 from configs.schema.cluster import (
     ClusterConfig,
     ContainerConfig,
@@ -93,6 +93,7 @@ __all__ = [
     "DecoderConfig",
     "DistillationConfig",
     "EncoderConfig",
+    "EncoderKind",
     "EngineConfig",
     "EvaluationConfig",
     "EvaluationSetConfig",

@@ -18,15 +18,22 @@ class AdapterKind(Enum):
     )
 
 
+class EncoderKind(Enum):
+    """Whose encoder it is. The spectrograms of FunASR's two are what they read: seven frames of Kaldi's filterbanks
+    side by side, every six, normalised by `am.mvn`."""
+
+    whisper = "whisper"  # a vector each 20 ms
+    sense_voice = "sense_voice"  # SenseVoice-small: each 60 ms
+    paraformer = "paraformer"  # offline, its attention sees all of a sound: each 60 ms
+
+
 @dataclass
 class EncoderConfig:
     """A pretrained speech encoder. A corpus keeps its vectors or its log-mel spectrograms (`corpus.features`); the
     model (`adapter`) reads the former, or computes them of the latter (`in_model`) and then can train it."""
 
     name: str = MISSING  # what shards call its vectors; its spectrograms are <name>_mel
-    # whisper (a vector each 20 ms), or FunASR's sense_voice or paraformer (each 60 ms). The spectrograms of these two
-    # are what they read: seven frames side by side, normalised by am.mvn.
-    kind: str = "whisper"
+    kind: EncoderKind = EncoderKind.whisper
     # A folder or hub name, or package:<name>; None: random, to try things out. Of whisper in transformers' form, of the
     # others FunASR's: model.pt (or model.safetensors) and am.mvn.
     weights: str | None = None

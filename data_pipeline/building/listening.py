@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from configs.audio_input import MEL, VECTORS, feature_name, feature_width
-from configs.schema import Config, EncoderConfig
+from configs.schema import Config, EncoderConfig, EncoderKind
 from data_pipeline.audio import SAMPLE_RATE
 from data_pipeline.codecs.batching import pick_device, windows
 from data_pipeline.codecs.log_mel import LogMel
@@ -17,8 +17,6 @@ from data_pipeline.codecs.low_frame_rate import statistics_identity
 from data_pipeline.codecs.weights import weights_identity
 from data_pipeline.codecs.whisper_encoder import WINDOW, WhisperFeatures, whole_frames
 from runtime.exits import BadInput
-
-WHISPER = "whisper"  # encoder.kind
 
 
 def describe_features(config: Config) -> dict[str, Any]:
@@ -42,12 +40,13 @@ def encoder_identity(encoder: EncoderConfig, kind: str) -> str:
     are normalised by, of Whisper's nothing."""
     assert encoder.weights is not None
     if kind == VECTORS:
-        decided = [encoder.kind, weights_identity(encoder.weights, "encoder")]
-        # Windows of SANM encoders are our setting, not the model's.
-        return json.dumps(decided if encoder.kind == WHISPER else [*decided, encoder.positions])
-    if encoder.kind == WHISPER:
-        return encoder.kind
-    return json.dumps([encoder.kind, statistics_identity(encoder.weights, "encoder.weights")])
+        decided = [encoder.kind.value, weights_identity(encoder.weights, "encoder.weights")]
+        # FunASR's weights tell neither the heads, nor windows, which are our setting.
+        own = [] if encoder.kind is EncoderKind.whisper else [encoder.heads, encoder.positions]
+        return json.dumps([*decided, *own])
+    if encoder.kind is EncoderKind.whisper:
+        return encoder.kind.value
+    return json.dumps([encoder.kind.value, statistics_identity(encoder.weights, "encoder.weights")])
 
 
 class Listener:
@@ -59,12 +58,12 @@ class Listener:
         assert encoder is not None and encoder.weights is not None, "checked"
         wanted = config.corpus.features
         self._names = {kind: feature_name(encoder, kind) for kind in wanted}
-        kind = _Whisper if encoder.kind == WHISPER else _Sanm
-        self._ear = kind(encoder, pick_device(config.codec.device), config.codec.batch_seconds, wanted)
+        ear = _Whisper if encoder.kind is EncoderKind.whisper else _Sanm
+        self._ear = ear(encoder, pick_device(config.codec.device), config.codec.batch_seconds, wanted)
 
     def features(self, waves: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
         """float16 [frames, width] by name, of float32 [samples] at 16 kHz: vectors, of the last layer and its norm;
-        spectrograms, `EncoderKind.inputs` frames for each of those vectors."""
+        spectrograms, `configs.audio_input.Rates.inputs` frames for each of those vectors."""
         found = self._ear.features(waves)
         return [{self._names[kind]: frames.astype(np.float16) for kind, frames in of.items()} for of in found]
 

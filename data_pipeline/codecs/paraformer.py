@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn.functional import pad
 
 from configs.audio_input import STACKED
+from configs.schema import EncoderKind
 from data_pipeline.codecs.low_frame_rate import BANDS, SHIFT, STEP, frames_in, read_statistics
 from data_pipeline.codecs.sanm import NORM_EPS, Block, encoder_state, positions
 from runtime.exits import BadInput
@@ -31,7 +32,7 @@ OVERLAP = 5  # features that it sees again
 LOOK_BACK = 4  # chunks whose keys and values it sees besides
 KEPT = STRIDE - frames_in(STRIDE) * SHIFT  # samples of a chunk that the next one's frames begin with
 _HEADS = 4
-_EPS = NORM_EPS["paraformer"]
+_EPS = NORM_EPS[EncoderKind.paraformer]
 
 
 # --- features ---------------------------------------------------------------------------------------------------

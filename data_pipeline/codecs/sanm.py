@@ -15,10 +15,11 @@ import torch
 from torch import nn
 from torch.nn.functional import pad, relu, scaled_dot_product_attention
 
+from configs.schema import EncoderKind
 from data_pipeline.codecs.weights import read_state
 
-NORM_EPS = {"paraformer": 1e-12, "sense_voice": 1e-5}
-"""By kind of encoder: FunASR gives Paraformer's norms another value than SenseVoice's, which have PyTorch's."""
+NORM_EPS = {EncoderKind.paraformer: 1e-12, EncoderKind.sense_voice: 1e-5}
+"""FunASR gives Paraformer's norms another value than SenseVoice's, which have PyTorch's."""
 
 
 class Attention(nn.Module):
@@ -91,10 +92,9 @@ class Shape(NamedTuple):
 class Sanm(nn.Module):
     """The encoder of whole sounds, as offline Paraformer and SenseVoice-small have it.
 
-    Before SenseVoice-small recognises speech it puts four learnt queries in front of the features, for language, event,
+    Where SenseVoice-small recognises speech it puts four learnt queries in front of the features, for language, event,
     emotion and text form, and reads its answers at their places (`embed.weight`). An adapter wants vectors of sound
-    alone, and nothing is put in front: so FunASR's speech LLMs take this encoder, SenseVoice's own weights among them
-    (`fun_asr_nano/model.py`).
+    alone, and nothing is put in front: FunASR's speech LLMs call the encoder so (`fun_asr_nano/model.py`).
     """
 
     def __init__(self, shape: Shape) -> None:

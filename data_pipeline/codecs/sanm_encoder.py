@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from configs.audio_input import KINDS
-from configs.schema import EncoderConfig
+from configs.audio_input import RATES
+from configs.schema import EncoderConfig, EncoderKind
 from data_pipeline.audio import SAMPLE_RATE
 from data_pipeline.codecs.batching import batch_samples, batches, padded, windows
 from data_pipeline.codecs.low_frame_rate import SHIFT, STATISTICS, STEP, features_of, read_statistics
@@ -25,12 +25,12 @@ _SETTING = "encoder.weights"
 
 def shape_of(encoder: EncoderConfig) -> Shape:
     return Shape(
-        entering=KINDS[encoder.kind].stacked * encoder.mels,
+        entering=RATES[encoder.kind].stacked * encoder.mels,
         width=encoder.width,
         heads=encoder.heads,
         inner=encoder.ffn,
         layers=encoder.layers,
-        tp_layers=encoder.tp_layers if encoder.kind == "sense_voice" else None,
+        tp_layers=encoder.tp_layers if encoder.kind is EncoderKind.sense_voice else None,
         kernel=encoder.kernel,
         eps=NORM_EPS[encoder.kind],
     )
@@ -44,14 +44,14 @@ def load_encoder(encoder: EncoderConfig) -> Sanm:
     with torch.device("meta"):
         model = Sanm(shape_of(encoder))
     wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    of_file = f"{_SETTING}: {file}"
+    of_file, named = f"{_SETTING}: {file}", f"encoder {encoder.name} (kind {encoder.kind.value})"
     for name, shape in wanted.items():
         if name not in stored:
-            raise BadInput(f"{of_file} has no {name}, which encoder {encoder.name} (kind {encoder.kind}) has")
+            raise BadInput(f"{of_file} has no {name}, which {named} has")
         if list(stored[name].shape) != shape:
             raise BadInput(f"{of_file}: {name} has shape {list(stored[name].shape)}, encoder {encoder.name} {shape}")
     if more := sorted(stored.keys() - wanted):
-        raise BadInput(f"{of_file} has {more[0]}, which encoder {encoder.name} (kind {encoder.kind}) has no place for")
+        raise BadInput(f"{of_file} has {more[0]}, which {named} has no place for")
     model.load_state_dict({name: tensor.float() for name, tensor in stored.items()}, strict=True, assign=True)
     return model.eval()
 
@@ -64,7 +64,7 @@ class SanmFeatures:
 
     def __init__(self, encoder: EncoderConfig, device: str, batch_seconds: float | None, *, vectors: bool) -> None:
         assert encoder.weights is not None
-        entering = KINDS[encoder.kind].stacked * encoder.mels
+        entering = RATES[encoder.kind].stacked * encoder.mels
         statistics = find_file(encoder.weights, _SETTING, STATISTICS)
         self._shift, self._scale = read_statistics(statistics, entering, _SETTING)
         self._bands, self._window, self._device = encoder.mels, encoder.positions, device

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
-from configs.audio_input import KINDS
+from configs.audio_input import RATES
 from configs.schema import AdapterKind, Config
 from launch.planner.audio_input import adapter_flops, of_audio_input
 from launch.planner.memory import StageMemory
@@ -184,7 +184,7 @@ def with_audio_input(attached: Attached, config: Config, trains: Callable[[str],
         return replace(attached, adapter=beside)
     if attached.encoder is not None:
         raise BadInput(f"--encoder: {encoder.name} is in the config's model already; leave one of them out")
-    positions = encoder.positions or round(_CLIP / KINDS[encoder.kind].seconds)
+    positions = encoder.positions or round(_CLIP / RATES[encoder.kind].seconds)
     clips = -(-vectors // positions)
     layers = encoder.layers + encoder.tp_layers
     inside = Encoder(layers, encoder.width, encoder.ffn, positions, clips, learns("encoder."))

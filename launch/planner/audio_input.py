@@ -6,7 +6,7 @@ Names and sizes are those of `train.models.inputs`; all of them stand whole on e
 from __future__ import annotations
 
 from configs.audio_input import MEL, AudioInput, audio_input_of, feature_width
-from configs.schema import AdapterKind, Config, EncoderConfig
+from configs.schema import AdapterKind, Config, EncoderConfig, EncoderKind
 
 
 def of_audio_input(config: Config) -> dict[str, int]:
@@ -44,12 +44,12 @@ def _adapter(audio: AudioInput, hidden: int) -> dict[str, int]:
 
 
 def _encoder(encoder: EncoderConfig) -> dict[str, int]:
-    return _whisper(encoder) if encoder.kind == "whisper" else _sanm(encoder)
+    return _whisper(encoder) if encoder.kind is EncoderKind.whisper else _sanm(encoder)
 
 
 def _sanm(encoder: EncoderConfig) -> dict[str, int]:
     """SenseVoice-small's or Paraformer's: blocks whose first one takes features, and SenseVoice's further ones."""
-    width, further = encoder.width, encoder.kind == "sense_voice"
+    width, further = encoder.width, encoder.kind is EncoderKind.sense_voice
 
     def block(at: str, entering: int = width) -> dict[str, int]:
         parts = _norm("norm1", entering) | _norm("norm2", width)

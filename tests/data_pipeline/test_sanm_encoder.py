@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from configs.checks.audio_input import check_features
-from configs.schema import CodecConfig, Config, EncoderConfig
+from configs.schema import CodecConfig, Config, EncoderConfig, EncoderKind
 from data_pipeline.building.listening import Listener, describe_features
 from data_pipeline.codecs.sanm_encoder import SanmFeatures, load_encoder
 from data_pipeline.decode import decode
@@ -22,10 +22,10 @@ from tests.data_pipeline.test_codecs_step_audio import kaldi_filterbank
 
 PROMPTS = Path("/usr/share/asterisk/sounds/en")
 SENSE_VOICE = EncoderConfig(
-    name="toy", kind="sense_voice", mels=80, width=16, layers=3, tp_layers=2, heads=2, ffn=24, positions=None
+    name="toy", kind=EncoderKind.sense_voice, mels=80, width=16, layers=3, tp_layers=2, heads=2, ffn=24, positions=None
 )
-PARAFORMER = replace(SENSE_VOICE, kind="paraformer", tp_layers=0)
-EPS = {"sense_voice": 1e-5, "paraformer": 1e-12}
+PARAFORMER = replace(SENSE_VOICE, kind=EncoderKind.paraformer, tp_layers=0)
+EPS = {EncoderKind.sense_voice: 1e-5, EncoderKind.paraformer: 1e-12}
 LENGTHS = (16_000, 399, 4_321, 30_000)
 
 
@@ -41,13 +41,13 @@ def by_hand(encoder: EncoderConfig, wave: np.ndarray) -> tuple[np.ndarray, np.nd
     return features, formula(encoder, features)
 
 
-def formula(encoder: EncoderConfig, features: np.ndarray, kind: str | None = None) -> np.ndarray:
+def formula(encoder: EncoderConfig, features: np.ndarray, kind: EncoderKind | None = None) -> np.ndarray:
     state = torch.load(Path(str(encoder.weights)) / "model.pt", weights_only=True)
     w = {name.removeprefix("encoder."): tensor.double() for name, tensor in state.items() if "encoder." in name}
     return sanm_reference.vectors(w, torch.from_numpy(features), encoder.heads, EPS[kind or encoder.kind]).numpy()
 
 
-@pytest.mark.parametrize("encoder", [SENSE_VOICE, PARAFORMER], ids=lambda encoder: encoder.kind)
+@pytest.mark.parametrize("encoder", [SENSE_VOICE, PARAFORMER], ids=lambda encoder: encoder.kind.value)
 def test_vectors_are_those_of_the_formulas_whatever_is_encoded_beside(encoder: EncoderConfig, tmp_path: Path) -> None:
     encoder = funasr(tmp_path / "model", encoder)
     waves = [sound(length, seed) for seed, length in enumerate(LENGTHS)]
@@ -67,15 +67,15 @@ def test_vectors_are_those_of_the_formulas_whatever_is_encoded_beside(encoder: E
 def test_norms_add_to_a_variance_what_the_kind_says(tmp_path: Path) -> None:
     """Which is seen where vectors are small."""
     features = np.random.default_rng(0).standard_normal((9, 560))
-    for encoder, other in ((SENSE_VOICE, "paraformer"), (PARAFORMER, "sense_voice")):
-        encoder = funasr(tmp_path / encoder.kind, encoder)
-        state = torch.load(tmp_path / encoder.kind / "model.pt", weights_only=True)
+    for encoder, other in ((SENSE_VOICE, PARAFORMER), (PARAFORMER, SENSE_VOICE)):
+        encoder = funasr(tmp_path / encoder.kind.value, encoder)
+        state = torch.load(tmp_path / encoder.kind.value / "model.pt", weights_only=True)
         for name, tensor in state.items():
             tensor.mul_(1e-3 if "self_attn" in name or "w_2" in name else 1)
-        torch.save(state, tmp_path / encoder.kind / "model.pt")
+        torch.save(state, tmp_path / encoder.kind.value / "model.pt")
         ours = SanmFeatures(encoder, "cpu", None, vectors=True).vectors([features.astype(np.float32)])[0]
         assert np.abs(ours - formula(encoder, features)).max() < 2e-3
-        assert np.abs(ours - formula(encoder, features, other)).max() > 0.1
+        assert np.abs(ours - formula(encoder, features, other.kind)).max() > 0.1
 
 
 def test_a_window_is_encoded_as_if_it_were_alone(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_other_weights_are_refused_in_one_line(tmp_path: Path) -> None:
         ),
         (replace(encoder, layers=2), r"has encoders\.1\.\S+, which encoder toy \(kind sense_voice\) has no place for"),
         (
-            replace(encoder, kind="paraformer"),
+            replace(encoder, kind=EncoderKind.paraformer),
             r"has tp_encoders\.0\.\S+, which encoder toy \(kind paraformer\) has no place for",
         ),
         (
@@ -139,10 +139,12 @@ def test_other_weights_are_refused_in_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "line"),
     [
-        ({"kind": "sensevoice"}, "encoder.kind=sensevoice: not one of whisper, sense_voice, paraformer"),
         ({"tp_layers": 0}, "encoder.tp_layers=0: has to be above 0 with encoder.kind=sense_voice"),
-        ({"kind": "paraformer"}, "encoder.tp_layers=2: has to be 0 with encoder.kind=paraformer"),
-        ({"kind": "whisper", "tp_layers": 0}, "encoder.positions is null, and encoder.kind=whisper has a table"),
+        ({"kind": EncoderKind.paraformer}, "encoder.tp_layers=2: has to be 0 with encoder.kind=paraformer"),
+        (
+            {"kind": EncoderKind.whisper, "tp_layers": 0},
+            "encoder.positions is null, and encoder.kind=whisper has a table",
+        ),
         ({"mels": 5}, "encoder.mels=5: has to be even"),
         ({"kernel": 0}, "encoder.kernel=0: has to be above 0"),
     ],

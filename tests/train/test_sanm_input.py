@@ -17,7 +17,7 @@ from checkpoints.audio_input import ENCODER_FILE
 from checkpoints.formats.native import NativeReader
 from checkpoints.manifest import read_manifest
 from configs.audio_input import audio_input_of
-from configs.schema import AdapterKind, CodecConfig, Config, EncoderConfig
+from configs.schema import AdapterKind, CodecConfig, Config, EncoderConfig, EncoderKind
 from data_pipeline.building.listening import Listener, describe_features
 from data_pipeline.corpus import Corpus, write_manifest
 from data_pipeline.hearing import check_features
@@ -39,9 +39,9 @@ from train.models.inputs.encoder import make_encoder
 from train.models.inputs.runs import Runs
 
 ENCODER = EncoderConfig(
-    name="toy", kind="sense_voice", mels=4, width=16, layers=3, tp_layers=2, heads=2, ffn=24, positions=None
+    name="toy", kind=EncoderKind.sense_voice, mels=4, width=16, layers=3, tp_layers=2, heads=2, ffn=24, positions=None
 )
-PARAFORMER = replace(ENCODER, kind="paraformer", tp_layers=0)
+PARAFORMER = replace(ENCODER, kind=EncoderKind.paraformer, tp_layers=0)
 LENGTHS = (26, 3, 40)
 encoded = partial(sanm_reference.vectors, heads=ENCODER.heads, eps=1e-5)
 
@@ -74,7 +74,7 @@ def corpus(encoder: EncoderConfig, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
-@pytest.mark.parametrize("config", [ENCODER, PARAFORMER], ids=lambda config: config.kind)
+@pytest.mark.parametrize("config", [ENCODER, PARAFORMER], ids=lambda config: config.kind.value)
 def test_vectors_and_gradients_are_those_of_the_formulas_whatever_runs_are_beside(config: EncoderConfig) -> None:
     torch.manual_seed(7)
     encoder = make_encoder(config).double()

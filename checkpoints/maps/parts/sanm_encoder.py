@@ -42,4 +42,4 @@ def _placed(config: Mapping[str, Any], prefix: str) -> list[Placed]:
     ]
 
 
-SANM_ENCODER = Part("SANM encoder", ("encoder.", "audio_encoder."), _placed)
+SANM_ENCODER = Part("SANM encoder", ("encoder.",), _placed)

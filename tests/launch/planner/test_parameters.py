@@ -14,7 +14,7 @@ from checkpoints.maps import named
 from checkpoints.shapes import native_shape
 from configs.audio_input import audio_input_of
 from configs.compose import compose_stage
-from configs.schema import AdapterConfig, AdapterKind, Config, EncoderConfig, LoraConfig, ParallelConfig
+from configs.schema import AdapterConfig, AdapterKind, Config, EncoderConfig, EncoderKind, LoraConfig, ParallelConfig
 from launch.planner.attached import Attached, Encoder, with_audio_input
 from launch.planner.audio_input import adapter_flops, of_audio_input
 from launch.planner.costs import chunk_costs
@@ -64,8 +64,8 @@ def test_low_rank_factors_are_counted() -> None:
     ("kind", "encoder"),
     [
         *((kind, {}) for kind in AdapterKind),
-        (AdapterKind.mlp, {"kind": "sense_voice", "tp_layers": 3, "positions": None}),
-        (AdapterKind.mlp, {"kind": "paraformer", "kernel": 5}),
+        (AdapterKind.mlp, {"kind": EncoderKind.sense_voice, "tp_layers": 3, "positions": None}),
+        (AdapterKind.mlp, {"kind": EncoderKind.paraformer, "kernel": 5}),
     ],
 )
 def test_what_a_model_hears_with_has_the_names_and_sizes_of_its_modules(
@@ -120,7 +120,7 @@ def test_a_frozen_model_that_learns_to_hear_is_planned() -> None:
 
 
 def test_sense_voice_small_is_as_large_as_published() -> None:
-    """Its model.pt has 936,291,369 bytes: float32, the encoder, four kinds of queries and the head of CTC."""
+    """Its model.pt has 936,291,369 bytes: float32, the encoder, 16 queries of 560 and the head of CTC."""
     config = compose_stage("audio_adapter", "tiny", "align_adapter", ["encoder=sense_voice_small"])
     assert config.encoder is not None
     config.encoder.in_model = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from configs.schema import EncoderConfig
+from configs.schema import EncoderConfig, EncoderKind
 from train.models.inputs.sanm import SanmEncoder
 from train.models.inputs.whisper import WhisperEncoder
 
@@ -13,4 +13,4 @@ Encoder: TypeAlias = WhisperEncoder | SanmEncoder
 
 def make_encoder(config: EncoderConfig) -> Encoder:
     """The encoder, its weights not yet filled."""
-    return WhisperEncoder(config) if config.kind == "whisper" else SanmEncoder(config)
+    return WhisperEncoder(config) if config.kind is EncoderKind.whisper else SanmEncoder(config)

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
-from configs.schema import EncoderConfig
+from configs.schema import EncoderConfig, EncoderKind
 from data_pipeline.codecs import sanm_encoder, whisper_encoder
 from runtime.exits import BadInput
 from train.models.parameters import numbered
@@ -22,7 +22,7 @@ class PublishedEncoder:
     @cached_property
     def _tensors(self) -> dict[str, torch.Tensor]:
         assert self._config.weights is not None
-        if self._config.kind == "whisper":
+        if self._config.kind is EncoderKind.whisper:
             return dict(whisper_encoder.load_encoder(self._config.weights).state_dict())
         return dict(sanm_encoder.load_encoder(self._config).state_dict())
 

@@ -6,12 +6,12 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu
 
-from configs.audio_input import KINDS
-from configs.schema import EncoderConfig
+from configs.audio_input import RATES
+from configs.schema import EncoderConfig, EncoderKind
 from train.models.inputs.layered import Layered
 from train.models.inputs.runs import Runs, attended, end_to_end, ends_of, windows
 
-MELS_A_VECTOR = KINDS["whisper"].inputs
+MELS_A_VECTOR = RATES[EncoderKind.whisper].inputs
 
 
 class WhisperEncoder(Layered):

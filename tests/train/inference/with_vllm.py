@@ -31,7 +31,7 @@ def main(export: Path, other: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{export.parent}/group", rank=0, world_size=1)
     engines = {
         kind: open_engine(
-            InferenceConfig(engine=kind, memory_share=0.02, tensor_parallel=2 if kind is InferenceKind.vllm else 1),
+            InferenceConfig(engine=kind, tensor_parallel=2 if kind is InferenceKind.vllm else 1),
             rows=VOCABULARY.size,
             device="cpu",
             bf16=False,

@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/installed-$(shell cat setup.py install.sh constraints.txt constraints-no-deps.txt constraints-peers.txt | sha256sum | cut -c1-16)
+INSTALLED := $(VENV)/installed-$(shell cat setup.py install.sh constraints.txt constraints-no-deps.txt constraints-peers.txt constraints-vllm.txt | sha256sum | cut -c1-16)
 ROOMS := runtime configs data_pipeline checkpoints train launch
 
 .DEFAULT_GOAL := help

@@ -42,6 +42,12 @@ peers="$(dirname "$python")/../peers"
 rm -rf "$peers"
 install --no-deps --target "$peers" --requirement constraints-peers.txt
 
+vllm="$(dirname "$python")/../vllm"
+rm -rf "$vllm"
+if ! nvidia-smi >/dev/null 2>&1; then
+    install --no-deps --target "$vllm" --requirement constraints-vllm.txt
+fi
+
 DS_ACCELERATOR=cpu "$python" -W ignore - <<'PYTHON'
 import importlib.metadata
 import pathlib

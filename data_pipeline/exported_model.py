@@ -27,7 +27,10 @@ def read_exported(folder: Path, what: str, rows: int, *, device: str | None = No
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    from data_pipeline.step1_model import register
+
     settle_vector_math()
+    register()
     logging.disable_progress_bar()
     dtype = torch.bfloat16 if bf16 else torch.float32
     try:

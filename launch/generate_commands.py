@@ -37,7 +37,7 @@ def generate_speech(options: Namespace) -> int:
     run = Path(options.run_folder)
     config = load_run(run)
     from launch.spoken_files import Mouth, voice_of
-    from train.generation.sampling import ExportedSpeaker
+    from train.generation.sampling import exported_speaker
     from train.generation.speaking import Line, say, speaking_layout
 
     texts = [*options.text, *(_lines(options.texts) if options.texts else [])]
@@ -45,7 +45,7 @@ def generate_speech(options: Namespace) -> int:
         raise BadInput("give --text, or --texts with a file of lines")
     layout = speaking_layout(config.mixture, prompted=bool(options.prompt_wav))
     voice = voice_of(options, config)
-    speaker = ExportedSpeaker(run / EXPORT, device=options.device, bf16=options.bf16)
+    speaker = exported_speaker(run / EXPORT, device=options.device, bf16=options.bf16)
     mouth = Mouth.of(options, speaker.vocabulary)
     files = [Path(options.out)] if len(texts) == 1 else [Path(options.out) / f"{n:04d}" for n in range(len(texts))]
     for first in range(0, len(texts), options.batch):

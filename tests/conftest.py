@@ -19,6 +19,7 @@ LONGEST = (
     "test_step_audio.py",
     "test_quickstart.py",
     "train/test_architectures.py",
+    "train/inference/test_vllm.py",
     "train/test_deepspeed_folders.py",
     "train/test_resume.py",
 )

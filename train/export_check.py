@@ -73,6 +73,7 @@ def check_export(config: Config, stop: StopFlag) -> None:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    from data_pipeline.step1_model import register
     from train.loop import newest_logits
 
     folder = Path(config.run.folder)
@@ -93,6 +94,7 @@ def check_export(config: Config, stop: StopFlag) -> None:
         ),
     )
     logging.disable_progress_bar()
+    register()
     with stop.at_once("the same command checks the export again"):
         packs, native = newest_logits(alone, stop)
         exported = AutoModelForCausalLM.from_pretrained(folder / EXPORT, dtype=torch.float32).eval()

@@ -74,10 +74,13 @@ def compare(native: Path, published: Path) -> LogitsAgreement:
     from transformers import __version__ as version
     from transformers.utils import logging
 
+    from data_pipeline.step1_model import register
+
     backbone, rows, kept = _model_of(native)
     samples = draw(min(kept, _rows_of(published, rows)), backbone)
     ours = native_logits(native, backbone, rows, samples)
     logging.disable_progress_bar()
+    register()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             published, dtype=torch.float32, trust_remote_code=False, use_safetensors=True

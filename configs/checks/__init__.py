@@ -15,6 +15,7 @@ from configs.checks.distillation import DISTILL, check_distillation, check_gener
 from configs.checks.engine import check_engine
 from configs.checks.evaluation import check_evaluation
 from configs.checks.experts import check_experts
+from configs.checks.inference import check_inference
 from configs.checks.loss import check_loss
 from configs.checks.merge import check_merge
 from configs.checks.observe import check_observe
@@ -58,6 +59,7 @@ def check(config: Config, processes: int | None = None) -> None:
     check_merge(config)
     check_distillation(config)
     check_generation(config)
+    check_inference(config)
     check_trained(config)
     check_resilience(config)
     check_cluster(config)

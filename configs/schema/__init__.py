@@ -34,6 +34,7 @@ from configs.schema.decoder import DecoderConfig, FlowConfig, MelConfig, Vocoder
 from configs.schema.distillation import DistillationConfig
 from configs.schema.evaluation import Asked, EvaluationConfig, EvaluationSetConfig, MeasurementConfig, MeasurementKind
 from configs.schema.generation import GenerationConfig, Made
+from configs.schema.inference import InferenceConfig, InferenceKind
 from configs.schema.loss import LossConfig
 from configs.schema.merge import MergeConfig
 from configs.schema.model import (
@@ -103,6 +104,8 @@ __all__ = [
     "ExportConfig",
     "FlowConfig",
     "GenerationConfig",
+    "InferenceConfig",
+    "InferenceKind",
     "Launcher",
     "LoaderConfig",
     "LoraConfig",
@@ -172,6 +175,7 @@ class Config:
     merge: MergeConfig = field(default_factory=MergeConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)

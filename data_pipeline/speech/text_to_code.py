@@ -16,10 +16,12 @@ import numpy as np
 
 from configs.schema import SynthesisConfig
 from data_pipeline.codecs.weights import weights_identity
+from data_pipeline.continuing import Opening, continued
+from data_pipeline.drawing import Sampling, grammar_of_codes
 from data_pipeline.exported_model import load_exported
 from data_pipeline.layouts.assembly import MARKS, SPEAK
 from data_pipeline.layouts.groups import group_seconds, ungroup
-from data_pipeline.speech.continuing import Sampling, continue_codes
+from data_pipeline.speech.continuing import codes_said
 from data_pipeline.vocabulary import TOKENIZER_FILE, VOCABULARY_FILE, Vocabulary
 from runtime.exits import BadInput
 
@@ -60,15 +62,13 @@ class TextToCode:
         """
         vocabulary = self._vocabulary
         opening = [vocabulary.special(SPEAK), vocabulary.special(AUDIO_START)]
-        said = continue_codes(
-            self._model,
-            vocabulary,
-            [[*vocabulary.encode_text(text), *opening] for text in texts],
-            most=[self._most_groups(text) for text in texts],
-            seeds=seeds,
-            end=vocabulary.special(AUDIO_END),
-            sampling=Sampling(self._config.temperature, self._config.top_p),
-        )
+        openings = [
+            Opening([*vocabulary.encode_text(text), *opening], self._most_groups(text), seed)
+            for text, seed in zip(texts, seeds, strict=True)
+        ]
+        grammar = grammar_of_codes(vocabulary, vocabulary.special(AUDIO_END))
+        sampling = Sampling(self._config.temperature, self._config.top_p)
+        said = [codes_said(one, grammar) for one in continued(self._model, openings, grammar, sampling)]
         return [ungroup(one.ids, vocabulary) if one.ended else None for one in said]
 
     def _most_groups(self, text: str) -> int:

@@ -14,10 +14,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from configs.schema import CodebookConfig, CodecConfig, Config, CorpusConfig, SynthesisConfig
 from data_pipeline.build import build_corpus
 from data_pipeline.corpus import Corpus
+from data_pipeline.drawing import Drawing, Sampling, grammar_of_codes
 from data_pipeline.layouts.groups import group_length, group_seconds, ungroup
 from data_pipeline.loader import make_loader
 from data_pipeline.shards import ShardReader
-from data_pipeline.speech.continuing import CodesOnly, Sampling, tables_in_turn
 from data_pipeline.speech.text_to_code import AUDIO_END, TextToCode
 from data_pipeline.vocabulary import Codebook, Vocabulary
 from runtime.exits import BadInput
@@ -30,8 +30,8 @@ END = VOCABULARY.special(AUDIO_END)
 TEXTS = ["in the beginning", SENTENCE, "a word went out over many waters", "slowly", SENTENCE[20:60]]
 
 
-def save_model(folder: Path, vocabulary: Vocabulary = VOCABULARY) -> Path:
-    """A random Llama with the rows of `vocabulary`, saved as an export is."""
+def save_model(folder: Path, vocabulary: Vocabulary = VOCABULARY, head: int = 8) -> Path:
+    """A random Llama with the rows of `vocabulary` and heads of that size, saved as an export is."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocabulary.padded_size,
@@ -40,6 +40,7 @@ def save_model(folder: Path, vocabulary: Vocabulary = VOCABULARY) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=head,
         initializer_range=0.4,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
@@ -93,7 +94,9 @@ def test_sampling_is_that_of_the_softmax() -> None:
     rng = np.random.default_rng(0)
     rows = 20_000
     logits = rng.normal(size=VOCABULARY.size)
-    drawing = CodesOnly(VOCABULARY, 1, [9] * rows, list(range(rows)), END, Sampling(temperature=0.7))
+    drawing = Drawing(
+        grammar_of_codes(VOCABULARY, END), Sampling(temperature=0.7), prompt=1, most=[9] * rows, seeds=range(rows)
+    )
     scores = torch.from_numpy(logits).float().repeat(rows, 1)
     left = drawing(torch.zeros(rows, 1, dtype=torch.long), scores)
     assert (torch.isfinite(left).sum(1) == 1).all()
@@ -108,7 +111,9 @@ def test_top_p_keeps_the_likeliest() -> None:
     start = VOCABULARY.ranges["linguistic"].start
     scores = torch.full((400, VOCABULARY.size), -50.0)
     scores[:, start : start + 4] = torch.log(torch.tensor([0.1, 0.4, 0.3, 0.2]))
-    drawing = CodesOnly(VOCABULARY, 1, [9] * 400, list(range(400)), END, Sampling(top_p=0.65))
+    drawing = Drawing(
+        grammar_of_codes(VOCABULARY, END), Sampling(top_p=0.65), prompt=1, most=[9] * 400, seeds=range(400)
+    )
     drawn = drawing(torch.zeros(400, 1, dtype=torch.long), scores).argmax(1) - start
     assert set(drawn.tolist()) == {1, 2}
 
@@ -126,7 +131,7 @@ def test_whatever_the_scores_only_what_can_stand_there_is_drawn(vocabulary: Voca
     rng = np.random.default_rng(seed)
     end, length = vocabulary.special(AUDIO_END), group_length(vocabulary)
     prompt = rng.integers(0, vocabulary.text_size, (1, 3))
-    drawing = CodesOnly(vocabulary, 3, [most], [seed], end, Sampling())
+    drawing = Drawing(grammar_of_codes(vocabulary, end), Sampling(), prompt=3, most=[most], seeds=[seed])
     ids = torch.from_numpy(prompt)
     while ids[0, -1] != end:
         scores = torch.from_numpy(rng.normal(0, 20, (1, vocabulary.padded_size))).float()
@@ -136,7 +141,7 @@ def test_whatever_the_scores_only_what_can_stand_there_is_drawn(vocabulary: Voca
     assert 1 <= len(said) // length <= most and len(said) % length == 0
     codes = ungroup(said, vocabulary)  # raises for a token out of turn
     assert [rows.shape[0] for rows in codes.values()] == [book.rows for book in vocabulary.codebooks]
-    assert len(tables_in_turn(vocabulary)) == length
+    assert len(grammar_of_codes(vocabulary, end).tables) == length
 
 
 def lm_config(cache: Path, folder: Path) -> Config:

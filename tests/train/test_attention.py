@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_block_mask
 
+from configs.alibi import alibi_slopes
 from configs.schema import AttentionKernel as Name
 from configs.schema import Positions
 from data_pipeline.context import share_of
@@ -20,7 +21,6 @@ from runtime.exits import BadInput
 from tests.train.attention_reference import batch_of, inputs, reference
 from train.models.attention import kernels
 from train.models.attention.blocks import causal_blocks
-from train.models.attention.positions import alibi_slopes
 from train.models.attention.row import packed_row
 from train.models.norm import RMSNorm
 

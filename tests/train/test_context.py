@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs.alibi import alibi_slopes
 from configs.schema import Config, ParallelConfig, Positions, Precision
 from data_pipeline.batch import TargetRow
 from data_pipeline.context import share_of, shares_of_row, spans, whole_row
@@ -21,7 +22,6 @@ from tests.data_pipeline.synthetic import make_corpus
 from tests.ranks import run_ranks
 from tests.train.attention_reference import batch_of, inputs, reference
 from tests.train.runs import metrics, run_config, tiny_config
-from train.models.attention.positions import alibi_slopes
 
 ROWS = ("tokens", "labels", "positions", "loss_weight", "label_modality")
 

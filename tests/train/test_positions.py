@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpoints.maps.llama import LLAMA
+from configs.alibi import alibi_slopes
 from configs.schema import RopeScaling, RopeScalingKind
 from tests.checkpoints.models import backbone
-from train.models.attention.positions import alibi_slopes, rotary_frequencies, rotary_tables, rotate, sqrt_bias
+from train.models.attention.positions import rotary_frequencies, rotary_tables, rotate, sqrt_bias
 
 SCALINGS = (
     None,

@@ -24,7 +24,7 @@ from runtime.run_files import EXPORT
 from train.evaluation.judges import Judges
 from train.evaluation.measurement import Decode, Speak
 from train.evaluation.saying import Saying
-from train.generation.sampling import ExportedSpeaker
+from train.generation.sampling import exported_speaker
 from train.generation.transcription import Transcriber
 
 
@@ -73,7 +73,7 @@ class Subject:
         evaluation = self.config.evaluation
         if self._speak is not None:
             return self._speak
-        speaker = ExportedSpeaker(self.export, device=evaluation.device, bf16=evaluation.bf16)
+        speaker = exported_speaker(self.export, device=evaluation.device, bf16=evaluation.bf16)
         return Saying(self.config, speaker)
 
     @cached_property

@@ -29,6 +29,7 @@ from runtime.signals import StopFlag
 from runtime.threads import use_threads
 from train.generation.sharing import share_out
 from train.generation.teacher import described, export_of
+from train.inference.engine import has_engine
 from train.stage import run_rank
 
 MADE_FROM = "made_from.json"
@@ -46,8 +47,10 @@ class _Job(NamedTuple):
 
 def generate(config: Config, stop: StopFlag) -> None:
     """This process's share of the stage."""
-    began = time.monotonic()
+    began, rank = time.monotonic(), int(os.environ.get("RANK", "0"))
     check(config)
+    if not has_engine(config.inference, rank):
+        return
     export, corpus = export_of(config), Corpus.open(corpus_folder(config))
     made_by = described(config, export)
     folder = Path(config.run.folder) / MADE
@@ -56,7 +59,7 @@ def generate(config: Config, stop: StopFlag) -> None:
     make = _speech if config.generation.makes is Made.speech else _answers
     job = make(config, corpus, export, folder, made_by, stop)
     share_out(folder, job.pieces, job.done, job.work, stop)
-    if os.environ.get("RANK", "0") == "0":
+    if rank == 0:
         results = {"status": "finished", "made": config.generation.makes.value, **job.finish()}
         results |= {"made_by": made_by, "wall_seconds": time.monotonic() - began}
         replace_atomically(Path(config.run.folder) / RESULTS_FILE, json.dumps(results, indent=2).encode())
@@ -89,8 +92,8 @@ def _agree(folder: Path, config: Config, corpus: Corpus, made_by: dict[str, Any]
 def _speech(
     config: Config, corpus: Corpus, export: Path, folder: Path, made_by: dict[str, Any], stop: StopFlag
 ) -> _Job:
-    from data_pipeline.speech.continuing import Sampling
-    from train.generation.sampling import ExportedSpeaker
+    from data_pipeline.drawing import Sampling
+    from train.generation.sampling import stage_speaker
     from train.generation.speech import Recital, done_file, script_of
 
     options = config.generation
@@ -98,7 +101,7 @@ def _speech(
         options.temperature, options.top_p, window=options.repetition_window, share=options.repetition_share
     )
     script = script_of(config, corpus)
-    speaker = ExportedSpeaker(export, sampling, device=options.device, bf16=options.bf16)
+    speaker = stage_speaker(config, export, sampling)
     recital = Recital(config, script, speaker, folder, stop)
 
     def finish() -> dict[str, Any]:

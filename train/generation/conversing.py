@@ -10,10 +10,11 @@ import numpy as np
 
 from configs.schema import MixtureConfig
 from data_pipeline.batch import Sample
+from data_pipeline.exported_model import load_exported
 from data_pipeline.layouts import Layout, find_layout, layouts_of
 from data_pipeline.utterance import Utterance
 from runtime.exits import BadInput
-from train.generation.sampling import ExportedSpeaker, speech_prompt
+from train.generation.sampling import exported_speaker, speech_prompt
 from train.generation.speaking import LONGEST_TOKENS, cut_to, silence
 from train.generation.writing import STEP_AUDIO_CHAT, TextSampling, continue_text
 
@@ -58,8 +59,9 @@ class Assistant:
             raise BadInput("answers of text and audio in turn, and several columns, are not generated yet")
         self.form = form
         self._layout = find_layout(CHAT, options | {"loss": "last"})
-        self._speaker = ExportedSpeaker(export, device=device, bf16=bf16)
+        self._speaker = exported_speaker(export, device=device, bf16=bf16)
         self.vocabulary = self._speaker.vocabulary
+        self._model = load_exported(export, str(export), self.vocabulary.size, device=device, bf16=bf16)  # the same
 
     def answer(
         self,
@@ -92,7 +94,7 @@ class Assistant:
         end = int(sample.tokens[start + len(self.vocabulary.encode_inside(stand_in))])
         prompt = [int(token) for token in sample.tokens[:start]]
         (ids,) = continue_text(
-            self._speaker.model,
+            self._model,
             self.vocabulary,
             [prompt],
             end=end,

@@ -1,6 +1,6 @@
 """Speech by an exported model: prompts of ids continued to audio codes, in the phase of their groups.
 
-What is asked is one small protocol, so that what runs the model (transformers here) can be another thing.
+What is asked is one small protocol, so that what speaks can be another thing.
 """
 
 from __future__ import annotations
@@ -12,12 +12,17 @@ from typing import Protocol
 
 import numpy as np
 
+from configs.schema import Config
 from data_pipeline.batch import Sample
+from data_pipeline.continuing import Opening
+from data_pipeline.drawing import Sampling, grammar_of_codes
 from data_pipeline.exported_model import load_exported
 from data_pipeline.layouts.groups import group_length
-from data_pipeline.speech.continuing import Continuation, Sampling, continue_codes
+from data_pipeline.speech.continuing import Continuation, codes_said
 from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
+from train.inference.engine import InferenceEngine, open_engine
+from train.inference.transformers import TransformersEngine
 
 STEP_AUDIO = Sampling(temperature=0.7, window=10, share=0.1)  # tts.py of stepfun-ai/Step-Audio
 
@@ -40,35 +45,58 @@ class Speaker(Protocol):
         """Codes of each prompt, the same for the same prompt and seed."""
 
 
-class ExportedSpeaker:
-    """A run's export (`<run>/export/hf`) on transformers.
+class EngineSpeaker:
+    """An engine that has a model's weights."""
 
-    device: cpu, cuda or cuda:<n>; None: cuda if there. Raises BadInput where the folder is no export.
-    """
-
-    def __init__(
-        self, export: Path, sampling: Sampling = STEP_AUDIO, *, device: str | None = None, bf16: bool = False
-    ) -> None:
-        if not (export / "config.json").is_file():
-            raise BadInput(f"{export} holds no export; make it with: megaphone checkpoint export <run>")
-        self.vocabulary = Vocabulary.load(export)
+    def __init__(self, engine: InferenceEngine, vocabulary: Vocabulary, sampling: Sampling = STEP_AUDIO) -> None:
+        self._engine = engine
+        self.vocabulary = vocabulary
         self._sampling = sampling
-        self.model = load_exported(export, str(export), self.vocabulary.size, device=device, bf16=bf16)
 
     def speak(self, prompts: Sequence[SpeechPrompt], seeds: Sequence[int]) -> list[Continuation]:
         """As `Speaker.speak`, all prompts continued together; they have one `end`."""
         if not prompts:
             return []
         (end,) = {prompt.end for prompt in prompts}
-        return continue_codes(
-            self.model,
-            self.vocabulary,
-            [prompt.ids for prompt in prompts],
-            most=[prompt.groups for prompt in prompts],
-            seeds=seeds,
-            end=end,
-            sampling=self._sampling,
-        )
+        grammar = grammar_of_codes(self.vocabulary, end)
+        openings = [Opening(prompt.ids, prompt.groups, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+        return [codes_said(one, grammar) for one in self._engine.continued(openings, grammar, self._sampling)]
+
+
+def exported_speaker(
+    export: Path, sampling: Sampling = STEP_AUDIO, *, device: str | None = None, bf16: bool = False
+) -> EngineSpeaker:
+    """A run's export (`<run>/export/hf`) on transformers, one model for all who ask for it.
+
+    device: cpu, cuda or cuda:<n>; None: cuda if there. Raises BadInput where the folder is no export.
+    """
+    vocabulary = vocabulary_of(export)
+    model = load_exported(export, str(export), vocabulary.size, device=device, bf16=bf16)
+    engine = TransformersEngine(vocabulary.size, device=device, bf16=bf16, model=model)
+    return EngineSpeaker(engine, vocabulary, sampling)
+
+
+def stage_speaker(config: Config, export: Path, sampling: Sampling) -> EngineSpeaker:
+    """An export on the engine that the stage asks for. Raises BadInput where the folder is no export, or the engine is
+    not there."""
+    options, vocabulary = config.generation, vocabulary_of(export)
+    engine = open_engine(
+        config.inference,
+        rows=vocabulary.size,
+        device=options.device,
+        bf16=options.bf16,
+        longest=options.longest,
+        batch=options.batch,
+    )
+    engine.take(export)
+    return EngineSpeaker(engine, vocabulary, sampling)
+
+
+def vocabulary_of(export: Path) -> Vocabulary:
+    """Raises BadInput where the folder is no export."""
+    if not (export / "config.json").is_file():
+        raise BadInput(f"{export} holds no export; make it with: megaphone checkpoint export <run>")
+    return Vocabulary.load(export)
 
 
 def speech_prompt(sample: Sample, given: int, vocabulary: Vocabulary, longest: int) -> SpeechPrompt:

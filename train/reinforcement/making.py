@@ -14,16 +14,18 @@ from checkpoints.maps import describe
 from checkpoints.saving import Contents, Saver
 from configs.schema import Config, Precision
 from data_pipeline.batch import Pack, Sample, Target, collate
+from data_pipeline.continuing import Opening, Said
+from data_pipeline.drawing import Sampling, grammar_of_text
 from data_pipeline.packing import fill_packs, filler
 from data_pipeline.permutation import seed_of
 from data_pipeline.vocabulary import Vocabulary
 from train.engines.actor_critic import ActorCritic
 from train.engines.protocol import Engine
 from train.exporting import export_language_model
+from train.inference.engine import has_engine, open_engine
 from train.models.heads.language import LANGUAGE
 from train.models.heads.reward import REWARD
 from train.objectives.ppo import Reading
-from train.reinforcement.generating import Asked, Generator, TransformersGenerator
 from train.reinforcement.prompts import Prompt
 from train.reinforcement.rollout import Rollout, reading
 
@@ -32,8 +34,8 @@ _DOING = "cannot hand the policy to its generator"
 
 
 class Maker:
-    """Every rank holds one and calls it in the same places, `between` two parts of the work with it. Each asks its own
-    generator a share of the questions."""
+    """Every rank holds one and calls it in the same places, `between` two parts of the work with it. Each that has an
+    engine asks it a share of the questions."""
 
     def __init__(
         self, config: Config, engine: ActorCritic, vocabulary: Vocabulary, between: Callable[[], None]
@@ -43,14 +45,25 @@ class Maker:
         self._vocabulary = vocabulary
         self._between = between
         self._folder = Path(config.run.folder) / FOLDER
-        self._generator: Generator = TransformersGenerator(
-            vocabulary, device=str(engine.device), bf16=config.train.precision is Precision.bf16
+        self._inference = (
+            open_engine(
+                config.inference,
+                rows=vocabulary.size,
+                device=str(engine.device),
+                bf16=config.train.precision is Precision.bf16,
+                longest=config.train.sequence_length,
+                batch=config.ppo.batch,
+            )
+            if has_engine(config.inference, dist.get_rank())
+            else None
         )
 
     def make(self, name: str, step: int, prompts: Sequence[Prompt]) -> list[Rollout]:
         """An answer to each prompt by the policy after `step` steps, judged; the same on all ranks. What is drawn
         follows from the prompts' order and `name`."""
-        self._generator.take(self._export(step))
+        export = self._export(step)
+        if self._inference is not None:
+            self._inference.take(export)
         rollouts = self._answered(name, prompts)
         size = self._config.train.global_batch
         judged: list[Rollout] = []
@@ -81,17 +94,14 @@ class Maker:
         return out
 
     def _answered(self, name: str, prompts: Sequence[Prompt]) -> list[Rollout]:
-        rank, world, size = dist.get_rank(), dist.get_world_size(), self._config.ppo.batch
-        mine = list(range(rank, len(prompts), world))
+        shared, size = self._config.inference.tensor_parallel, self._config.ppo.batch
+        engines = -(-dist.get_world_size() // shared)
+        mine = list(range(dist.get_rank() // shared, len(prompts), engines)) if self._inference is not None else []
         found: dict[int, Rollout] = {}
-        for start in range(0, -(-len(prompts) // world), size):
+        for start in range(0, -(-len(prompts) // engines), size):
             self._between()
             part = mine[start : start + size]
-            asked = [
-                Asked(prompts[turn].ids, prompts[turn].end, seed_of(self._config.train.seed, "answer", name, turn))
-                for turn in part
-            ]
-            for turn, said in zip(part, self._generator.answer(asked, self._config.ppo.longest), strict=True):
+            for turn, said in zip(part, self._said(name, prompts, part), strict=True):
                 prompt = prompts[turn]
                 ended = said.ids[-1] == prompt.end
                 words = said.ids[:-1] if ended else said.ids
@@ -106,6 +116,18 @@ class Maker:
                 )
         everyone = {turn: rollout for part in gather(found) for turn, rollout in part.items()}
         return [everyone[turn] for turn in range(len(prompts))]
+
+    def _said(self, name: str, prompts: Sequence[Prompt], turns: Sequence[int]) -> list[Said]:
+        """Tokens are drawn as likely as the model finds them, among text and the end: what is learnt is then the policy
+        that spoke."""
+        if self._inference is None or not turns:
+            return []
+        (end,) = {prompts[turn].end for turn in turns}
+        openings = [
+            Opening(prompts[turn].ids, self._config.ppo.longest, seed_of(self._config.train.seed, "answer", name, turn))
+            for turn in turns
+        ]
+        return self._inference.continued(openings, grammar_of_text(self._vocabulary, end), Sampling(), tell=True)
 
     def _judged(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """The same answers with what the trainer's models say of them."""

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from data_pipeline.drawing import Drawing, Sampling, grammar_of_codes
 from data_pipeline.layouts import find_layout
 from data_pipeline.layouts.groups import group_length, ungroup
-from data_pipeline.speech.continuing import CodesOnly, Sampling
 from runtime.exits import BadInput
 from tests.data_pipeline.synthetic import make_utterance
 from tests.data_pipeline.test_text_to_code import END, VOCABULARY, save_model
-from train.generation.sampling import ExportedSpeaker, speech_prompt
+from train.generation.sampling import exported_speaker, speech_prompt
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def prompts_of(count: int, longest: int = 120) -> list:
 
 def test_speech_is_whole_groups_in_phase_and_no_longer_than_asked(export: Path) -> None:
     prompts = prompts_of(6)
-    said = ExportedSpeaker(export).speak(prompts, range(6))
+    said = exported_speaker(export).speak(prompts, range(6))
     assert any(one.ended for one in said)
     for prompt, one in zip(prompts, said, strict=True):
         assert len(prompt.ids) + len(one.ids) < 120 and 0 < len(one.ids) <= prompt.groups * group_length(VOCABULARY)
@@ -43,7 +43,7 @@ def test_speech_is_whole_groups_in_phase_and_no_longer_than_asked(export: Path) 
 
 
 def test_speech_follows_the_seed_and_not_the_batch(export: Path) -> None:
-    speaker, prompts = ExportedSpeaker(export), prompts_of(4)
+    speaker, prompts = exported_speaker(export), prompts_of(4)
     together = speaker.speak(prompts, [1, 2, 3, 4])
     again = speaker.speak(prompts[::-1], [4, 3, 2, 1])[::-1]
     alone = [speaker.speak([prompt], [seed])[0] for prompt, seed in zip(prompts, [1, 2, 3, 4], strict=True)]
@@ -70,7 +70,13 @@ def test_a_token_that_comes_too_often_cannot_come_at_once_again(temperature: flo
     first = {name: VOCABULARY.ranges[name].start for name in ("linguistic", "semantic")}
     scores = torch.zeros(1, VOCABULARY.padded_size)
     scores[0, list(first.values())] = 50.0
-    drawing = CodesOnly(VOCABULARY, 1, [20], [0], END, Sampling(temperature=temperature, window=10, share=0.1))
+    drawing = Drawing(
+        grammar_of_codes(VOCABULARY, END),
+        Sampling(temperature=temperature, window=10, share=0.1),
+        prompt=1,
+        most=[20],
+        seeds=[0],
+    )
     ids = torch.zeros(1, 1, dtype=torch.long)
     for _ in range(50):
         wanted = first["linguistic" if (ids.shape[1] - 1) % 5 < 2 else "semantic"]
@@ -84,4 +90,4 @@ def test_a_token_that_comes_too_often_cannot_come_at_once_again(temperature: flo
 
 def test_a_folder_without_an_export_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="holds no export; make it with"):
-        ExportedSpeaker(tmp_path)
+        exported_speaker(tmp_path)

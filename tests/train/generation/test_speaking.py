@@ -12,9 +12,9 @@ import pytest
 from configs.compose import to_yaml
 from configs.schema import MixtureConfig, SourceConfig
 from data_pipeline.corpus import Corpus
+from data_pipeline.drawing import Sampling
 from data_pipeline.layouts import layouts_of
 from data_pipeline.layouts.groups import lay_groups
-from data_pipeline.speech.continuing import Sampling
 from data_pipeline.utterance import Utterance
 from data_pipeline.vocabulary import Vocabulary
 from launch.cli import main
@@ -23,7 +23,7 @@ from tests.data_pipeline.synthetic import make_corpus, make_vocabulary
 from tests.train.generation.learnt import learn_by_heart
 from tests.train.runs import tiny_config
 from train.generation.conversing import Answer, Assistant
-from train.generation.sampling import ExportedSpeaker
+from train.generation.sampling import exported_speaker
 from train.generation.speaking import Line, say, speaking_layout
 from train.generation.transcription import spoken_in
 from train.generation.writing import GREEDY
@@ -88,7 +88,7 @@ def same(said: np.ndarray, utterance: Utterance, vocabulary: Vocabulary) -> bool
 
 
 def test_it_says_texts_that_it_knows(export: Path, known: list[Utterance]) -> None:
-    speaker = ExportedSpeaker(export, SURE, device="cpu")
+    speaker = exported_speaker(export, SURE, device="cpu")
     layout = speaking_layout(MIXTURE, prompted=False)
     assert layout.name == "tts"
     said = say(speaker, layout, [Line(one.text) for one in known[:2]], range(2))
@@ -100,7 +100,7 @@ def test_it_says_texts_that_it_knows(export: Path, known: list[Utterance]) -> No
 
 
 def test_it_goes_on_in_the_voice_of_a_prompt(export: Path, known: list[Utterance]) -> None:
-    speaker = ExportedSpeaker(export, SURE, device="cpu")
+    speaker = exported_speaker(export, SURE, device="cpu")
     layout = speaking_layout(MIXTURE, prompted=True)
     assert layout.name == "tts_dialogue"
     (named,) = say(speaker, layout, [Line(known[1].text, speaker="ann")], [0], voice=known[0])
@@ -119,7 +119,7 @@ def test_what_it_was_not_taught_is_refused(export: Path) -> None:
         Assistant(clones, export, "AQTA")
     with pytest.raises(BadInput, match="learnt no AQTA; it learnt TQTA"):
         Assistant(MixtureConfig("written", {"chat": MIXTURE.sources["TQTA"]}), export, "AQTA")
-    speaker = ExportedSpeaker(export, SURE, device="cpu")
+    speaker = exported_speaker(export, SURE, device="cpu")
     with pytest.raises(BadInput, match="nothing can be said: the text is empty"):
         say(speaker, speaking_layout(MIXTURE, prompted=False), [Line("")], [0])
 

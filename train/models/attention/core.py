@@ -9,10 +9,11 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
 
+from configs.alibi import alibi_slopes
 from configs.schema import Positions
 from train.models.attention.context import gather_keys
 from train.models.attention.kernels import kernel_of
-from train.models.attention.positions import alibi_slopes, rotary_frequencies, rotary_tables, rotate_both
+from train.models.attention.positions import rotary_frequencies, rotary_tables, rotate_both
 from train.models.attention.row import PackedRow
 from train.models.trunk_config import TrunkConfig
 

@@ -76,18 +76,6 @@ def rotate_both(
     return rotate(query, tables, interleaved), rotate(key, tables, interleaved)
 
 
-def alibi_slopes(heads: int) -> tuple[float, ...]:
-    """ALiBi's slope of every head (Press et al., 2108.12409, and its published code for other counts than powers of 2).
-
-    Of the n heads up to the largest power of two, head i (from 1) has 2^(-8 i / n). Heads beyond it have the slopes
-    that 2 n heads would have at odd places: 2^(-4 / n), 2^(-12 / n), and so on.
-    """
-    whole = 2 ** int(math.log2(heads))
-    series = [2.0 ** (-8 * place / whole) for place in range(1, whole + 1)]
-    between = [2.0 ** (-4 * place / whole) for place in range(1, 2 * (heads - whole), 2)]
-    return (*series, *between)
-
-
 def sqrt_bias(slopes: torch.Tensor, distance: torch.Tensor) -> torch.Tensor:
     """What sqrt-ALiBi, as of Step-1, adds to scores: -slope x sqrt(distance), fp32; -inf for tokens still to come
     (distances below 0). slopes: fp32 [heads]; distance: integers [...]. Returns [heads, ...]."""

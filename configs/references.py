@@ -2,7 +2,7 @@
 
 It stands for that stage's corpus in `corpus.folder`, in `codec.weights` (whose codebooks a corpus keeps), in the
 `corpus` of a mixture's source, and in `distillation.teacher` for what a teacher said of one; for its run folder in
-`evaluation.decoder`, `evaluation.vocoder` and `ppo.reward`.
+`evaluation.decoder`, `evaluation.vocoder`, their namesakes of `generation`, and `ppo.reward`.
 """
 
 from __future__ import annotations
@@ -45,6 +45,11 @@ def replaced(config: Config, corpus_of: FolderOf, run_of: FolderOf) -> Config:
             decoder=known(config.evaluation.decoder, run_of),
             vocoder=known(config.evaluation.vocoder, run_of),
         ),
+        generation=replace(
+            config.generation,
+            decoder=known(config.generation.decoder, run_of),
+            vocoder=known(config.generation.vocoder, run_of),
+        ),
     )
 
 
@@ -56,6 +61,8 @@ def references(config: Config) -> Iterator[tuple[str, str]]:
     yield from _in_sources("mixture.sources", config.mixture.sources)
     yield from _named("evaluation.decoder", config.evaluation.decoder)
     yield from _named("evaluation.vocoder", config.evaluation.vocoder)
+    yield from _named("generation.decoder", config.generation.decoder)
+    yield from _named("generation.vocoder", config.generation.vocoder)
     yield from _named("distillation.teacher", config.distillation.teacher)
     yield from _named("ppo.reward", config.ppo.reward)
 

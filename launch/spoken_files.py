@@ -19,7 +19,7 @@ from runtime.exits import BadInput
 from train.generation.transcription import heard_in
 
 if TYPE_CHECKING:
-    from train.decoder.synthesis import Decoder
+    from train.decoder.codes import CodesDecoder
 
 CODES, SOUND = ".npz", ".wav"
 
@@ -90,7 +90,7 @@ class Mouth:
     """Writes what a model says: as sound where a decoder is given, else as codes."""
 
     vocabulary: Vocabulary
-    decoder: Decoder | None
+    decoder: CodesDecoder | None
     suffix: str
 
     @classmethod
@@ -98,17 +98,16 @@ class Mouth:
         """Raises BadInput where the decoder was trained on another vocabulary."""
         if options.decoder is None:
             return cls(vocabulary, None, CODES)
-        from train.decoder.synthesis import Decoder
+        from train.decoder.codes import CodesDecoder
 
-        vocoder = None if options.vocoder is None else Path(options.vocoder)
-        decoder = Decoder.load(Path(options.decoder), vocoder, device=options.device or "cpu")
-        if decoder.parts.vocabulary.codebooks != vocabulary.codebooks:
-            raise BadInput(f"{options.decoder} makes sound of other codebooks than this model's")
+        decoder = CodesDecoder.of_model(
+            vocabulary, options.decoder, options.vocoder, named=options.decoder, device=options.device
+        )
         return cls(vocabulary, decoder, SOUND)
 
     def write(self, ids: np.ndarray, file: Path) -> Path:
         """Write ids in whole groups to `file`, whose suffix is made the right one; returns where they are."""
-        from data_pipeline.layouts.groups import lay_groups, ungroup
+        from data_pipeline.layouts.groups import ungroup
 
         codes = ungroup(ids, self.vocabulary)
         file = file.with_suffix(self.suffix)
@@ -118,8 +117,5 @@ class Mouth:
             return file
         from data_pipeline.audio import encode_wav
 
-        # The decoder's ids of the same codes may be others: its text may have another size.
-        spoken = self.decoder.parts.vocabulary
-        wave, rate = self.decoder.decode(lay_groups(Utterance("", "", "", codes=codes), spoken).reshape(-1))
-        file.write_bytes(encode_wav(wave, rate))
+        file.write_bytes(encode_wav(*self.decoder.decode(codes)))
         return file

@@ -81,11 +81,21 @@ def require_corpus(config: Config) -> None:
     Corpus.open(folder)
 
 
+def require_made_from(config: Config) -> None:
+    """Raise BadInput where what this stage works on is not there: its corpus and, of one that generates speech which is
+    heard, the decoder and judges."""
+    require_corpus(config)
+    if config.stage.kind is StageKind.generate:
+        from train.generation.hearing import require_judges
+
+        require_judges(config)
+
+
 def train_locally(config: Config, asked: list[int] | None = None) -> int:
     """Start this stage's ranks on this machine and wait for them; returns the exit code. `asked` takes the stop signals
     that come meanwhile: one that comes when the last step is done ends nothing, and is for whatever comes next."""
     check_local(config)
-    require_corpus(config)
+    require_made_from(config)
     file = prepare(config)
     startup.passed("config")
     return train([sys.executable, "-m", MODULES[config.stage.kind], str(file)], config, local_ranks(config), asked)
@@ -150,5 +160,5 @@ def _prepared(config: Config) -> Path:
     except ValueError as error:
         raise BadInput(f"RANK and WORLD_SIZE have to be numbers: {error}") from error
     check_ranks(config, world)
-    require_corpus(config)
+    require_made_from(config)
     return prepare(config) if rank == 0 else wait_for_prepared(config)

@@ -11,6 +11,7 @@ VALIDATION_FILE = "validation.jsonl"
 STARTS_FILE = "starts.jsonl"
 RESULTS_FILE = "results.json"  # written when a stage ends
 MEASURED, SOUNDS = "measured", "sounds"  # keys of it: figures by name, and files by what is said in them
+FUNNEL = "funnel"  # another: what a filter would leave of what was made
 REPORT_FILE = "report.html"
 EXPORT = Path("export") / "hf"
 AUDIO_EXPORT = Path("export") / "audio_input"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from configs.schema import Config, StageKind
+from configs.checks.quality import GENERATION_MEASURES, check_measures
+from configs.schema import Config, GenerationConfig, StageKind
 from runtime.exits import BadInput
 
 DISTILL = "distill"  # the objective
@@ -41,5 +42,24 @@ def check_generation(config: Config) -> None:
         value = getattr(generation, name)
         if value is not None and not value > 0:
             raise BadInput(f"generation.{name}={value}: has to be above 0")
+    _check_heard(generation)
     if config.stage.kind is StageKind.generate and config.stage.weights == "backbone":
         raise BadInput("stage.kind=generate needs stage.weights: the earlier stage, or the export, whose model speaks")
+
+
+def _check_heard(generation: GenerationConfig) -> None:
+    check_measures("generation.measures", generation.measures, GENERATION_MEASURES)
+    if generation.decoder is None:
+        if generation.vocoder is not None:
+            raise BadInput("generation.vocoder needs generation.decoder: the flow that makes the mels it takes")
+        if generation.measures:
+            raise BadInput(
+                f"generation.measures={generation.measures} need generation.decoder: the run folder of a decoder's "
+                "flow, which makes the sound that is measured"
+            )
+        return
+    if not generation.measures:
+        known = ", ".join(GENERATION_MEASURES)
+        raise BadInput(f"generation.decoder has no use without generation.measures, some of {known}")
+    if "speaker_similarity" in generation.measures and not generation.prompted:
+        raise BadInput("generation.measures: speaker_similarity is to the prompt; it needs generation.prompted=true")

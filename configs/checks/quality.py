@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 from configs.schema import AlignmentConfig, QualityConfig
 from runtime.exits import BadInput
 
@@ -21,6 +23,8 @@ CORPUS_MEASURES: dict[str, tuple[str, ...]] = {
     "duplicates": ("duplicate_audio", "duplicate_text"),
     "speaker_similarity": ("speaker_similarity",),
 }
+# What a stage that generates speech can measure of it: beside those of a build, how like the prompt's voice it is.
+GENERATION_MEASURES = MEASURES | {"speaker_similarity": CORPUS_MEASURES["speaker_similarity"]}
 ALIGNERS = ("attention", "ctc")
 
 
@@ -30,10 +34,16 @@ def check_quality(config: QualityConfig) -> None:
         if name in CORPUS_MEASURES:
             line = f"corpus.quality.measures: {name} needs the whole corpus; megaphone data measure adds it afterwards"
             raise BadInput(line)
-        if name not in MEASURES:
-            raise BadInput(f"corpus.quality.measures: no measure {name}; there are {', '.join(MEASURES)}")
-    if len(set(config.measures)) != len(config.measures):
-        raise BadInput(f"corpus.quality.measures={config.measures}: a measure is named twice")
+    check_measures("corpus.quality.measures", config.measures, MEASURES)
+
+
+def check_measures(option: str, names: Sequence[str], known: Collection[str]) -> None:
+    """Raise BadInput, which names the option, for a measure that is not `known`, or is named twice."""
+    for name in names:
+        if name not in known:
+            raise BadInput(f"{option}: no measure {name}; there are {', '.join(known)}")
+    if len(set(names)) != len(names):
+        raise BadInput(f"{option}={list(names)}: a measure is named twice")
 
 
 def check_alignment(config: AlignmentConfig) -> None:

@@ -3,7 +3,7 @@ there."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 
@@ -16,7 +16,8 @@ class Made(Enum):
 class GenerationConfig:
     """`stage.weights` names the model: an earlier stage, whose export it is, or an export's folder. A corpus is laid by
     the layout `tts` or `tts_dialogue` of the stage's mixture, as the model learnt it; its defaults are those of
-    Step-Audio's tts.py where that has them.
+    Step-Audio's tts.py where that has them. What is said is left in the corpus however it sounds: what is measured of
+    it are columns, for the filters of those who learn from it.
     """
 
     makes: Made = Made.speech
@@ -38,6 +39,13 @@ class GenerationConfig:
     repetition_share: float = 0.1  # of the window; a last token that is more of it cannot come again at once; 1: it can
     longest: int = 8192  # tokens of prompt and speech
     seconds_per_character: float | None = 0.2  # longest speech, which then counts as not ended; None: `longest` alone
+    # --- speech, heard
+    # Run folder (or stage:<name>) of the flow that makes mels of codes; None: nothing is heard.
+    decoder: str | None = None
+    vocoder: str | None = None  # and of the vocoder that makes sound of mels; None: Griffin-Lim serves
+    # Of that sound: names as in corpus.quality.measures, by its judges; and speaker_similarity, to the prompt's voice.
+    measures: list[str] = field(default_factory=list)
+    funnel: str | None = None  # condition; results and report tell what its clauses would drop, nothing is dropped here
     # --- teacher
     top_k: int = 32  # likeliest tokens kept at a place
     # --- both

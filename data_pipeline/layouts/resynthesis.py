@@ -17,7 +17,6 @@ from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
 
 SHORTEST = 0.5  # seconds of a crop that is worth a forward pass
-_HEARABLE = 0.1  # seconds of sound, not silence, that have a voice
 
 
 def resynthesis(
@@ -82,11 +81,9 @@ def _voice(heard: np.ndarray, encoder: str) -> np.ndarray:
     """The speaker's embedding, float32 [width]; zeros of a sound without any voice, width 0 without an encoder."""
     if not encoder:
         return np.zeros(0, np.float32)
-    from data_pipeline.quality.speaker import WIDTH, open_encoder
+    from data_pipeline.quality.speaker import voice_given
 
-    if len(heard) < _HEARABLE * SAMPLE_RATE or not heard.any():
-        return np.zeros(WIDTH, np.float32)
-    return open_encoder(encoder).embed(heard)
+    return voice_given(encoder, heard)
 
 
 def _fitted(sound: np.ndarray, length: int) -> np.ndarray:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,6 +57,18 @@ class FunnelReport:
     unreadable: tuple[str, ...] = ()
 
 
+def funnel_in(told: Mapping[str, Any]) -> FunnelReport:
+    """The report that `dataclasses.asdict` made `told` of. Raises TypeError, KeyError or AttributeError for anything
+    else."""
+
+    def row(one: Mapping[str, Any]) -> FunnelRow:
+        amounts = {name: Amount(**one[name]) for name in ("entered", "dropped", "missing", "alone")}
+        return FunnelRow(clause=one["clause"], **amounts)
+
+    funnels = tuple(Funnel(funnel["group"], tuple(map(row, funnel["rows"]))) for funnel in told["funnels"])
+    return FunnelReport(told["expression"], funnels, tuple(told["unreadable"]))
+
+
 def columns_of(shards: Iterable[Path]) -> set[str]:
     """Columns that any of the shards has; damaged ones have none."""
     found: set[str] = set()
@@ -67,9 +80,10 @@ def columns_of(shards: Iterable[Path]) -> set[str]:
     return found
 
 
-def measure_funnel(shards: list[Path], condition: Filter) -> FunnelReport:
-    """The funnel of `condition` over `shards`, from their indexes alone. Raises BadInput for a name that none has."""
-    columns = columns_of(shards)
+def measure_funnel(shards: list[Path], condition: Filter, known: Collection[str] = ()) -> FunnelReport:
+    """The funnel of `condition` over `shards`, from their indexes alone. Raises BadInput for a name that none has, but
+    for `known` columns, of which no utterance may have a value."""
+    columns = columns_of(shards) | set(known)
     clauses = condition.clauses or (condition,)
     totals: dict[str, list[FunnelRow]] = {"all": [_empty(clause) for clause in clauses]}
     unreadable = []

@@ -31,6 +31,8 @@ _STEP = 77  # frames between two windows: 1.3 a second
 _COVERED = 0.75  # of the last window, at least, unless it is the only one
 _LEVEL = -30.0  # dB below full scale
 _SHORTEST = 3.2  # seconds of an utterance whose halves are compared
+_VOICE = 0.8  # seconds of a voice that is compared with another's: half a window
+_HEARABLE = 0.1  # seconds of a sound that a decoder can take a voice from
 
 
 class SpeakerEncoder:
@@ -93,12 +95,38 @@ class SpeakerConsistency:
 
     def identity(self) -> str:
         """See `Measure.identity`."""
-        return f"ge2e {weights_identity(self._spec, 'speaker')}"
+        return speaker_identity(self._spec)
 
 
-@lru_cache(1)
+@lru_cache(2)  # a decoder's and the judge's may be two
 def open_encoder(spec: str) -> SpeakerEncoder:
     return SpeakerEncoder(spec)
+
+
+def has_voice(wave: np.ndarray) -> bool:
+    """Whether float32 [samples] at 16 kHz are long enough, and no silence, so that voices can be compared."""
+    return len(wave) >= _VOICE * SAMPLE_RATE and bool(wave.any())
+
+
+def similarity(encoder: str, wave: np.ndarray, other: np.ndarray) -> float | None:
+    """Cosine of two voices; None where one of them has none to compare."""
+    if not (has_voice(wave) and has_voice(other)):
+        return None
+    voices = open_encoder(encoder)
+    return float(voices.embed(wave) @ voices.embed(other))
+
+
+def speaker_identity(spec: str) -> str:
+    """What decides embeddings beside the sound, for content hashes."""
+    return f"ge2e {weights_identity(spec, 'speaker')}"
+
+
+def voice_given(encoder: str, wave: np.ndarray) -> np.ndarray:
+    """What a decoder is told of the voice in float32 [samples] at 16 kHz: its embedding, float32 [256]; zeros where
+    there is none."""
+    if len(wave) < _HEARABLE * SAMPLE_RATE or not wave.any():
+        return np.zeros(WIDTH, np.float32)
+    return open_encoder(encoder).embed(wave)
 
 
 def window_starts(samples: int) -> list[int]:

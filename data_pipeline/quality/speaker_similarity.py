@@ -7,16 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.audio import SAMPLE_RATE, decode_flac
+from data_pipeline.audio import decode_flac
 from data_pipeline.corpus import SPLITS, Corpus
-from data_pipeline.quality.speaker import WIDTH, open_encoder
+from data_pipeline.quality.speaker import WIDTH, has_voice, open_encoder
 from data_pipeline.shards import DamagedSample, ShardReader, add_columns, read_index
 from runtime.exits import BadInput
 from runtime.progress import Progress
 from runtime.signals import StopFlag
 from runtime.workers import Task, Workers, report_done
-
-_SHORTEST = 0.8  # seconds; half a window of the encoder
 
 
 def add_speaker_similarity(corpus: Corpus, encoder: str, workers: int, stop: StopFlag | None = None) -> None:
@@ -80,7 +78,7 @@ def embed_shard(shard: Path, encoder: str, target: Path) -> None:
                 wave = np.zeros(0, np.float32) if flac is None else decode_flac(flac)
             except (DamagedSample, BadInput):
                 continue
-            if len(wave) >= _SHORTEST * SAMPLE_RATE and wave.any():
+            if has_voice(wave):
                 embeddings[sample] = voices.embed(wave)
             report_done(1 / len(reader))
     np.save(target, embeddings)

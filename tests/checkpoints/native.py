@@ -48,8 +48,15 @@ def trained(parameters: Mapping[str, torch.Tensor], masters: bool = False) -> di
     return {**parameters, **state}
 
 
-def make_native(folder: Path, tensors: Mapping[str, torch.Tensor], step: int = 3, **manifest: Any) -> Path:
-    """A native checkpoint of `tensors`, in two files; `manifest` are further fields of its manifest."""
+def make_native(
+    folder: Path,
+    tensors: Mapping[str, torch.Tensor],
+    step: int = 3,
+    texts: Mapping[str, str] | None = None,
+    **manifest: Any,
+) -> Path:
+    """A native checkpoint of `tensors`, in two files; `texts` lie beside them by name, `manifest` are further fields of
+    its manifest."""
     records = {name: TensorRecord(tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in tensors.items()}
 
     def of(name: str, layer: int | None) -> torch.Tensor:
@@ -60,7 +67,8 @@ def make_native(folder: Path, tensors: Mapping[str, torch.Tensor], step: int = 3
     written, _ = write_parts(folder / TENSORS, [parts[::2], parts[1::2]], "testing")
     torch.save({"optimizer": {"step": step}}, folder / TENSORS / COMMON_FILE)
     (folder / STATE_FILE).write_text(json.dumps({"progress": {"step": step}}))
-    (folder / "config.yaml").write_text("a: 1\n")
+    for name, text in {"config.yaml": "a: 1\n", **(texts or {})}.items():
+        (folder / name).write_text(text)
     fields = {"topology": {"tensor": 2}, "vocabulary": VOCABULARY, **manifest}
     files = record_files(folder, {})
     write_manifest(

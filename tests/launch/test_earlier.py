@@ -46,7 +46,20 @@ def test_a_stage_that_makes_a_corpus_keeps_it_in_its_folder(tmp_path: Path) -> N
     assert align.corpus.folder == str(Path(pretrain.run.folder) / "corpus")
 
 
-@pytest.mark.parametrize("word", REFERRING)
+HEARD = ["generation.decoder=stage:pretrain", "generation.vocoder=stage:pretrain"]
+
+
+def test_decoders_of_what_is_said_are_the_run_folders_of_earlier_stages(tmp_path: Path) -> None:
+    align = stage(tmp_path, "align", *HEARD, "generation.measures=[dnsmos]")
+    with pytest.raises(BadInput, match=r"generation\.decoder=stage:pretrain: that stage has not begun"):
+        require_settled(align)
+    pretrain = stage(tmp_path, "pretrain", f"corpus.folder={tmp_path / 'speech'}")
+    prepare(pretrain)
+    found = settled(align).generation
+    assert found.decoder == found.vocoder == pretrain.run.folder
+
+
+@pytest.mark.parametrize("word", [*REFERRING, *HEARD])
 def test_only_earlier_stages_can_be_referred_to(tmp_path: Path, word: str) -> None:
     with pytest.raises(BadInput, match="=stage:pretrain: no earlier stage of that name; there is none"):
         stage(tmp_path, "pretrain", word)

@@ -17,7 +17,7 @@ import numpy as np
 from data_pipeline.layouts.groups import group_length, group_seconds
 from runtime.exits import BadInput
 from train.decoder.saying import Parts, Prompt, Saying
-from train.decoder.trained import read_part
+from train.decoder.trained import Trained
 from train.models.decoder.flow import Flow
 from train.models.decoder.griffin_lim import GriffinLim
 from train.models.decoder.mel import Mel
@@ -50,16 +50,18 @@ class Decoder:
 
         Raises BadInput for folders that hold no such part, and parts that do not go together.
         """
-        part = read_part(flow, "flow")
+        return cls.of(Trained.read(flow, vocoder), device)
+
+    @classmethod
+    def of(cls, trained: Trained, device: str = "cpu") -> Decoder:
+        """From parts that were found. Raises BadInput where their tensors are not what they should be."""
+        part, other = trained.flow, trained.vocoder
         config, vocabulary = part.config, part.vocabulary
         rate = group_length(vocabulary) / group_seconds(vocabulary)
         model = part.fill(Flow(config, sum(book.entries for book in vocabulary.codebooks), rate), "flow.")
         model.eval().to(device)
-        if vocoder is None:
+        if other is None:
             return cls(Parts(config, vocabulary, model, GriffinLim(Mel(config.mel))))
-        other = read_part(vocoder, "vocoder")
-        if other.config.mel != config.mel:
-            raise BadInput(f"{vocoder} was trained on other mels than {flow}: their decoder.mel differ")
         vocode = other.fill(Vocoder(other.config), "generator.").eval().to(device)
         return cls(Parts(config, vocabulary, model, vocode))
 

@@ -13,18 +13,16 @@ import numpy as np
 
 from configs.schema import QualityConfig
 from data_pipeline.alignment.whisper import open_whisper, whisper_identity
-from data_pipeline.audio import SAMPLE_RATE
 from data_pipeline.quality import transcript
 from data_pipeline.quality.dnsmos import Dnsmos
 from data_pipeline.quality.errors import CHARACTERS_ONLY, count_errors, has_words, normalise
 from data_pipeline.quality.language import base_language
 from data_pipeline.quality.speaker import SETTING as SPEAKER
-from data_pipeline.quality.speaker import open_encoder
+from data_pipeline.quality.speaker import similarity
 from data_pipeline.utterance import Utterance
 from train.evaluation.figures import Figure, mean, share
 from train.evaluation.measurement import Record
 
-_SHORTEST = 0.8  # seconds of a voice; half a window of the encoder
 DNSMOS = ("dnsmos_ovrl", "dnsmos_sig", "dnsmos_bak", "dnsmos_p808")
 
 
@@ -46,10 +44,7 @@ class Judges:
 
     def similarity(self, wave: np.ndarray, other: np.ndarray) -> float | None:
         """Cosine of two voices; None where one of them is too short to tell."""
-        if any(len(one) < _SHORTEST * SAMPLE_RATE or not one.any() for one in (wave, other)):
-            return None
-        encoder = open_encoder(self._config.speaker)
-        return float(encoder.embed(wave) @ encoder.embed(other))
+        return similarity(self._config.speaker, wave, other)
 
     def quality(self, wave: np.ndarray) -> dict[str, float]:
         """DNSMOS of a sound by name; nothing of silence."""
@@ -58,10 +53,10 @@ class Judges:
     def listen(self, text: str, wave: np.ndarray, language: str, voice: np.ndarray | None) -> Record:
         """All of a sound that should say `text` in the voice of `voice`."""
         heard = self.hear(wave, language)
-        similarity = None if voice is None else self.similarity(wave, voice)
+        likeness = None if voice is None else self.similarity(wave, voice)
         return (
             ({} if heard is None else errors_of(text, heard, language))
-            | ({} if similarity is None else {"similarity": similarity})
+            | ({} if likeness is None else {"similarity": likeness})
             | self.quality(wave)
         )
 

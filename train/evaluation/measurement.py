@@ -56,6 +56,7 @@ class Speak(Protocol):
 class Decode(Protocol):
     """Codes into sound."""
 
-    def __call__(self, codes: Mapping[str, np.ndarray]) -> tuple[np.ndarray, int]:
-        """float32 [samples], and samples a second, of codes by codebook, int [rows, frames]."""
+    def __call__(self, codes: Mapping[str, np.ndarray], voice: np.ndarray | None) -> tuple[np.ndarray, int]:
+        """float32 [samples], and samples a second, of codes by codebook, int [rows, frames]; in the voice of `voice`,
+        float32 [samples] at 16 kHz, if there is one and ways to follow it."""
         ...

@@ -61,7 +61,7 @@ class Tts:
         record: Record = {"text": one.item.text, "unended": codes is None}
         if codes is None:
             return Found(record)
-        wave = sound_of(self._decode, codes)
+        wave = _sound_of(self._decode, codes, one.voice)
         record |= self._subject.judges.listen(one.item.text, wave, one.item.language, one.voice)
         sounds = {SPEECH: lambda: wave}
         if one.item.prompt is not None and one.item.prompt.sound is not None:
@@ -102,7 +102,7 @@ class Resynthesis:
 
     def _judged(self, one: _Recorded) -> Found:
         judges, language = self._subject.judges, one.item.language
-        wave = sound_of(self._decode, one.utterance.codes)
+        wave = _sound_of(self._decode, one.utterance.codes, one.wave)
         record: Record = {"text": one.item.text} | judges.listen(one.item.text, wave, language, one.wave)
         original = judges.listen(one.item.text, one.wave, language, None)
         record |= {RECORDING + name: value for name, value in original.items()}
@@ -126,7 +126,6 @@ def _ways(subject: Subject) -> tuple[Speak, Decode]:
     return subject.speak, subject.decode
 
 
-def sound_of(decode: Decode, codes: dict[str, np.ndarray]) -> np.ndarray:
+def _sound_of(decode: Decode, codes: dict[str, np.ndarray], voice: np.ndarray | None) -> np.ndarray:
     """float32 [samples] at 16 kHz, which the judges hear."""
-    wave, rate = decode(codes)
-    return resample(wave, rate)
+    return resample(*decode(codes, voice))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xxhash
 
 from configs.schema import Config
@@ -15,12 +13,12 @@ from data_pipeline.audio import SAMPLE_RATE, resample
 from data_pipeline.build import codec_of
 from data_pipeline.codecs.codec import Codec
 from data_pipeline.exported_model import load_exported
-from data_pipeline.layouts.groups import lay_groups
 from data_pipeline.sources.evaluation import Item, Recorded
 from data_pipeline.utterance import Utterance
 from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
 from runtime.run_files import EXPORT
+from train.decoder.codes import CodesDecoder
 from train.evaluation.judges import Judges
 from train.evaluation.measurement import Decode, Speak
 from train.evaluation.saying import Saying
@@ -106,26 +104,13 @@ class Subject:
 def subject_of(config: Config) -> Subject:
     """The model that a stage's config names, with the decoder that it names."""
     subject = Subject(config, export_of(config))
-    if config.evaluation.decoder is not None:
-        subject.decode = _decode(config, subject.vocabulary)
-    return subject
-
-
-def _decode(config: Config, vocabulary: Vocabulary) -> Decode:
-    """Raises BadInput where a decoder makes sound of other codebooks."""
-    from train.decoder.synthesis import Decoder
-
     evaluation = config.evaluation
-    vocoder = None if evaluation.vocoder is None else Path(evaluation.vocoder)
-    decoder = Decoder.load(Path(str(evaluation.decoder)), vocoder, evaluation.device or "cpu")
-    spoken = decoder.parts.vocabulary
-    if spoken.codebooks != vocabulary.codebooks:
-        raise BadInput(f"evaluation.decoder: {evaluation.decoder} makes sound of other codebooks than this model's")
-
-    def decode(codes: Mapping[str, np.ndarray]) -> tuple[np.ndarray, int]:
-        return decoder.decode(lay_groups(Utterance("", "", "", codes=dict(codes)), spoken).reshape(-1))
-
-    return decode
+    if evaluation.decoder is not None:
+        named = f"evaluation.decoder: {evaluation.decoder}"
+        subject.decode = CodesDecoder.of_model(
+            subject.vocabulary, evaluation.decoder, evaluation.vocoder, named=named, device=evaluation.device
+        ).decode
+    return subject
 
 
 def export_of(config: Config) -> Path:

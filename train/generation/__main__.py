@@ -27,13 +27,15 @@ from runtime.log_lines import stamp_output
 from runtime.run_files import MADE, RESULTS_FILE
 from runtime.signals import StopFlag
 from runtime.threads import use_threads
+from train.generation.hearing import Hearing, columns_of, funnel_of, hearing_of
 from train.generation.sharing import share_out
 from train.generation.teacher import described, export_of
 from train.inference.engine import has_engine
 from train.stage import run_rank
 
 MADE_FROM = "made_from.json"
-_NOT_CONTENT = ("device", "batch")
+# Of `generation`. What is heard by is content by itself, wherever its run folder lies.
+_NOT_CONTENT = ("device", "batch", "decoder", "vocoder", "measures", "funnel")
 
 
 class _Job(NamedTuple):
@@ -52,12 +54,15 @@ def generate(config: Config, stop: StopFlag) -> None:
     if not has_engine(config.inference, rank):
         return
     export, corpus = export_of(config), Corpus.open(corpus_folder(config))
-    made_by = described(config, export)
+    made_by, hearing = described(config, export), hearing_of(config)
+    funnel_of(config)  # before anything is said
     folder = Path(config.run.folder) / MADE
     folder.mkdir(parents=True, exist_ok=True)
-    _agree(folder, config, corpus, made_by)
-    make = _speech if config.generation.makes is Made.speech else _answers
-    job = make(config, corpus, export, folder, made_by, stop)
+    _agree(folder, config, corpus, made_by, hearing)
+    if config.generation.makes is Made.speech:
+        job = _speech(config, corpus, export, folder, made_by, stop, hearing)
+    else:
+        job = _answers(config, corpus, export, folder, made_by, stop)
     share_out(folder, job.pieces, job.done, job.work, stop)
     if rank == 0:
         results = {"status": "finished", "made": config.generation.makes.value, **job.finish()}
@@ -65,7 +70,7 @@ def generate(config: Config, stop: StopFlag) -> None:
         replace_atomically(Path(config.run.folder) / RESULTS_FILE, json.dumps(results, indent=2).encode())
 
 
-def _agree(folder: Path, config: Config, corpus: Corpus, made_by: dict[str, Any]) -> None:
+def _agree(folder: Path, config: Config, corpus: Corpus, made_by: dict[str, Any], hearing: Hearing | None) -> None:
     """Raise BadInput where `folder` holds pieces that were made of something else."""
     options = {name: value for name, value in asdict(config.generation).items() if name not in _NOT_CONTENT}
     told = {
@@ -75,6 +80,7 @@ def _agree(folder: Path, config: Config, corpus: Corpus, made_by: dict[str, Any]
         "seed": config.train.seed,
         "corpus": corpus.content_hash,
         "made_by": made_by,
+        "hearing": None if hearing is None else hearing.identity(),
     }
     if config.generation.makes is Made.speech:
         told["texts"] = find_source(config.generation.texts).identity()
@@ -90,11 +96,18 @@ def _agree(folder: Path, config: Config, corpus: Corpus, made_by: dict[str, Any]
 
 
 def _speech(
-    config: Config, corpus: Corpus, export: Path, folder: Path, made_by: dict[str, Any], stop: StopFlag
+    config: Config,
+    corpus: Corpus,
+    export: Path,
+    folder: Path,
+    made_by: dict[str, Any],
+    stop: StopFlag,
+    hearing: Hearing | None,
 ) -> _Job:
     from data_pipeline.drawing import Sampling
     from train.generation.sampling import stage_speaker
     from train.generation.speech import Recital, done_file, script_of
+    from train.generation.telling import told_of
 
     options = config.generation
     sampling = Sampling(
@@ -102,21 +115,26 @@ def _speech(
     )
     script = script_of(config, corpus)
     speaker = stage_speaker(config, export, sampling)
-    recital = Recital(config, script, speaker, folder, stop)
+    recital = Recital(config, script, speaker, folder, stop, hearing)
 
     def finish() -> dict[str, Any]:
         entries: dict[str, list[dict[str, Any]]] = {}
         for file in script.shards:
             entry = json.loads(done_file(folder, file).read_text(encoding="utf-8"))
             entries.setdefault(file.split("/")[0], []).append(entry)
+        generated = {"made_by": made_by, "codes_of": corpus.codecs, "prompts": corpus.content_hash}
+        if hearing is not None:
+            generated["heard"] = hearing.identity()
         made = write_manifest(
             folder,
             name=f"{config.corpus.name}-{config.stage.name}",
             vocabulary=speaker.vocabulary,
-            codecs={"generated": {"made_by": made_by, "codes_of": corpus.codecs, "prompts": corpus.content_hash}},
+            codecs={"generated": generated},
             entries=entries,
         )
-        return {"corpus": str(folder), "corpus_hash": made.content_hash, "totals": made.totals}
+        shards = [folder / file for file in script.shards]
+        told = told_of(shards, columns_of(config), funnel_of(config))
+        return {"corpus": str(folder), "corpus_hash": made.content_hash, "totals": made.totals, **told}
 
     return _Job(list(script.shards), recital.is_done, recital.write, finish)
 

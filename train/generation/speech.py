@@ -30,10 +30,9 @@ from data_pipeline.utterance import Utterance
 from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput, StoppedEarly
 from runtime.signals import StopFlag
+from train.generation.hearing import OF_CODES, Hearing, Voice, recording_in
 from train.generation.sampling import Speaker, SpeechPrompt, speech_prompt
 
-COLUMNS = ("ended", "repeated_share", "characters_per_second")
-"""Of quality: 1 where the model ended its speech itself; share of groups that are the one before again; of the text."""
 LAYOUTS = ("tts_dialogue", "tts")  # that a model can be asked with
 
 
@@ -137,15 +136,24 @@ def _whole(prompt: Utterance, groups: int, one: dict[str, np.ndarray], vocabular
 
 
 class Recital:
-    """One process's part in saying a script, at `folder`."""
+    """One process's part in saying a script, at `folder`. hearing: measures how it sounds; None: nobody does."""
 
-    def __init__(self, config: Config, script: Script, speaker: Speaker, folder: Path, stop: StopFlag) -> None:
+    def __init__(
+        self,
+        config: Config,
+        script: Script,
+        speaker: Speaker,
+        folder: Path,
+        stop: StopFlag,
+        hearing: Hearing | None = None,
+    ) -> None:
         self._config = config
         self._options = config.generation
         self._script = script
         self._speaker = speaker
         self._folder = folder
         self._stop = stop
+        self._hearing = hearing
         self._layout = layout_asked(config)
         self._layout.check(speaker.vocabulary)
         source = find_source(config.generation.texts)
@@ -188,8 +196,16 @@ class Recital:
         ]
         seeds = [seed_of(options.seed, "codes", number) for number in numbers]
         said = self._speaker.speak(questions, seeds)
+        voices: dict[str, Voice | None] = {}  # of a document's one prompt
         for number, prompt, one in zip(numbers, prompts, said, strict=True):
-            yield self._utterance(number, prompt, one)
+            utterance = self._utterance(number, prompt, one)
+            if self._hearing is not None:
+                if self._options.prompted and utterance.document not in voices:
+                    recording = recording_in(*self._place_of_prompt(number))
+                    voices[utterance.document] = self._hearing.voice(prompt, recording)
+                heard = self._hearing.quality(utterance, voices.get(utterance.document))
+                utterance = replace(utterance, quality=utterance.quality | _rounded(heard))
+            yield utterance
 
     def _limited(self, question: SpeechPrompt, text: str) -> SpeechPrompt:
         if self._options.seconds_per_character is None:
@@ -199,11 +215,14 @@ class Recital:
         return replace(question, groups=min(question.groups, most))
 
     def _prompt(self, number: int) -> Utterance:
-        document = number // self._script.of_document
-        rng = np.random.default_rng(seed_of(self._options.seed, "prompt", document))
-        shard, sample = self._script.prompts[int(rng.integers(len(self._script.prompts)))]
+        shard, sample = self._place_of_prompt(number)
         with ShardReader(shard) as reader:
             return reader.read(sample)
+
+    def _place_of_prompt(self, number: int) -> tuple[Path, int]:
+        document = number // self._script.of_document
+        rng = np.random.default_rng(seed_of(self._options.seed, "prompt", document))
+        return self._script.prompts[int(rng.integers(len(self._script.prompts)))]
 
     def _utterance(self, number: int, prompt: Utterance, said: Continuation) -> Utterance:
         vocabulary, text = self._speaker.vocabulary, self._script.texts[number]
@@ -221,9 +240,13 @@ class Recital:
             licence=self._licence,
             recording=f"{prompt.document}/{prompt.key}" if self._options.prompted else "",
             style=prompt.style,
-            quality={name: round(value, 4) for name, value in zip(COLUMNS, values, strict=True)},
+            quality=_rounded(dict(zip(OF_CODES, values, strict=True))),
             codes=ungroup(said.ids, vocabulary),
         )
+
+
+def _rounded(values: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in values.items()}
 
 
 def repeated_share(groups: np.ndarray) -> float:

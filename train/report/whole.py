@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.looking.pages import clock, environment, number
-from runtime.run_files import MEASURED, REPORT_FILE, SOUNDS
+from data_pipeline.looking.report import Stage, stages_of
+from data_pipeline.quality.funnel import funnel_in
+from runtime.run_files import FUNNEL, MEASURED, REPORT_FILE, SOUNDS
 from train.report.page import status_of, terms_before_and_after
 from train.report.run_folder import RunFolder, read_run_folder
 
@@ -29,7 +31,8 @@ class Sound:
 
 @dataclass(frozen=True)
 class Section:
-    """What the page shows of one stage. terms: name, before, after, and the change in percent, as text."""
+    """What the page shows of one stage. terms: name, before, after, and the change in percent, as text. funnel: a
+    condition, and what each clause of it would leave of what was made."""
 
     name: str
     kind: str
@@ -38,6 +41,7 @@ class Section:
     facts: list[tuple[str, str]]
     terms: list[tuple[str, str, str, str]]
     measured: list[tuple[str, str]]
+    funnel: tuple[str, list[Stage]] | None
     sounds: list[Sound]
     report: str
 
@@ -82,6 +86,7 @@ def _section(run: RunFolder, whole: Path) -> Section:
             if name in before
         ],
         measured=[(name, _figure(value)) for name, value in _mapping(results.get(MEASURED)).items()],
+        funnel=_funnel(_mapping(results.get(FUNNEL))),
         sounds=_sounds(run, _mapping(results.get(SOUNDS))),
         report=os.path.relpath(own, whole) if own else "",
     )
@@ -95,6 +100,13 @@ def _sounds(run: RunFolder, told: Mapping[str, Any]) -> list[Sound]:
             content = base64.b64encode(file.read_bytes()).decode()
             found.append(Sound(said, f"data:audio/{file.suffix.removeprefix('.')};base64,{content}"))
     return found
+
+
+def _funnel(told: Mapping[str, Any]) -> tuple[str, list[Stage]] | None:
+    try:
+        return (str(told["expression"]), stages_of(funnel_in(told))) if told else None
+    except (TypeError, KeyError, AttributeError, IndexError):
+        return None  # of another version
 
 
 def _change(before: float, after: float) -> str:

@@ -6,11 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from configs.compose import to_yaml
 from configs.schema import Config, DecoderConfig, FlowConfig, MelConfig, SourceConfig, StageKind, VocoderConfig
 from data_pipeline.audio import SAMPLE_RATE, encode_flac
+from data_pipeline.vocabulary import Vocabulary
+from tests.checkpoints.native import make_native
 from tests.data_pipeline.synthetic import make_corpus
 from tests.train.runs import tiny_config
+from train.models.decoder.flow import Flow
 
 
 def small_decoder(**flow: Any) -> DecoderConfig:
@@ -53,3 +58,18 @@ def decoder_config(folder: Path, corpus: Path, objective: str, **changes: Any) -
         "speech": SourceConfig(layout="resynthesis", weight=1.0, options={"seconds": 1.2, "rate": 22_050})
     }
     return config
+
+
+def untrained_flow(folder: Path, vocabulary: Vocabulary, *, speaker: str = "", seed: int = 0) -> Path:
+    """The run folder of a flow that has learnt nothing, whose sound depends on codes, and on voices where it has their
+    encoder; returned."""
+    config = decoder_config(folder, folder / "corpus", "flow")
+    config.decoder.speaker = speaker
+    books = vocabulary.codebooks
+    torch.manual_seed(seed)
+    flow = Flow(config.decoder, sum(book.entries for book in books), sum(book.per_group for book in books) / 0.12)
+    torch.nn.init.normal_(flow.estimator.out.weight, std=0.3)  # as drawn it is zero, and nothing would flow
+    tensors = {f"model.flow.{name}": parameter.detach() for name, parameter in flow.named_parameters()}
+    texts = {"config.yaml": to_yaml(config), **vocabulary.files()}
+    make_native(folder / "checkpoints" / "step-00000001", tensors, step=1, texts=texts)
+    return folder

@@ -54,7 +54,7 @@ class Numbered:
         lengths = [len(wave) for wave in self._waves]
         return [_codes(lengths.index(len(wave))) for wave in waves]
 
-    def decode(self, codes: Mapping[str, np.ndarray]) -> tuple[np.ndarray, int]:
+    def decode(self, codes: Mapping[str, np.ndarray], voice: np.ndarray | None) -> tuple[np.ndarray, int]:
         wave = self._waves[int(codes["linguistic"][0, 0])]
         noise = np.random.default_rng(0).normal(size=len(wave)) * wave.std() * self._noise
         return (wave + noise).astype(np.float32), SAMPLE_RATE

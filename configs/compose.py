@@ -10,8 +10,10 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -76,7 +78,7 @@ def load_config(file: Path) -> Config:
     """Read a resolved config that `save_config` wrote. Raises BadInput where it is missing or not valid."""
     try:
         written = OmegaConf.load(file)
-        config = OmegaConf.structured(Config)
+        config = _empty()
         config.merge_with(written)
         return _typed(config)
     except OSError as error:
@@ -188,16 +190,31 @@ def _file_level(group: str, choice: str) -> Level:
 
 
 def _compose(chosen: dict[str, str]) -> DictConfig:
-    ConfigStore.instance().store(name="schema", node=Config)
+    _store_schema()
     try:
         with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
             composed = compose("config", overrides=[f"{group}={choice}" for group, choice in sorted(chosen.items())])
     except (HydraException, OmegaConfBaseException) as error:
         raise BadInput(f"configs/: {_first_line(error.__cause__ or error)}") from error
     OmegaConf.set_struct(composed, None)  # dictionary fields take new entries; dataclass fields stay closed
-    config = OmegaConf.structured(Config)
+    config = _empty()
     config.merge_with(composed)
     return config
+
+
+@cache
+def _store_schema() -> None:
+    ConfigStore.instance().store(name="schema", node=Config)
+
+
+def _empty() -> DictConfig:
+    """The schema with its defaults; reading all of its dataclasses once is enough."""
+    return deepcopy(_schema())
+
+
+@cache
+def _schema() -> DictConfig:
+    return OmegaConf.structured(Config)
 
 
 def _apply(config: DictConfig, level: Level) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,17 @@ def load_recipe(name: str) -> Recipe:
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}, or give a folder"
         raise BadInput(f"recipe={name}: no such recipe; {hint}")
     shown = f"recipes/{name}/{RECIPE_FILE}" if folder == RECIPES / name else str(file)
+    return _read(file, file.stat().st_mtime_ns, folder.resolve().name, shown)
+
+
+@lru_cache(4)
+def _read(file: Path, changed: int, name: str, shown: str) -> Recipe:
+    """All stages of a command ask for the same file, which is read again where it has `changed`."""
     try:
         written = OmegaConf.to_container(OmegaConf.load(file))
     except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{shown}: not readable as YAML: {' '.join(str(error).split())}") from error
-    return _recipe(written, folder.resolve().name, shown)
+    return _recipe(written, name, shown)
 
 
 def _recipe(written: Any, default_name: str, shown: str) -> Recipe:

@@ -31,7 +31,7 @@ def continued(
     model: Any, openings: Sequence[Opening], grammar: Grammar, sampling: Sampling, *, tell: bool = False
 ) -> list[Said]:
     """What `model` says to each. tell: with log-probabilities. What a prompt is continued with depends on itself and
-    its seed, on what is beside it only where two tokens are as likely as each other to the last bits."""
+    its seed, on what is beside it only where a draw falls between two tokens to the last bits of their chances."""
     import torch
     from transformers import LogitsProcessorList
 

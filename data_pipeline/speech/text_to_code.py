@@ -57,8 +57,8 @@ class TextToCode:
         """Codes of each text by codebook, int64 [rows, frames]; None for one that had not ended at its longest. The
         texts are continued together.
 
-        A text's codes depend on the text and its seed, on what is beside it only where two codes are as likely as each
-        other to the last bits.
+        A text's codes depend on the text and its seed, on what is beside it only where a draw falls between two
+        codes to the last bits of their chances.
         """
         vocabulary = self._vocabulary
         opening = [vocabulary.special(SPEAK), vocabulary.special(AUDIO_START)]

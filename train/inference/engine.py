@@ -18,8 +18,8 @@ class InferenceEngine(Protocol):
     def continued(
         self, openings: Sequence[Opening], grammar: Grammar, sampling: Sampling, *, tell: bool = False
     ) -> list[Said]:
-        """What the model says to each, the same for the same prompt, seed and weights but where two tokens are as
-        likely as each other to the last bits. tell: with log-probabilities."""
+        """What the model says to each, the same for the same prompt, seed and weights but where a draw falls between
+        two tokens to the last bits of their chances. tell: with log-probabilities."""
 
 
 def open_engine(

@@ -112,7 +112,9 @@ def child_environment(given: Mapping[str, str], device: str | None, tensor_paral
         OWNER: str(os.getpid()),
         "VLLM_LOGGING_LEVEL": given.get("VLLM_LOGGING_LEVEL", "WARNING"),
     }
-    if device == "cpu":
+    import torch
+
+    if (device or ("cuda" if torch.cuda.is_available() else "cpu")) == "cpu":
         return {"VLLM_CPU_OMP_THREADS_BIND": "nobind"} | kept  # cores are shared with ranks
     return kept | {_DEVICES: ",".join(_gpus(given, device, tensor_parallel))}
 

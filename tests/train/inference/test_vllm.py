@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +31,8 @@ VLLM = Path(sys.prefix) / "vllm"
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     if not VLLM.is_dir():
         pytest.skip("vLLM for CPUs goes with a torch for CPUs")
+    if min(shutil.disk_usage("/dev/shm").free, psutil.virtual_memory().available / 8) < 1 << 30:
+        pytest.skip("four processes of vLLM's ask for 8 GiB of memory, and their queues for 1 GiB of /dev/shm")
     folder = tmp_path_factory.mktemp("vllm")
     export, other = (save_model(folder / name, head=32) for name in ("export", "other"))  # its kernels have no smaller
     tensors = load_file(export / "model.safetensors")
@@ -82,7 +85,8 @@ def test_of_neighbours_the_first_has_an_engine_on_the_gpus_of_all() -> None:
     assert found["CUDA_VISIBLE_DEVICES"] == "6,7" and found["HOME"] == "h"
     assert not ranks.keys() & found.keys()
     with pytest.raises(BadInput, match=r"tensor_parallel=4: this process sees GPUs 0,1,2,3,6,7 and begins with .* 4"):
-        child_environment(given, None, 4)
+        child_environment(given, "cuda", 4)
+    assert "CUDA_VISIBLE_DEVICES" not in child_environment({"RANK": "0"}, None, 1)  # where there is none
 
 
 def test_where_it_is_not_installed_is_one_line(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from train.inference.owner import OWNER
 _OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _OF_TORCHRUN_ALL = ("GROUP_", "ROLE_", "TORCHELASTIC_")
 _DEVICES = "CUDA_VISIBLE_DEVICES"
+_RUNNER = {"VLLM_USE_V2_MODEL_RUNNER": "0"}  # on GPUs the second one is the default, and takes other logits processors
 
 
 class VllmEngine:
@@ -75,6 +76,7 @@ class VllmEngine:
     def _started(self, export: Path) -> Any:
         if importlib.util.find_spec("vllm") is None:
             raise BadInput("inference.engine=vllm: vLLM is not installed here; pip install vllm")
+        os.environ |= _RUNNER  # asked again at every call
         with _environment(child_environment(os.environ, self._device, self._config.tensor_parallel)):
             from vllm import LLM
 
@@ -106,7 +108,7 @@ def child_environment(given: Mapping[str, str], device: str | None, tensor_paral
         for name, value in given.items()
         if name not in _OF_TORCHRUN and not name.startswith(_OF_TORCHRUN_ALL)
     }
-    kept |= {
+    kept |= _RUNNER | {
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process has threads, and maybe CUDA
         "VLLM_NO_USAGE_STATS": "1",
         OWNER: str(os.getpid()),

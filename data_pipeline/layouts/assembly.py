@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -48,6 +49,15 @@ def hear(utterances: Sequence[Utterance], vocabulary: Vocabulary, encoder: str, 
     return Heard(groups, encoder, stride, tuple((u.features[encoder], u.duration) for u in held))
 
 
+class _Piece(NamedTuple):
+    """Part of a sample. ids: of text, for the last column, or int64 [n] or [n, columns], -1 where there is none.
+    weight: of each or of all. width: places of a group."""
+
+    ids: list[int] | np.ndarray
+    weight: float | np.ndarray
+    width: int
+
+
 class Assembly:
     """Collects text, special tokens, grouped codes and feature slots, each with the loss weight of its tokens.
 
@@ -60,9 +70,8 @@ class Assembly:
         self.vocabulary = vocabulary
         self.columns = frame_columns(vocabulary) if frames else 1
         self._marks = tuple(marks)
-        self._tokens: list[np.ndarray] = []  # [n, columns]
-        self._weights: list[np.ndarray] = []
-        self._widths: list[int] = []  # places of a group in each piece
+        self._pieces: list[_Piece] = []
+        self._length = 0
         self._slots: list[FeatureSlots] = []
         self._uncut: list[tuple[int, int]] = []
         self._seconds = 0.0
@@ -70,7 +79,7 @@ class Assembly:
 
     def __len__(self) -> int:
         """Places so far."""
-        return sum(len(piece) for piece in self._tokens)
+        return self._length
 
     def text(self, text: str, weight: float) -> Assembly:
         return self.ids(self.vocabulary.encode_text(text), weight)
@@ -92,9 +101,12 @@ class Assembly:
 
     def ids(self, ids: Sequence[int], weight: float) -> Assembly:
         """Add text by its ids."""
-        rows = np.full((len(ids), self.columns), -1, np.int64)
-        rows[:, -1] = ids
-        return self._add(rows, weight, 1)
+        last = self._pieces[-1] if self._pieces else None
+        if last is not None and isinstance(last.ids, list) and last.weight == weight:
+            last.ids.extend(ids)
+            self._length += len(ids)
+            return self
+        return self._add(list(ids), weight, 1)
 
     def audio(self, groups: np.ndarray, weight: float) -> Assembly:
         """Add codes, ids [groups, group length], between the marks of audio, if there are any, of the same weight."""
@@ -106,11 +118,15 @@ class Assembly:
         """Add codes without marks. `weight` may be an array that broadcasts to [groups, group length]; `speech` says
         whether they stand for any."""
         self._audio_groups += len(groups) if speech else 0
-        weights = np.broadcast_to(np.asarray(weight, np.float32), groups.shape)
+        if isinstance(weight, np.ndarray):
+            weight = np.broadcast_to(weight, groups.shape)
         if self.columns == 1:
-            return self._add(groups.reshape(-1, 1), weights.reshape(-1, 1), groups.shape[1])
+            flat = weight.reshape(-1) if isinstance(weight, np.ndarray) else weight
+            return self._add(groups.reshape(-1), flat, groups.shape[1])
         text = np.full((len(groups), 1), -1, np.int64)
-        return self._add(np.hstack([groups, text]), np.hstack([weights, np.zeros(text.shape, np.float32)]), 1)
+        if isinstance(weight, np.ndarray):
+            weight = np.hstack([weight, np.zeros(text.shape, np.float32)])
+        return self._add(np.hstack([groups, text]), weight, 1)
 
     def heard(self, found: Heard, weight: float = 0.0) -> Assembly:
         """Add speech that is given, as codes or as places for an encoder's vectors, between the marks of audio."""
@@ -129,7 +145,7 @@ class Assembly:
             run = FeatureSlots(encoder, vectors, stride, start=len(self))
             self._slots.append(run)
             self._seconds += seconds
-            self._add(np.full((run.places, self.columns), -1, np.int64), 0.0, 1)
+            self._add(np.full(self._shape(run.places), -1, np.int64), 0.0, 1)
         return self
 
     def keep_together(self, start: int) -> Assembly:
@@ -143,19 +159,30 @@ class Assembly:
 
     def sample(self, key: str, wave: Wave | None = None) -> Sample:
         """The Sample, with its sound where there is one."""
-        tokens = np.concatenate(self._tokens)
-        weights = np.concatenate(self._weights)
-        counts = [len(piece) for piece in self._tokens]
-        firsts = np.concatenate([np.arange(n) % width == 0 for n, width in zip(counts, self._widths, strict=True)])
+        shape = self._shape(self._length)
+        tokens, weights = np.full(shape, -1, np.int64), np.empty(shape, np.float32)
+        firsts = np.ones(self._length, bool)
+        at = 0
+        for ids, weight, width in self._pieces:
+            end = at + len(ids)
+            if isinstance(ids, list) and self.columns > 1:
+                tokens[at:end, -1] = ids
+            else:
+                tokens[at:end] = ids
+            weights[at:end] = weight
+            if width > 1:
+                firsts[at:end] = False
+                firsts[at:end:width] = True
+            at = end
+        if self.columns > 1 or self._slots:
+            weights[tokens < 0] = 0.0
         for start, end in self._uncut:
             firsts[start + 1 : end] = False
-        modality = self.vocabulary.modality_of(tokens)
-        single = self.columns == 1
         spoken = self._audio_groups * group_seconds(self.vocabulary) if self._audio_groups else 0.0
         return Sample(
-            tokens=tokens[:, 0] if single else tokens,
-            loss_weight=weights[:, 0] if single else weights,
-            modality=modality[:, 0] if single else modality,
+            tokens=tokens,
+            loss_weight=weights,
+            modality=self.vocabulary.modality_of(tokens),
             group=np.cumsum(firsts, dtype=np.int32) - 1,
             key=key,
             audio_seconds=spoken + self._seconds,
@@ -163,10 +190,12 @@ class Assembly:
             wave=wave,
         )
 
-    def _add(self, rows: np.ndarray, weight: float | np.ndarray, width: int) -> Assembly:
-        self._tokens.append(rows)
-        self._weights.append(np.where(rows >= 0, np.asarray(weight, np.float32), np.float32(0)))
-        self._widths.append(width)
+    def _shape(self, places: int) -> tuple[int, ...]:
+        return (places,) if self.columns == 1 else (places, self.columns)
+
+    def _add(self, ids: list[int] | np.ndarray, weight: float | np.ndarray, width: int) -> Assembly:
+        self._pieces.append(_Piece(ids, weight, width))
+        self._length += len(ids)
         return self
 
 

@@ -51,7 +51,8 @@ def check_codes(utterance: Utterance, vocabulary: Vocabulary) -> None:
         if codes is None or codes.ndim != 2 or len(codes) != book.rows:
             wanted = "single row" if book.rows == 1 else f"{book.rows} rows"
             raise BadInput(f"utterance {utterance.key} has no {wanted} of codes for codebook {book.name}")
-        if codes.size and (codes.min() < 0 or codes.max() >= book.size):
+        # As numbers without a sign negative ones are the largest: one look at the codes instead of two.
+        if codes.size and codes.view(codes.dtype.str.replace("i", "u")).max() >= book.size:
             raise BadInput(f"utterance {utterance.key} has codes outside codebook {book.name} of {book.size}")
 
 
@@ -64,12 +65,16 @@ def lay_groups(utterance: Utterance, vocabulary: Vocabulary) -> np.ndarray:
         return np.empty((0, group_length(vocabulary)), np.int64)
     check_codes(utterance, vocabulary)
     groups = min(utterance.codes[book.name].shape[1] // book.per_group for book in vocabulary.codebooks)
-    laid = []
+    starts = first_ids(vocabulary)
+    laid = np.empty((groups, len(starts)), np.int64)
+    at = 0
     for book in vocabulary.codebooks:
         codes = utterance.codes[book.name][:, : groups * book.per_group]
-        ids = np.stack([vocabulary.encode_codes(book.name, row, number) for number, row in enumerate(codes)], axis=1)
-        laid.append(ids.reshape(groups, book.per_group * book.rows))
-    return np.concatenate(laid, axis=1)
+        frames = laid[:, at : at + book.per_group * book.rows].reshape(groups, book.per_group, book.rows)
+        frames[:] = codes.reshape(book.rows, groups, book.per_group).transpose(1, 2, 0)
+        at += book.per_group * book.rows
+    laid += starts
+    return laid
 
 
 def ungroup(ids: np.ndarray, vocabulary: Vocabulary) -> dict[str, np.ndarray]:

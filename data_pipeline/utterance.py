@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
 
-class Word(NamedTuple):
+@dataclass(frozen=True)
+class Word:
     """A word and when it is spoken, in seconds from the start of the utterance."""
 
     text: str

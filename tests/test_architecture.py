@@ -19,7 +19,7 @@ DOORS = {
     *("train.exporting", "train.flops", "train.trainable", "train.weights"),
     *("train.generation.conversing", "train.generation.sampling", "train.generation.speaking"),
     *("train.generation.transcription", "train.report", "train.resilience.heartbeats"),
-    *("train.decoder.resynthesis", "train.decoder.synthesis"),
+    *("train.decoder.codes", "train.decoder.resynthesis", "train.decoder.synthesis", "train.generation.hearing"),
 }
 
 

@@ -109,7 +109,7 @@ def test_text_without_spaces_gets_none():
 def test_segments_end_at_punctuation_and_pauses():
     utterance = speak(GROUPED, 4.8, RNG, 'One "two," three four. five six seven eight')
     late = [
-        w._replace(start=w.start + 0.4 * (i >= 6), end=w.end + 0.4 * (i >= 6)) for i, w in enumerate(utterance.words)
+        replace(w, start=w.start + 0.4 * (i >= 6), end=w.end + 0.4 * (i >= 6)) for i, w in enumerate(utterance.words)
     ]
     paused = replace(utterance, words=tuple(late))
     assert segment_starts(utterance, 0.3, 1) == [0, 2, 4]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data_pipeline.layouts.groups import tables_of_group
 from data_pipeline.vocabulary import TEXT, Vocabulary
 
 if TYPE_CHECKING:
@@ -46,14 +47,8 @@ class Grammar:
 
 
 def grammar_of_codes(vocabulary: Vocabulary, end: int) -> Grammar:
-    """A turn is a group: its codebooks in order, of each frame the tables in order. There is at least one."""
-    tables = [
-        range(start := vocabulary.ranges[book.name].start + row * book.size, start + book.size)
-        for book in vocabulary.codebooks
-        for _ in range(book.per_group)
-        for row in range(book.rows)
-    ]
-    return Grammar(tuple(tables), end, least=1)
+    """A turn is a group, of which there is at least one."""
+    return Grammar(tuple(tables_of_group(vocabulary)), end, least=1)
 
 
 def grammar_of_text(vocabulary: Vocabulary, end: int) -> Grammar:

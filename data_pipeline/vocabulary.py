@@ -161,13 +161,6 @@ class Vocabulary:
         found = self._tokenizer.token_to_id(name)
         return -1 if found is None else int(found)
 
-    def encode_codes(self, codebook: str, codes: np.ndarray, row: int = 0) -> np.ndarray:
-        """Ids of codes of one table of a codebook, int64, same shape. Raises BadInput for a code outside the table."""
-        book = next(book for book in self.codebooks if book.name == codebook)
-        if codes.size and (codes.min() < 0 or codes.max() >= book.size):
-            raise BadInput(f"codebook {codebook} has {book.size} entries; found code {codes.min()}..{codes.max()}")
-        return codes.astype(np.int64) + (self.ranges[codebook].start + row * book.size)
-
     def token_name(self, index: int) -> str:
         """The string an exported tokenizer has for a special or audio id, such as `<|semantic_12|>`."""
         for name, ids in self.ranges.items():

@@ -44,6 +44,12 @@ def first_ids(vocabulary: Vocabulary) -> np.ndarray:
     return _turns(vocabulary)[1]
 
 
+def tables_of_group(vocabulary: Vocabulary) -> list[range]:
+    """The ids that each place of a group chooses among."""
+    books, starts = _turns(vocabulary)
+    return [range(start, start + book.size) for book, start in zip(books, starts.tolist(), strict=True)]
+
+
 def check_codes(utterance: Utterance, vocabulary: Vocabulary) -> None:
     """Raises BadInput unless a spoken utterance has the rows of each codebook, all codes in range."""
     for book in vocabulary.codebooks if utterance.spoken else ():

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, normalizers
 
+from data_pipeline.layouts.groups import lay_groups
+from data_pipeline.utterance import Utterance
 from data_pipeline.vocabulary import VOCABULARY_FILE, Vocabulary
 from runtime.exits import BadInput
 from tests.data_pipeline.synthetic import LINGUISTIC, SEMANTIC, SPECIALS, make_vocabulary
@@ -80,7 +82,7 @@ def test_token_names_are_unique():
 @pytest.mark.parametrize("code", [-1, LINGUISTIC.size])
 def test_codes_outside_their_codebook_are_refused(code):
     with pytest.raises(BadInput, match="linguistic"):
-        VOCABULARY.encode_codes("linguistic", np.array([[0, code]]))
+        lay_groups(Utterance("u", "", "d", codes={"linguistic": np.array([[0, code]])}), VOCABULARY)
 
 
 def test_saves_and_loads(tmp_path):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import atexit
+import fcntl
 import os
 import pickle
 import signal
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -28,6 +31,9 @@ from data_pipeline.mixture import open_mixture
 from runtime.signals import PROFILE_SIGNAL, STOP_SIGNALS
 from runtime.workers import leave_with_parent
 
+MESSAGE = 512 * 1024  # bytes; more of them at once are slower again
+PLACE = 29  # bytes of a pack with one column, for each of its places
+_PIPE = 1024 * 1024  # bytes that a worker writes before it waits; what Linux lets any user have
 _NOT_THEIRS = (*STOP_SIGNALS, PROFILE_SIGNAL)  # signals that are for the rank alone
 
 
@@ -60,9 +66,10 @@ class WorkerFeed:
     """Lanes dealt to `workers` processes: lane number i of this feed goes to process i mod `workers`.
 
     Each process is one DataLoader's, so that it is asked for its packs when their turn comes, whatever numbers of lanes
-    and processes there are. A message costs more than the packs in it: the first holds what a process has to give to a
-    step of `step` packs, later ones up to a quarter of what it reads ahead. Processes are forked from a clean server (no threads, no CUDA, no InfiniBand to inherit),
-    ignore stop signals, and leave when this process does, however it ends.
+    and processes there are. A message costs as much as a few packs: the first holds what a process has to give to a
+    step of `step` packs; later ones are longer, up to MESSAGE bytes and a quarter of what is read ahead. Processes are
+    forked from a clean server (no threads, no CUDA, no InfiniBand to inherit), ignore stop signals, and leave when this
+    process does, however it ends.
     """
 
     def __init__(
@@ -79,7 +86,8 @@ class WorkerFeed:
         self._numbers = list(numbers)
         self._workers = min(workers, len(self._numbers))
         each = max(1, step // self._workers)
-        self._most = most = max(each, ahead // self._workers // 4)
+        fitting = MESSAGE // (PLACE * config.train.sequence_length)
+        self._most = most = max(each, min(fitting, ahead // self._workers // 4))
         self._make = lambda mine, states: _Lanes(config, corpus, split, mine, states, each, most)
         self._ahead = max(1, ahead // self._workers // most)
         self._streams: list[Any] = []
@@ -94,6 +102,8 @@ class WorkerFeed:
             _start_server()
             self._streams = [iter(loader) for loader in self._loaders()]
             self._here = [deque() for _ in self._streams]
+            for stream in self._streams:
+                _widen(stream._worker_result_queue._reader)
             self._at_exit = partial(_kill, [process for stream in self._streams for process in stream._workers])
             atexit.register(self._at_exit)
         worker = self._turn % len(self._numbers) % self._workers
@@ -157,6 +167,13 @@ def _start_server() -> None:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _widen(reader: Connection) -> None:
+    """Give the pipe behind `reader` room for whole messages, where the system allows it: each time that it is full,
+    two processes change places."""
+    with suppress(OSError, AttributeError):
+        fcntl.fcntl(reader.fileno(), fcntl.F_SETPIPE_SZ, _PIPE)
 
 
 def _kill(workers: Sequence[BaseProcess]) -> None:

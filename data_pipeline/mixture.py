@@ -26,6 +26,8 @@ from data_pipeline.utterance import Utterance
 from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
 
+_NOT_DRAWN_FROM = np.random.default_rng(0)  # making one takes longer than many a layout
+
 
 class Taken(NamedTuple):
     """How far one lane has come in one source: its cursor, and tokens taken."""
@@ -90,6 +92,8 @@ class Source:
 
     def draws(self, number: int, epoch: int) -> np.random.Generator:
         """What the layout of a document draws from in an epoch."""
+        if not self.layout.draws:
+            return _NOT_DRAWN_FROM
         return np.random.default_rng(seed_of(self.seed, self.name, epoch, number))
 
     def _laid(self, utterances: list[Utterance], rng: np.random.Generator, length: int) -> list[Sample]:

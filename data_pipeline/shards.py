@@ -188,7 +188,9 @@ class ShardWriter:
     """Writes one shard: `with ShardWriter(path, vocabulary) as shard: shard.write(utterance)`.
 
     With a vocabulary, that of the corpus, each utterance keeps the ids of its text: encoding them takes a loader longer
-    than reading the rest. The tar appears under its name when the block ends well, and its index after it: a tar without an index is
+    than reading the rest.
+
+    The tar appears under its name when the block ends well, and its index after it: a tar without an index is
     unfinished. The same utterances always give the same bytes. Nothing is left behind when the block raises.
     """
 

@@ -57,6 +57,7 @@ _LAYOUTS: dict[str, Callable[..., list[Sample]]] = {
 }
 _SEVERAL_COLUMNS = {"channels", "csm"}
 _CHATS = {"asr_dialogue", "chat", "preferences", "tts_dialogue"}
+_DRAWING_NOTHING = {"asr", "continuation", "text", "tts"}
 _OF_WHOLE_DOCUMENTS = {"chat", "preferences"}
 _OPTIONS_AS = {"preferences": "chat"}
 _TEMPLATES = {"begin", "end", "listen", "marks", "speak", "task", "turn", "unit"}
@@ -100,6 +101,11 @@ class Layout:
         if self.name == "channels":
             return CHANNELS
         return frame_columns(vocabulary) if self.name == "csm" or self._settings().get("frames") else 1
+
+    @property
+    def draws(self) -> bool:
+        """Whether its samples may depend on what it draws."""
+        return self.name not in _DRAWING_NOTHING
 
     @property
     def whole(self) -> bool:

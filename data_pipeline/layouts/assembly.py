@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,12 @@ MARKS = ("<|audio_start|>", "<|audio_end|>")
 TRANSCRIBE = "<|transcribe|>"
 SPEAK = "<|speak|>"
 _SPECIAL = re.compile(r"(<[^<>\s]+>)")
+
+
+@lru_cache(256)
+def _parts_of(markup: str) -> list[str]:
+    """Text and special tokens in turn."""
+    return _SPECIAL.split(markup)
 
 
 def specials_in(markup: str) -> list[str]:
@@ -87,8 +94,9 @@ class Assembly:
     def markup(self, markup: str, weight: float, then: str = "") -> Assembly:
         """Add a template: special tokens stand in it by name, the rest is text. `then` is text that goes on where the
         template ends, encoded with its last part; names in it are not looked for."""
-        parts = _SPECIAL.split(markup)
-        parts[-1] += then
+        parts = _parts_of(markup)
+        if then:
+            parts = [*parts[:-1], parts[-1] + then]
         for number, part in enumerate(parts):
             if number % 2:
                 self.special(part, weight)

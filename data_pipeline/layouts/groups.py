@@ -65,11 +65,11 @@ def check_codes(utterance: Utterance, vocabulary: Vocabulary) -> None:
 def lay_groups(utterance: Utterance, vocabulary: Vocabulary) -> np.ndarray:
     """Token ids of the utterance's codes, int64 [groups, group length]; codes that fill no whole group are dropped.
 
-    An utterance that was not spoken has 0 groups. Raises BadInput where codes and vocabulary disagree.
+    An utterance that was not spoken has 0 groups. The codes are those of the vocabulary's codebooks and in range:
+    `check_codes` says so, and whoever reads or makes utterances asks it, once.
     """
     if not utterance.spoken:
         return np.empty((0, group_length(vocabulary)), np.int64)
-    check_codes(utterance, vocabulary)
     groups = min(utterance.codes[book.name].shape[1] // book.per_group for book in vocabulary.codebooks)
     starts = first_ids(vocabulary)
     laid = np.empty((groups, len(starts)), np.int64)

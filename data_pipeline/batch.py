@@ -98,7 +98,7 @@ class Pack:
 
     tokens, labels: int64 [T] (or [T, C]); labels[t] is the place after t of the same segment. loss_weight: float32,
     same shape, the weight of that prediction, 0 on every segment's last place and on padding. label_modality: uint8,
-    same shape. positions: int64 [T], from 0 in each segment. lengths: places of each sample, padding (if any) last, so
+    same shape. lengths: places of each sample, padding (if any) last, so
     that they add up to T. keys: the samples. padding: how many of the T places are padding. slots, targets: those of
     the samples, at their places in the pack; a target has weight 0 where a sample lacks it. waves: of the samples, in
     order, where they have any. segments: lengths of the segments of each sample that has several, by its number in
@@ -109,7 +109,6 @@ class Pack:
     labels: np.ndarray
     loss_weight: np.ndarray
     label_modality: np.ndarray
-    positions: np.ndarray
     lengths: tuple[int, ...]
     keys: tuple[str, ...]
     padding: int
@@ -124,6 +123,11 @@ class Pack:
         """Lengths of what attention stays within: of every segment of every sample, and of the padding."""
         each = (self.segments.get(number, (length,)) for number, length in enumerate(self.lengths))
         return tuple(length for lengths in each for length in lengths)
+
+    @property
+    def positions(self) -> np.ndarray:
+        """int64 [T], from 0 in each segment."""
+        return np.concatenate([np.arange(length, dtype=np.int64) for length in self.attended])
 
     @property
     def read(self) -> tuple[int, ...]:

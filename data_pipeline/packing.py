@@ -136,7 +136,6 @@ def _lay(samples: Sequence[Sample], length: int, padding_id: int, columns: tuple
         labels=labels,
         loss_weight=loss_weight,
         label_modality=label_modality,
-        positions=np.concatenate([np.arange(n, dtype=np.int64) for n in attended]),
         lengths=tuple(lengths),
         keys=tuple(sample.key for sample in samples),
         padding=padding,

@@ -138,7 +138,6 @@ def make_packs(rows: int, tokens: int) -> Iterator[Pack]:
             labels=np.append(ids[1:], 0),
             loss_weight=(~last).astype(np.float32),
             label_modality=np.zeros(tokens, np.uint8),
-            positions=positions,
             lengths=tuple(lengths),
             keys=("",) * len(lengths),
             padding=0,

@@ -191,7 +191,6 @@ def _engine(world: int) -> tuple[Any, Any]:
         labels=ids[1:],
         loss_weight=np.ones(TOKENS, np.float32),
         label_modality=np.zeros(TOKENS, np.uint8),
-        positions=np.arange(TOKENS),
         lengths=(TOKENS,),
         keys=("sample",),
         padding=0,

@@ -155,7 +155,6 @@ def _full_row(config: Config) -> Batch:
         labels=ones,
         loss_weight=np.ones(size, np.float32),
         label_modality=np.zeros(size, np.uint8),
-        positions=np.arange(size),
         lengths=(size,),
         keys=(_KEY,),
         padding=0,

@@ -1,5 +1,5 @@
 """`python -m tests.train.fp8_wiring FOLDER`, with the stand-in for TransformerEngine on the path: what our engine makes
-of `train.fp8` around it. A process of its own: Megatron-Core asks as it is imported whether TransformerEngine is there."""
+of `train.fp8` around it. A process of its own: Megatron-Core looks for TransformerEngine as it is imported."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from train.engines.cuda_on_cpu import emulate_cuda
 emulate_cuda()
 absent_names.fill_in()
 
+from megatron.core import parallel_state  # noqa: E402
 from transformer_engine.common.recipe import Float8CurrentScaling, Format  # noqa: E402
 from transformer_engine.pytorch import rounded  # noqa: E402
 
@@ -23,7 +24,9 @@ from checkpoints import store  # noqa: E402
 from checkpoints.manifest import read_manifest  # noqa: E402
 from configs.schema import BackboneConfig, Config, Fp8Config, Precision  # noqa: E402
 from data_pipeline.batch import Batch, collate  # noqa: E402
+from tests.benchmarks.gpu import agreement, training  # noqa: E402
 from tests.benchmarks.gpu.rows import SMALL, packed_rows  # noqa: E402
+from tests.benchmarks.gpu.shapes import TINY  # noqa: E402
 from train.engines import process_groups  # noqa: E402
 from train.engines.megatron import MegatronEngine  # noqa: E402
 from train.objectives.next_token import NextToken  # noqa: E402
@@ -105,6 +108,18 @@ def main(folder: Path) -> None:
     assert all(linear.recipe is not None for layer in linears(again) for linear in layer)
     load(ours, saved_plain)  # what ran in fp8 before takes weights of bf16, and its own state, back
     assert all(torch.isfinite(torch.tensor(losses(ours, later))))
+    _benchmark()
+
+
+def _benchmark() -> None:
+    """What a GPU is measured with, on its way through toy sizes."""
+    given = {"shape": "3b", "positions": "rope", "packs": 1, "micro_batches": 2, "fp8": True}
+    parallel_state.destroy_model_parallel()  # each measurement joins by itself
+    ((part, figures),) = training.ours(TINY, **given)
+    assert part == "" and all(torch.isfinite(torch.tensor(figures["losses"])))
+    parallel_state.destroy_model_parallel()
+    parts = dict(agreement.curve(TINY))
+    assert parts["fp8"]["losses"] != parts["bf16"]["losses"] and parts["fp8 beside fp32"]["differs"] < 0.01
 
 
 if __name__ == "__main__":

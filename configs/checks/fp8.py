@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from configs.schema import Config, Fp8Recipe, Precision, StageKind
+from configs.schema import Config, Fp8Recipe, Precision
 from runtime.exits import BadInput
 
 # Every side of a product has to be a multiple of this, forward and backward: Megatron-Core's `get_fp8_align_size`.
@@ -15,8 +15,6 @@ def check_fp8(config: Config) -> None:
         return
     if config.train.precision is not Precision.bf16:
         raise BadInput("train.fp8 needs train.precision=bf16: what is not a product in fp8 is computed in it")
-    if config.stage.kind is StageKind.decoder:
-        raise BadInput("train.fp8: a decoder has no products in fp8; leave it out")
     if config.engine.name != "megatron":
         raise BadInput(f"train.fp8: engine.name={config.engine.name} cannot; engine.name=megatron can")
     if backbone.experts is not None:

@@ -72,7 +72,7 @@ class Documents:
 
     def read(self, number: int) -> list[Utterance]:
         """The utterances of document `number`, in order. Damaged ones are counted and left out."""
-        shard = int(np.searchsorted(self._ends, number, side="right"))
+        shard = int(self._ends.searchsorted(number, side="right"))
         reader = self._reader(shard)
         first = int(self._ends[shard - 1]) if shard else 0
         if isinstance(reader, ShardReader):

@@ -127,11 +127,20 @@ class Lane:
         ends = [end for end, tokens in enumerate(filled, 1) if 2 * tokens >= self._goal]
         ends = ends[:: -(-len(ends) // MOST_ENDS)]
 
+        def at_best(end: int) -> float:
+            return filled[end - 1] / -(-filled[end - 1] // self._length)
+
         def fullness(end: int) -> float:
             bins = best_fit([size for document in sizes[:end] for size in document], self._length)
-            return filled[end - 1] / (len(bins) * self._length)
+            return filled[end - 1] / len(bins)
 
-        return max(ends, key=fullness)
+        best, fullest = ends[0], 0.0  # the first of the fullest; those are packed first that could be
+        for end in sorted(ends, key=at_best, reverse=True):
+            if at_best(end) < fullest:
+                break
+            if (full := fullness(end)) > fullest or (full == fullest and end < best):
+                best, fullest = end, full
+        return best
 
     def _balanced(self, packs: list[Pack]) -> list[Pack]:
         """`packs` in the order in which they are handed out from turn `_turn` on."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 import numpy as np
 
@@ -108,32 +109,28 @@ def _lay(samples: Sequence[Sample], length: int, padding_id: int, columns: tuple
     """One pack; `columns` is (C,) or, of one column, ()."""
     lengths = [len(sample) for sample in samples]
     padding = length - sum(lengths)
-    shape = (length, *columns)
-    tokens = np.full(shape, padding_id, np.int64)
+    nothing = np.full((padding + 1, *columns), padding_id, np.int64)  # one more, which is the last place's label
     if columns:
-        tokens[:, :-1] = -1
-    labels = tokens.copy()
-    loss_weight = np.zeros(shape, np.float32)
-    label_modality = np.zeros(shape, np.uint8)
-    slots: list[FeatureSlots] = []
-    nothing = tokens[0].copy()
-    start = 0
-    for sample in samples:
-        end = start + len(sample)
-        tokens[start:end] = sample.tokens
-        labels[start : end - 1] = sample.tokens[1:]
-        loss_weight[start : end - 1] = sample.loss_weight[1:]
-        label_modality[start : end - 1] = sample.modality[1:]
-        for last in start - 1 + np.cumsum(sample.segments[:-1], dtype=np.int64):
-            labels[last], loss_weight[last], label_modality[last] = nothing, 0, 0
-        slots += [replace(run, start=start + run.start) for run in sample.slots]
-        start = end
+        nothing[:, :-1] = -1
+    none = np.zeros(nothing.shape, np.float32)
+    laid = np.concatenate([*(sample.tokens for sample in samples), nothing])
+    loss_weight = np.concatenate([*(sample.loss_weight for sample in samples), none])[1:]
+    label_modality = np.concatenate([*(sample.modality for sample in samples), none.astype(np.uint8)])[1:]
+    tokens, labels = laid[:-1], laid[1:].copy()
+    starts = [0, *accumulate(lengths)]
+    slots = [
+        replace(run, start=start + run.start)
+        for start, sample in zip(starts, samples, strict=False)
+        for run in sample.slots
+    ]
     parts = [(sample.targets, len(sample)) for sample in samples]
     if padding:
         lengths.append(padding)
         parts.append(({}, padding))
     segments = {number: sample.segments for number, sample in enumerate(samples) if len(sample.segments) > 1}
     attended = [length for number, whole in enumerate(lengths) for length in segments.get(number, (whole,))]
+    lasts = [end - 1 for end in accumulate(attended)]
+    labels[lasts], loss_weight[lasts], label_modality[lasts] = nothing[0], 0, 0
     return Pack(
         tokens=tokens,
         labels=labels,

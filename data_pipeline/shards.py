@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import platform
 import re
@@ -225,6 +226,7 @@ class ShardWriter:
             self._documents[utterance.document] = len(self._documents)
         described = {name: getattr(utterance, name) for name in STORED}
         described["words"] = [[word.text, word.start, word.end] for word in utterance.words]
+        described["quality"] = {name: value for name, value in utterance.quality.items() if math.isfinite(value)}
         text = json.dumps(described, ensure_ascii=False, separators=(",", ":"))
         span = _member(utterance.key, "json", text.encode())
         for name in sorted(utterance.codes):

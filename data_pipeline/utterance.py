@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 
 
-@dataclass(frozen=True)
-class Word:
-    """A word and when it is spoken, in seconds from the start of the utterance."""
+class Word(msgspec.Struct, frozen=True, array_like=True):
+    """A word and when it is spoken, in seconds from the start of the utterance.
+
+    In JSON it is [text, start, end]. No dataclass, since a loader makes more of them than of anything else.
+    """
 
     text: str
     start: float

@@ -90,6 +90,15 @@ class Vocabulary:
         """The number of each id's table, int64, same shape."""
         return np.searchsorted([table.start for table in self.tables], ids, side="right") - 1
 
+    @cached_property
+    def turns(self) -> tuple[tuple[Codebook, ...], np.ndarray]:
+        """For each token of a group of codes its codebook, and the id of code 0 of its table, int64, not to be written
+        to."""
+        turns = [(book, row) for book in self.codebooks for _ in range(book.per_group) for row in range(book.rows)]
+        starts = np.array([self.ranges[book.name].start + row * book.size for book, row in turns], np.int64)
+        starts.flags.writeable = False
+        return tuple(book for book, _ in turns), starts
+
     @property
     def size(self) -> int:
         """Ids in use."""
@@ -109,8 +118,11 @@ class Vocabulary:
 
     def modality_of(self, ids: np.ndarray) -> np.ndarray:
         """Modality number of each id, uint8, same shape; 0 for -1, which is no id."""
-        starts = [self.ranges[book.name].start for book in self.codebooks]
-        return np.searchsorted(np.asarray(starts), ids, side="right").astype(np.uint8)
+        return self._modality_starts.searchsorted(ids, side="right").astype(np.uint8)
+
+    @cached_property
+    def _modality_starts(self) -> np.ndarray:
+        return np.array([self.ranges[book.name].start for book in self.codebooks], np.int64)
 
     # --- encoding -------------------------------------------------------------------------------------------
 
@@ -156,10 +168,16 @@ class Vocabulary:
 
     def id_of(self, name: str) -> int:
         """Id of the text or special token of that name, -1 where there is none."""
-        if name in self.specials:
-            return self.text_size + self.specials.index(name)
-        found = self._tokenizer.token_to_id(name)
-        return -1 if found is None else int(found)
+        ids = self._special_ids
+        if name not in ids:
+            found = self._tokenizer.token_to_id(name)
+            ids[name] = -1 if found is None else int(found)
+        return ids[name]
+
+    @cached_property
+    def _special_ids(self) -> dict[str, int]:
+        """Of `specials`, and of every name that was asked for."""
+        return {name: self.text_size + number for number, name in enumerate(self.specials)}
 
     def token_name(self, index: int) -> str:
         """The string an exported tokenizer has for a special or audio id, such as `<|semantic_12|>`."""

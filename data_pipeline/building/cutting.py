@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -56,7 +56,7 @@ def _are_in_order(words: Sequence[Word]) -> bool:
 
 
 def _moved(word: Word, start: float) -> Word:
-    return replace(word, start=round(max(word.start - start, 0.0), 4), end=round(word.end - start, 4))
+    return Word(word.text, round(max(word.start - start, 0.0), 4), round(word.end - start, 4))
 
 
 def _pauses(words: Sequence[Word], duration: float, longest: float) -> tuple[list[float], list[int]]:

@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from data_pipeline.corpus import SPLITS
@@ -132,7 +133,7 @@ def _plain_recording(recording: Recording) -> dict[str, Any]:
         "key": recording.key,
         "audio": _plain_place(recording.audio),
         "segments": [
-            {name: value for name, value in asdict(segment).items() if value != _DEFAULTS[name]}
+            {name: value for name, value in msgspec.to_builtins(segment).items() if value != _DEFAULTS[name]}
             for segment in recording.segments
         ],
         "duration": recording.duration,
@@ -140,7 +141,7 @@ def _plain_recording(recording: Recording) -> dict[str, Any]:
     }
 
 
-_DEFAULTS = asdict(Segment())
+_DEFAULTS = msgspec.to_builtins(Segment())
 
 
 def _shard(plain: dict[str, Any]) -> PlannedShard:
@@ -159,7 +160,7 @@ def _shard(plain: dict[str, Any]) -> PlannedShard:
 def _recording(plain: dict[str, Any]) -> Recording:
     segments = []
     for segment in plain["segments"]:
-        words = tuple(Word(**word) for word in segment.pop("words", ()))
+        words = msgspec.convert(segment.pop("words", ()), tuple[Word, ...])
         quality = tuple((name, value) for name, value in segment.pop("quality", ()))
         segments.append(Segment(**segment, words=words, quality=quality))
     return Recording(plain["key"], _place(plain["audio"]), tuple(segments), plain["duration"], plain["document"])

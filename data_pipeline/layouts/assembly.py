@@ -160,30 +160,32 @@ class Assembly:
     def sample(self, key: str, wave: Wave | None = None) -> Sample:
         """The Sample, with its sound where there is one."""
         shape = self._shape(self._length)
-        tokens, weights = np.full(shape, -1, np.int64), np.empty(shape, np.float32)
-        firsts = np.ones(self._length, bool)
+        tokens, weights = np.empty(shape, np.int64), np.empty(shape, np.float32)
+        group = np.ones(self._length, np.int32)  # first 1 where a group begins, then summed up
         at = 0
         for ids, weight, width in self._pieces:
             end = at + len(ids)
             if isinstance(ids, list) and self.columns > 1:
+                tokens[at:end, :-1] = -1
                 tokens[at:end, -1] = ids
             else:
                 tokens[at:end] = ids
             weights[at:end] = weight
             if width > 1:
-                firsts[at:end] = False
-                firsts[at:end:width] = True
+                group[at:end] = 0
+                group[at:end:width] = 1
             at = end
         if self.columns > 1 or self._slots:
             weights[tokens < 0] = 0.0
         for start, end in self._uncut:
-            firsts[start + 1 : end] = False
+            group[start + 1 : end] = 0
+        group[:1] = 0
         spoken = self._audio_groups * group_seconds(self.vocabulary) if self._audio_groups else 0.0
         return Sample(
             tokens=tokens,
             loss_weight=weights,
             modality=self.vocabulary.modality_of(tokens),
-            group=np.cumsum(firsts, dtype=np.int32) - 1,
+            group=group.cumsum(out=group),
             key=key,
             audio_seconds=spoken + self._seconds,
             slots=tuple(self._slots),

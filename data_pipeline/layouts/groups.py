@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from data_pipeline.utterance import Utterance
-from data_pipeline.vocabulary import Codebook, Vocabulary
+from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
 
 
@@ -41,12 +41,12 @@ def frame_columns(vocabulary: Vocabulary) -> int:
 
 def first_ids(vocabulary: Vocabulary) -> np.ndarray:
     """The id of code 0 of each place of a group, int64 [group length]."""
-    return _turns(vocabulary)[1]
+    return vocabulary.turns[1]
 
 
 def tables_of_group(vocabulary: Vocabulary) -> list[range]:
     """The ids that each place of a group chooses among."""
-    books, starts = _turns(vocabulary)
+    books, starts = vocabulary.turns
     return [range(start, start + book.size) for book, start in zip(books, starts.tolist(), strict=True)]
 
 
@@ -89,7 +89,7 @@ def ungroup(ids: np.ndarray, vocabulary: Vocabulary) -> dict[str, np.ndarray]:
     Raises BadInput naming the first position whose token is not of the codebook whose turn it is.
     """
     length = group_length(vocabulary)
-    books, starts = _turns(vocabulary)
+    books, starts = vocabulary.turns
     turns = np.resize(np.arange(length), len(ids))
     codes = np.asarray(ids, np.int64) - starts[turns]
     sizes = np.array([book.size for book in books])
@@ -110,7 +110,7 @@ def unframe(frames: np.ndarray, vocabulary: Vocabulary) -> dict[str, np.ndarray]
     columns = frame_columns(vocabulary)
     if frames.ndim != 2 or frames.shape[1] != columns:
         raise BadInput(f"frames of {columns} columns wanted, got an array of shape {frames.shape}")
-    books, starts = _turns(vocabulary)
+    books, starts = vocabulary.turns
     codes = np.asarray(frames[:, :-1], np.int64) - starts
     wrong = np.argwhere((codes < 0) | (codes >= np.array([book.size for book in books])))
     texts = np.flatnonzero(frames[:, -1] != -1)
@@ -121,13 +121,6 @@ def unframe(frames: np.ndarray, vocabulary: Vocabulary) -> dict[str, np.ndarray]
         raise BadInput(f"token {frames[at, column]} in frame {at}, column {column}, is not of codebook "
                        f"{books[column].name}, whose column it is")  # fmt: skip
     return _by_codebook(codes, vocabulary)
-
-
-def _turns(vocabulary: Vocabulary) -> tuple[list[Codebook], np.ndarray]:
-    """For each token of a group its codebook, and the id of code 0 of its table, int64."""
-    turns = [(book, row) for book in vocabulary.codebooks for _ in range(book.per_group) for row in range(book.rows)]
-    starts = [vocabulary.ranges[book.name].start + row * book.size for book, row in turns]
-    return [book for book, _ in turns], np.array(starts, np.int64)
 
 
 def _by_codebook(groups: np.ndarray, vocabulary: Vocabulary) -> dict[str, np.ndarray]:

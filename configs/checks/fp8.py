@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from configs.checks.ppo import PPO
 from configs.schema import Config, Fp8Recipe, Precision
 from runtime.exits import BadInput
 
@@ -21,6 +22,8 @@ def check_fp8(config: Config) -> None:
         raise BadInput("train.fp8: not built for backbone.experts; leave it out")
     if config.stage.lora is not None:
         raise BadInput("train.fp8: not built for stage.lora; leave it out")
+    if config.stage.objective == PPO:
+        raise BadInput("train.fp8: not built for stage.objective=ppo, whose answers come in bf16; leave it out")
     _check_layers(config)
     head, tensor = backbone.head_dim or backbone.hidden // backbone.heads, parallel.tensor
     sharing = parallel.context * (tensor if parallel.sequence else 1)

@@ -35,6 +35,7 @@ def test_settings_become_fp8(tmp_path: Path) -> None:
         (["train.precision=fp32"], "train.fp8 needs train.precision=bf16"),
         (["engine=deepspeed"], "train.fp8: engine.name=deepspeed cannot"),
         (["stage.lora={rank: 4}"], "train.fp8: not built for stage.lora"),
+        (["stage.objective=ppo"], "train.fp8: not built for stage.objective=ppo"),
         (["backbone.experts={count: 4, ffn: 32}"], "train.fp8: not built for backbone.experts"),
         (["train.fp8.bf16_first=-1"], "train.fp8.bf16_first=-1: has to be 0 or above"),
         (["train.fp8.bf16_first=5"], "train.fp8.bf16_first=5 is above backbone.layers / parallel.pipeline = 4"),

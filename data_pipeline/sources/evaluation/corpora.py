@@ -32,20 +32,15 @@ def corpus(path: str, split: str | None, *, spoken: bool = True, prompted: bool 
             numbers = np.flatnonzero(reader.index.spoken == spoken).tolist()
             said = [reader.read(number) for number in numbers]
             for order, (number, held) in enumerate(zip(numbers, said, strict=True)):
-                place = InShard(shard, number)
-                prompt = _beside(said, order) if prompted else None
-                if prompted and prompt is None:
-                    continue
-                yield Item(
-                    f"{held.document}/{held.key}",
-                    held.text,
-                    held.language,
-                    place if spoken else None,
-                    prompt=None
-                    if prompt is None
-                    else Turn("human", said[prompt].text, InShard(shard, numbers[prompt])),
-                    stored=place,
-                )
+                prompt = None
+                if prompted:
+                    other = _beside(said, order)
+                    if other is None:
+                        continue
+                    prompt = Turn("human", said[other].text, InShard(shard, numbers[other]))
+                key, place = f"{held.document}/{held.key}", InShard(shard, number)
+                sound = place if spoken else None
+                yield Item(key, held.text, held.language, sound, prompt=prompt, stored=place)
 
 
 def _beside(said: Sequence[Utterance], order: int) -> int | None:

@@ -120,6 +120,7 @@ class Documents:
             except BadInput:
                 self.damage.add(DamagedSample("codes", f"{reader.path} sample {sample}"))
         self.damage.judge()
+        self._corpus.vocabulary.know({utterance.text: utterance.ids for utterance in read if utterance.ids})
         return [] if self._whole and len(read) < len(samples) else read
 
     def _open(self, shard: int) -> ShardReader | DamagedSample:

@@ -88,6 +88,7 @@ def check_export(config: Config, stop: StopFlag) -> None:
         train=replace(
             config.train,
             precision=Precision.fp32,
+            fp8=None,
             attention=AttentionKernel.auto,
             validate_every=1,
             validation_packs=PACKS,

@@ -254,7 +254,11 @@ def _comes_again(product: _Product, recomputed: Recomputed) -> bool:
 
 
 def device_peak_flops(device: str, precision: Precision) -> float | None:
-    """Dense peak in FLOP/s of a device by the name that CUDA gives it; None for a CPU or a device not listed."""
+    """Dense peak in FLOP/s of a device by the name that CUDA gives it; None for a CPU or a device not listed.
+
+    There is none of fp8: with `train.fp8` MFU stays a share of the bf16 peak, so that it compares with runs without it,
+    and can be above what they reach; attention, head and some layers are in bf16 even then.
+    """
     words = set(re.findall(r"[a-z0-9]+", device.lower()))
     for needed, bf16, fp32 in _PEAKS:
         if needed <= words:

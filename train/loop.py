@@ -38,6 +38,7 @@ from train.engines.build import build_engine
 from train.engines.protocol import Engine, Outcome
 from train.journal import Journal
 from train.models.attention.kernels import check_kernel
+from train.models.fp8 import check_fp8_here
 from train.models.routing import added
 from train.models.speech_lm import check_layouts
 from train.objectives.build import check_objective, objective_of
@@ -110,6 +111,7 @@ def _check_model(config: Config) -> None:
     if config.stage.objective == PPO:
         check_prompts(layouts)
     check_kernel(config)
+    check_fp8_here(config)
 
 
 class Stage:

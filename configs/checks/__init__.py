@@ -15,6 +15,7 @@ from configs.checks.distillation import DISTILL, check_distillation, check_gener
 from configs.checks.engine import check_engine
 from configs.checks.evaluation import check_evaluation
 from configs.checks.experts import check_experts
+from configs.checks.fp8 import check_fp8
 from configs.checks.inference import check_inference
 from configs.checks.loss import check_loss
 from configs.checks.merge import check_merge
@@ -49,6 +50,7 @@ def check(config: Config, processes: int | None = None) -> None:
     check_topology(config)
     check_adapter(config)
     check_engine(config)
+    check_fp8(config)
     check_decoder(config)
     check_pipeline(config)
     check_training(config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from configs.schema import Config, DecoderConfig, MelConfig, StageKind
+from configs.schema import Config, DecoderConfig, MelConfig, Precision, StageKind
 from runtime.exits import BadInput
 
 OBJECTIVES = ("flow", "vocoder")  # of a stage of kind decoder
@@ -19,6 +19,8 @@ def check_decoder(config: Config) -> None:
         raise BadInput(
             f"stage.objective={config.stage.objective}: a stage of kind decoder trains one of {', '.join(OBJECTIVES)}"
         )
+    if config.train.precision is not Precision.fp32:
+        raise BadInput(f"train.precision={config.train.precision.value}: a decoder is trained in fp32")
     _check_engine(config)
     check_sizes(config.decoder)
 

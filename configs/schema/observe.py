@@ -26,5 +26,5 @@ class ObserveConfig:
     ranks_every: int = 10  # steps between comparisons of all ranks: time split and memory; 0: rank 0's time alone
     norms_every: int = 10  # steps between norms of gradients, parameters and updates by group; 0: never
     norms_by_layer: bool = False  # norms of every layer of the trunk as well
-    peak_teraflops: float | None = None  # dense peak of one device, for MFU; None: by its name, if that is known
+    peak_teraflops: float | None = None  # dense peak of one device, for MFU; None: by its name, of train.precision
     profile: ProfileConfig = field(default_factory=ProfileConfig)

@@ -14,6 +14,25 @@ class Precision(Enum):
     bf16 = "bf16"  # parameters and activations; main parameters and gradient sums stay fp32
 
 
+class Fp8Recipe(Enum):
+    """How fp8 numbers are scaled; all look at the tensor itself and keep nothing from step to step. TransformerEngine's
+    delayed scaling, which does, is left out: its history would have to be unpickled from checkpoints."""
+
+    tensorwise = "tensorwise"  # a scale a tensor; e4m3, gradients of outputs e5m2
+    blockwise = "blockwise"  # a scale for 1 x 128 of activations, for 128 x 128 of weights; e4m3; CUDA 12.9
+    mxfp8 = "mxfp8"  # a power of two for every 32 numbers; e4m3; GPUs of the Blackwell generation
+
+
+@dataclass
+class Fp8Config:
+    """Products of the trunk's linear layers in fp8, forward and backward, by TransformerEngine. Parameters, their
+    gradients' sums, norms, attention and the head stay as train.precision=bf16 has them."""
+
+    recipe: Fp8Recipe = Fp8Recipe.tensorwise
+    bf16_first: int = 1  # lowest layers whose products stay in bf16
+    bf16_last: int = 1  # highest layers, likewise
+
+
 class AttentionKernel(Enum):
     auto = "auto"  # sdpa on the CPU; on a GPU flex for sqrt_alibi, else varlen in bf16 and sdpa in fp32
     sdpa = "sdpa"  # PyTorch's scaled_dot_product_attention, sample by sample
@@ -119,6 +138,7 @@ class TrainConfig:
     sequence_length: int = 1024  # tokens a pack
     seed: int = 1234
     precision: Precision = Precision.fp32
+    fp8: Fp8Config | None = None  # None: every product in the precision above
     attention: AttentionKernel = AttentionKernel.auto
     experts: ExpertKernel = ExpertKernel.auto  # of a backbone that has experts
     deterministic: bool = True

@@ -77,13 +77,13 @@ def vocabulary_rows(config: Config) -> int:
 
 
 def stage_on_gpus(words: Sequence[str]) -> Config:
-    """The stage that is meant, or a recipe's first, as one would train it on GPUs: bf16, and kernels that need not be
-    deterministic. Without a recipe, what a plan does not depend on is filled in."""
+    """The stage that is meant, or a recipe's first, as one would train it on GPUs: bf16 without fp8, and kernels that
+    need not be deterministic. Without a recipe, what a plan does not depend on is filled in."""
     given = {word.partition("=")[0] for word in words}
     if "recipe" not in given:
         words = [*words, *(f"{key}={value}" for key, value in _UNASKED.items() if key not in given)]
     config = read_words(words).first()
-    return replace(config, train=replace(config.train, precision=Precision.bf16, deterministic=False))
+    return replace(config, train=replace(config.train, precision=Precision.bf16, fp8=None, deterministic=False))
 
 
 def _nothing(ranks: int, gpu: Gpu, headroom: float, found: Ranking, ranked: Callable[[int], Ranking]) -> str:

@@ -32,6 +32,7 @@ def test_published_sizes() -> None:
     [
         ("stage.objective=pretrain", "stage.objective=pretrain: a stage of kind decoder"),
         ("stage.kind=train", "needs stage.kind=decoder"),
+        ("train.precision=bf16", "train.precision=bf16: a decoder is trained in fp32"),
         ("engine=megatron", "engine.name=megatron"),
         ("engine.zero_stage=3", "engine.zero_stage=3"),
         ("parallel.tensor=2", "parallel.tensor=2"),

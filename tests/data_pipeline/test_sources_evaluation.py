@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs.schema import EvaluationSetConfig
-from data_pipeline.sources.evaluation import Item, check_set, read_set
+from data_pipeline.sources.evaluation import InShard, Item, check_set, read_set
 from data_pipeline.sources.evaluation.questions import listed
 from data_pipeline.sources.recording import UnreadableAudio
 from runtime.exits import BadInput
@@ -105,6 +105,15 @@ def test_corpora_speech_text_and_tasks_are_sets_too(tmp_path: Path) -> None:
     spoken, written = read("corpus", folder), read("corpus", folder, spoken=False)
     assert spoken[0].stored is not None and spoken[0].stored.utterance().text == spoken[0].text
     assert all(item.sound is None for item in written)
+    prompted = read("corpus", folder, prompted=True)
+    assert prompted and {item.key for item in prompted} <= {item.key for item in spoken}
+    for item in prompted:
+        assert item.prompt is not None and item.stored is not None and isinstance(item.prompt.sound, InShard)
+        one, other = item.stored.utterance(), item.prompt.sound.utterance()
+        assert one.key != other.key and (one.document, one.speaker) == (other.document, other.speaker)
+        assert item.prompt.text == other.text
+    with pytest.raises(BadInput, match="spoken=false leaves it out"):
+        read("corpus", folder, spoken=False, prompted=True)
     transcript = tmp_path / "LibriSpeech/test-clean/19/198/19-198.trans.txt"
     lines(transcript, "19-198-0000 NORTHANGER ABBEY", "19-198-0001 THIS LITTLE WORK")
     write_sound(transcript.parent / "19-198-0000.flac", speechlike(0.5))

@@ -82,6 +82,9 @@ def dry_run(
     check_layouts(layouts_of(config.mixture.sources), audio_input_of(config))
     if config.encoder is not None:  # nothing is read here
         config = replace(config, encoder=replace(config.encoder, weights=None))
+    if config.train.fp8 is not None:
+        config = replace(config, train=replace(config.train, fp8=None))
+        say("train.fp8 needs TransformerEngine on a GPU: ranks are built without it; fp8 copies of weights come beside")
     rows = vocabulary_rows(config)
     if config.stage.objective == PPO:
         config = replace(config, stage=replace(config.stage, objective="sft"))

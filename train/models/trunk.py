@@ -19,6 +19,7 @@ from configs.schema import (
     BackboneConfig,
     Config,
     ExpertKernel,
+    Fp8Config,
     ParallelConfig,
     Precision,
     Recompute,
@@ -26,6 +27,7 @@ from configs.schema import (
 from train.models.attention.core import PackedAttention
 from train.models.attention.kernels import chosen
 from train.models.experts import expert_layer, grouped, mixture
+from train.models.fp8 import fp8_settings, with_fp8_products
 from train.models.norm import RMSNorm
 from train.models.trunk_config import TrunkConfig
 
@@ -36,6 +38,7 @@ def trunk_of(config: Config, vocabulary_rows: int) -> TrunkConfig:
         config.backbone,
         settled(config.backbone, config.parallel, vocabulary_rows),
         config.train.precision,
+        fp8=config.train.fp8,
         attention=config.train.attention,
         deterministic=config.train.deterministic,
         expert_kernel=config.train.experts,
@@ -51,6 +54,7 @@ def transformer_config(
     parallel: ParallelConfig,
     precision: Precision,
     *,
+    fp8: Fp8Config | None = None,
     attention: AttentionKernel = AttentionKernel.auto,
     deterministic: bool = False,
     expert_kernel: ExpertKernel = ExpertKernel.auto,
@@ -118,6 +122,7 @@ def transformer_config(
         persist_layer_norm=False,
         audio_input=audio_input,
         **_recomputed(parallel, backbone),
+        **fp8_settings(fp8),
         **mixture(backbone, parallel, grouped=grouped(expert_kernel, half=bf16), row_packs=row_packs),
     )
 
@@ -164,6 +169,8 @@ def trunk_spec(config: TrunkConfig, virtual_stage: int = 0) -> TransformerBlockS
     attention.q_layernorm = attention.k_layernorm = RMSNorm if config.qk_layernorm else None
     if config.residual_multiplier != 1.0:
         parts.self_attn_bda = parts.mlp_bda = _added(config.residual_multiplier)
+    if config.fp8 is not None:
+        with_fp8_products(parts)
     stage = parallel_state.get_pipeline_model_parallel_rank()
     specs = [layer] * get_num_layers_to_build(config, virtual_stage, stage)
     if config.experts:

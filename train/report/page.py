@@ -104,7 +104,7 @@ def _subtitle(run: RunFolder) -> str:
         f"stage {run.setting('stage.name')}" if run.setting("stage.name") else "",
         f"backbone {run.setting('backbone.name')}" if run.setting("backbone.name") else "",
         topology or ("one rank" if parallel else ""),
-        str(run.setting("train.precision", "")),
+        f"{run.setting('train.precision', '')}{', products in fp8' if run.setting('train.fp8') else ''}",
     ]
     return " · ".join(part for part in parts if part)
 

@@ -2,33 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from data_pipeline.corpus import SPLITS, Corpus
 from data_pipeline.shards import ShardReader
-from data_pipeline.sources.evaluation.item import InShard, Item
+from data_pipeline.sources.evaluation.item import InShard, Item, Turn
 from data_pipeline.sources.keys import safe_key
 from data_pipeline.sources.sentences import joined
 from data_pipeline.sources.text import KINDS, find_source
+from data_pipeline.utterance import Utterance
 from runtime.exits import BadInput
 
 TASK_FILES = ("*.yaml", "*.yml")
 
 
-def corpus(path: str, split: str | None, *, spoken: bool = True) -> Iterator[Item]:
-    """Utterances of a corpus, spoken ones alone or only those that were not. `split` is train or valid (valid)."""
+def corpus(path: str, split: str | None, *, spoken: bool = True, prompted: bool = False) -> Iterator[Item]:
+    """Utterances of a corpus, spoken ones alone or only those that were not. `split` is train or valid (valid).
+    prompted: with the one before of the same document and speaker as a prompt, or the one after; what stands alone is
+    left out."""
+    if prompted and not spoken:
+        raise BadInput("evaluation set corpus: prompted asks for speech, and spoken=false leaves it out")
     if split is not None and split not in SPLITS:
         raise BadInput(f"evaluation set corpus: no split {split}; there are {', '.join(SPLITS)}")
     for shard in Corpus.open(Path(path)).shards(split or "valid"):
         with ShardReader(shard) as reader:
-            for number in np.flatnonzero(reader.index.spoken == spoken).tolist():
-                held, place = reader.read(number), InShard(shard, number)
-                yield Item(
-                    f"{held.document}/{held.key}", held.text, held.language, place if spoken else None, stored=place
-                )
+            numbers = np.flatnonzero(reader.index.spoken == spoken).tolist()
+            said = [reader.read(number) for number in numbers]
+            for order, (number, held) in enumerate(zip(numbers, said, strict=True)):
+                prompt = None
+                if prompted:
+                    other = _beside(said, order)
+                    if other is None:
+                        continue
+                    prompt = Turn("human", said[other].text, InShard(shard, numbers[other]))
+                key, place = f"{held.document}/{held.key}", InShard(shard, number)
+                sound = place if spoken else None
+                yield Item(key, held.text, held.language, sound, prompt=prompt, stored=place)
+
+
+def _beside(said: Sequence[Utterance], order: int) -> int | None:
+    """The number of the utterance before that of `order`, or else after it, of its document and speaker."""
+    one = said[order]
+    for other in (order - 1, order + 1):
+        if 0 <= other < len(said) and (said[other].document, said[other].speaker) == (one.document, one.speaker):
+            return other
+    return None
 
 
 def text(path: str, split: str | None, *, kind: str = "plain", field: str = "text") -> Iterator[Item]:

@@ -9,6 +9,7 @@ random walk, come to 2 % of the logits' norm; allowed are 5 %, 1 % of the loss, 
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 
 from configs.schema import Config, Precision
 from data_pipeline.batch import collate
+from runtime.exits import BadInput
 from tests.benchmarks.gpu import older_torch, training
 from tests.benchmarks.gpu.rows import packed_rows
 from tests.benchmarks.gpu.shapes import Scale, backbone
@@ -100,21 +102,32 @@ def against_the_cpu(scale: Scale) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def curve(scale: Scale) -> Iterator[tuple[str, dict[str, Any]]]:
-    """100 steps in bf16 and in fp32 on the same data, both on the device.
+    """100 steps in bf16 and in fp32 on the same data, both on the device; and with products in fp8, where
+    TransformerEngine is there.
 
-    Noise is what another order of the same data does to the fp32 curve's end; bf16 may differ by that or 1 %.
+    Noise is what another order of the same data does to the fp32 curve's end; the others may differ by that or 1 %.
     """
     older_torch.mend()
     length, steps = (128, 6) if scale.tiny else (1024, 100)
     place = process_groups.join(Config().parallel)
     rows = packed_rows(steps, length, scale.ids, seed=3, words=scale.words)
     ends = {}
-    for name, precision, order in (
+    curves = [
         ("fp32", Precision.fp32, rows),
         ("bf16", Precision.bf16, rows),
         ("fp32, reversed", Precision.fp32, rows[::-1]),
-    ):
-        engine, objective = training.build(_small(scale, "rope", precision, length), scale, place, by_name=True)
+    ]
+    if importlib.util.find_spec("transformer_engine") is not None:
+        curves.append(("fp8", Precision.bf16, rows))
+    for name, precision, order in curves:
+        config = _small(scale, "rope", precision, length)
+        try:
+            if name == "fp8":
+                config.train.fp8 = training.fp8_of(config, place)
+        except BadInput as error:
+            yield name, {"failed": str(error)}
+            continue
+        engine, objective = training.build(config, scale, place, by_name=True)
         losses = []
         for row in order:
             outcome = engine.train_step([collate([row])], training.LEARNING_RATE, [], lambda _: True)
@@ -123,9 +136,11 @@ def curve(scale: Scale) -> Iterator[tuple[str, dict[str, Any]]]:
         training.free()
         ends[name] = sum(losses[-_CURVE_END:]) / len(losses[-_CURVE_END:])
         yield name, {"losses": losses, "end": ends[name]}
-    off = abs(ends["bf16"] / ends["fp32"] - 1)
     noise = abs(ends["fp32, reversed"] / ends["fp32"] - 1)
-    yield "bf16 beside fp32", {"differs": off, "noise": noise, "holds": off <= max(noise, _CURVE_TOLERANCE)}
+    for name in [name for name in ("bf16", "fp8") if name in ends]:
+        off = abs(ends[name] / ends["fp32"] - 1)
+        holds = off <= max(noise, _CURVE_TOLERANCE)
+        yield f"{name} beside fp32", {"differs": off, "noise": noise, "holds": holds}
 
 
 def kernels(scale: Scale) -> Iterator[tuple[str, dict[str, Any]]]:

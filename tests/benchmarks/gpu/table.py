@@ -66,6 +66,8 @@ def _aims(found: Results) -> Iterator[str]:
                 yield f"aim: {shape} at no more memory: {_met(share, 1.0, f'{1 / share:.2f} of theirs')}"
         else:
             yield f"aim: {shape} at least {LEAST_RATIO} x transformers: not measured"
+    bf16, fp8 = (_figures(found, f"3b rope: {who}").get("tokens_a_second") for who in ("ours", "ours in fp8"))
+    yield f"3b in fp8 over bf16: {f'{fp8 / bf16:.2f}' if fp8 and bf16 else 'not measured'}"
 
 
 def _met(value: float | None, least: float, said: str) -> str:

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,7 +15,7 @@ from unittest import mock
 
 import torch
 
-from configs.schema import BackboneConfig, Config, Precision, Recompute, RecomputeMethod
+from configs.schema import BackboneConfig, Config, Fp8Config, Precision, Recompute, RecomputeMethod
 from data_pipeline.batch import Batch, Pack, collate
 from tests.benchmarks.gpu import older_torch
 from tests.benchmarks.gpu.rows import MODALITIES, attended, packed_rows, predicted, real_tokens
@@ -22,6 +23,7 @@ from tests.benchmarks.gpu.shapes import Scale, backbone
 from train.engines import megatron, process_groups
 from train.engines.megatron import MegatronEngine
 from train.flops import Recomputed, StepFlops, device_peak_flops, step_flops
+from train.models.fp8 import check_fp8_here
 from train.objectives.next_token import NextToken
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -38,7 +40,14 @@ def device() -> torch.device:
 
 
 def ours(
-    scale: Scale, *, shape: str, positions: str, packs: int, micro_batches: int, recompute: tuple[str, ...] = ("none",)
+    scale: Scale,
+    *,
+    shape: str,
+    positions: str,
+    packs: int,
+    micro_batches: int,
+    recompute: tuple[str, ...] = ("none",),
+    fp8: bool = False,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """packs: of a micro-batch, which is one row; micro_batches: of a step. One part for each kind of `recompute`.
 
@@ -46,6 +55,8 @@ def ours(
     older_torch.mend()
     config = config_of(backbone(shape, positions, scale), scale, packs)
     place = process_groups.join(config.parallel)
+    if fp8:
+        config.train.fp8 = fp8_of(config, place)
     data = data_of(scale, packs, micro_batches)
     for kind in recompute:
         config.parallel.recompute = Recompute(kind)
@@ -66,6 +77,14 @@ def config_of(shape: BackboneConfig, scale: Scale, packs: int) -> Config:
     config.train.deterministic = False  # as the others are
     config.loss.chunk = 4096 if not scale.tiny else 64
     return config
+
+
+def fp8_of(config: Config, place: torch.device) -> Fp8Config:
+    """The option as it is by default, but of a model of toy size; raises BadInput where this GPU cannot."""
+    fp8 = Fp8Config() if config.backbone.layers > 2 else Fp8Config(bf16_first=0, bf16_last=0)
+    if place.type == "cuda":
+        check_fp8_here(replace(config, train=replace(config.train, fp8=fp8)))
+    return fp8
 
 
 def data_of(scale: Scale, packs: int, micro_batches: int) -> list[list[Pack]]:

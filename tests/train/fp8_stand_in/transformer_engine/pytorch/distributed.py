@@ -1,0 +1,6 @@
+class CudaRNGStatesTracker:
+    pass
+
+
+def activation_recompute_forward(**_):
+    raise AssertionError("nothing is recomputed here")

@@ -31,6 +31,8 @@ class Damage(NamedTuple):
 
     def plus(self, other: Damage) -> Damage:
         """What was counted in both stretches."""
+        if not other.kinds:  # as nearly always, and a lane adds up one of each document
+            return self._replace(read=self.read + other.read)
         kinds, sources = Counter(self.kinds), Counter(self.sources)
         kinds.update(other.kinds)
         sources.update(other.sources)
@@ -57,6 +59,9 @@ class DamageTally:
 
     def take(self) -> Damage:
         """What was counted since the last call, which is then forgotten here."""
+        if not self.kinds:
+            read, self.read = self.read, 0
+            return NO_DAMAGE._replace(read=read)
         taken = Damage(self.read, dict(self.kinds), list(self.names), dict(self.sources))
         self.read, self.kinds, self.names, self.sources = 0, Counter(), [], Counter()
         return taken
@@ -64,14 +69,17 @@ class DamageTally:
     def merge(self, damage: Damage) -> None:
         """Count what another tally gave away. Raises BadInput as `judge` does."""
         self.read += damage.read
-        self.kinds.update(damage.kinds)
-        self.sources.update(damage.sources)
-        for name in damage.names:
-            self._name(name)
+        if damage.kinds:
+            self.kinds.update(damage.kinds)
+            self.sources.update(damage.sources)
+            for name in damage.names:
+                self._name(name)
         self.judge()
 
     def judge(self) -> None:
         """Raises BadInput once more than the allowed share of at least 100 samples read was damaged."""
+        if not self.kinds:
+            return
         damaged = sum(count for kind, count in self.kinds.items() if kind not in UNJUDGED)
         if self.read >= JUDGED_FROM and damaged > self._allowed_share * self.read:
             named = next((name for name in self.names if not name.endswith(tuple(UNJUDGED))), "not named")

@@ -72,7 +72,7 @@ class Documents:
 
     def read(self, number: int) -> list[Utterance]:
         """The utterances of document `number`, in order. Damaged ones are counted and left out."""
-        shard = int(np.searchsorted(self._ends, number, side="right"))
+        shard = int(self._ends.searchsorted(number, side="right"))
         reader = self._reader(shard)
         first = int(self._ends[shard - 1]) if shard else 0
         if isinstance(reader, ShardReader):
@@ -120,6 +120,7 @@ class Documents:
             except BadInput:
                 self.damage.add(DamagedSample("codes", f"{reader.path} sample {sample}"))
         self.damage.judge()
+        self._corpus.vocabulary.know({utterance.text: utterance.ids for utterance in read if utterance.ids})
         return [] if self._whole and len(read) < len(samples) else read
 
     def _open(self, shard: int) -> ShardReader | DamagedSample:

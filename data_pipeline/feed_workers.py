@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import pickle
 import signal
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from multiprocessing import forkserver, resource_tracker
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -27,39 +33,57 @@ _NOT_THEIRS = (*STOP_SIGNALS, PROFILE_SIGNAL)  # signals that are for the rank a
 
 @dataclass
 class _Lanes(IterableDataset):
-    """Some lanes, in the order of their turns. The worker that iterates opens the corpus for itself."""
+    """Some lanes, in the order of their turns, as messages of packs: of `step` first, soon of `most`. The worker that
+    iterates opens the corpus for itself."""
 
     config: Config
     corpus: Corpus
     split: str
     numbers: Sequence[int]
     states: Mapping[int, dict[str, Any]]
+    step: int
+    most: int
 
-    def __iter__(self) -> Iterator[Served]:
+    def __iter__(self) -> Iterator[bytes]:
         counted = DamageTally(allowed_share=1.0)  # who merges the counts of all workers judges them
         mixture = open_mixture(self.config, self.corpus, self.split, counted)
         lanes = [Lane.of(self.config, mixture, number) for number in self.numbers]
         for lane in lanes:
             lane.restore(self.states[lane.number])
-        return serve(lanes)
+        served, together = serve(lanes), self.step
+        while some := list(islice(served, together)):
+            yield pickle.dumps(some, pickle.HIGHEST_PROTOCOL)
+            together = min(2 * together, self.most)
 
 
 class WorkerFeed:
     """Lanes dealt to `workers` processes: lane number i of this feed goes to process i mod `workers`.
 
     Each process is one DataLoader's, so that it is asked for its packs when their turn comes, whatever numbers of lanes
-    and processes there are. Processes are forked from a clean server (no threads, no CUDA, no InfiniBand to inherit),
+    and processes there are. A message costs more than the packs in it: the first holds what a process has to give to a
+    step of `step` packs, later ones up to a quarter of what it reads ahead. Processes are forked from a clean server (no threads, no CUDA, no InfiniBand to inherit),
     ignore stop signals, and leave when this process does, however it ends.
     """
 
     def __init__(
-        self, config: Config, corpus: Corpus, split: str, numbers: Sequence[int], *, workers: int, ahead: int
+        self,
+        config: Config,
+        corpus: Corpus,
+        split: str,
+        numbers: Sequence[int],
+        *,
+        workers: int,
+        step: int,
+        ahead: int,
     ) -> None:
-        self._make = lambda mine, states: _Lanes(config, corpus, split, mine, states)
         self._numbers = list(numbers)
         self._workers = min(workers, len(self._numbers))
-        self._ahead = max(1, ahead // self._workers)
+        each = max(1, step // self._workers)
+        self._most = most = max(each, ahead // self._workers // 4)
+        self._make = lambda mine, states: _Lanes(config, corpus, split, mine, states, each, most)
+        self._ahead = max(1, ahead // self._workers // most)
         self._streams: list[Any] = []
+        self._here: list[deque[Served]] = []
 
     def start(self, states: Mapping[int, dict[str, Any]], turn: int) -> None:
         self.close()
@@ -69,9 +93,14 @@ class WorkerFeed:
         if not self._streams:
             _start_server()
             self._streams = [iter(loader) for loader in self._loaders()]
+            self._here = [deque() for _ in self._streams]
+            self._at_exit = partial(_kill, [process for stream in self._streams for process in stream._workers])
+            atexit.register(self._at_exit)
         worker = self._turn % len(self._numbers) % self._workers
+        here = self._here[worker]
         try:
-            served: Served = next(self._streams[worker])
+            if not here:
+                here.extend(pickle.loads(next(self._streams[worker])))
         except RuntimeError as error:
             if "exited unexpectedly" not in str(error):
                 raise
@@ -79,13 +108,17 @@ class WorkerFeed:
                 f"data worker {worker} of {self._workers} died (killed, perhaps for want of memory): {error}"
             ) from None
         self._turn += 1
-        return served
+        return here.popleft()
 
     @property
     def ready(self) -> int:
-        return sum(stream._worker_result_queue.qsize() for stream in self._streams)
+        waiting = sum(stream._worker_result_queue.qsize() for stream in self._streams)
+        return waiting * self._most + sum(map(len, self._here))
 
     def close(self) -> None:
+        if self._streams:
+            atexit.unregister(self._at_exit)
+        self._here = []
         self._streams = []  # a DataLoader's iterator ends its process when nobody holds it any more
 
     @property
@@ -124,6 +157,13 @@ def _start_server() -> None:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _kill(workers: Sequence[BaseProcess]) -> None:
+    """For a process that ends without closing its feed: else it would wait for workers, which take no SIGTERM and may
+    be waiting for it to read."""
+    for worker in workers:
+        worker.kill()
 
 
 def _as_it_is(served: Any) -> Any:

@@ -228,7 +228,7 @@ def make_loader(config: Config, corpus: Corpus, *, split: str, rank: int, world:
     ahead = options.prefetch * batch // world
     feed: Feed
     if options.workers:
-        feed = WorkerFeed(config, corpus, split, list(begin), workers=options.workers, ahead=ahead)
+        feed = WorkerFeed(config, corpus, split, list(begin), workers=options.workers, step=batch // world, ahead=ahead)
     else:
         feed = LocalFeed(lanes, ahead)
     return Loader(config, mixture, feed, begin, rank=rank, world=world)

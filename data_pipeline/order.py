@@ -52,7 +52,7 @@ class Order:
         length = min(self._block, size - block * self._block)
         position = begin + permuted(within, length, seed_of(self._seed, cursor.epoch, begin))
         shards, ends = self._shards(cursor.epoch)
-        turn = int(np.searchsorted(ends, position, side="right"))
+        turn = int(ends.searchsorted(position, side="right"))
         shard = shards[turn]
         return int(self._firsts[shard] + position - (ends[turn] - self._counts[shard]))
 

@@ -20,7 +20,7 @@ import numpy as np
 from data_pipeline.utterance import Utterance
 
 _MEMBER_NAME = re.compile(rb"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)?\.[a-z0-9]+")  # nothing that could be a path
-STORED = [f.name for f in fields(Utterance) if f.name not in ("codes", "features", "audio")]
+STORED = [f.name for f in fields(Utterance) if f.name not in ("codes", "features", "audio", "ids")]
 _described = msgspec.json.Decoder(Utterance)  # refuses numbers that are not finite, and text that is not UTF-8
 BAD_ARCHIVE = (  # what zipfile and numpy raise on flipped bytes; RuntimeError is "encrypted" or "not supported"
     *(OSError, ValueError, TypeError, LookupError, EOFError, RuntimeError, MemoryError, SyntaxError),

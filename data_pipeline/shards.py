@@ -39,6 +39,7 @@ from data_pipeline.sample_bytes import (
     utterance_of,
 )
 from data_pipeline.utterance import Utterance
+from data_pipeline.vocabulary import Vocabulary
 
 AUDIO = "flac"
 PARTIAL = ".partial"  # how names of unfinished files end
@@ -184,14 +185,16 @@ def _with_prefix(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.
 
 
 class ShardWriter:
-    """Writes one shard: `with ShardWriter(path) as shard: shard.write(utterance)`.
+    """Writes one shard: `with ShardWriter(path, vocabulary) as shard: shard.write(utterance)`.
 
-    The tar appears under its name when the block ends well, and its index after it: a tar without an index is
+    With a vocabulary, that of the corpus, each utterance keeps the ids of its text: encoding them takes a loader longer
+    than reading the rest. The tar appears under its name when the block ends well, and its index after it: a tar without an index is
     unfinished. The same utterances always give the same bytes. Nothing is left behind when the block raises.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, vocabulary: Vocabulary | None = None) -> None:
         self.path = path
+        self._vocabulary = vocabulary
         self._partial = partial_of(path)
         self._rows: list[dict[str, float]] = []
         self._frames: list[dict[str, int]] = []
@@ -227,6 +230,8 @@ class ShardWriter:
         described = {name: getattr(utterance, name) for name in STORED}
         described["words"] = [[word.text, word.start, word.end] for word in utterance.words]
         described["quality"] = {name: value for name, value in utterance.quality.items() if math.isfinite(value)}
+        if self._vocabulary is not None:
+            described["ids"] = self._vocabulary.encode_text(utterance.text)
         text = json.dumps(described, ensure_ascii=False, separators=(",", ":"))
         span = _member(utterance.key, "json", text.encode())
         for name in sorted(utterance.codes):

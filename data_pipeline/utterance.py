@@ -29,7 +29,9 @@ class Utterance:
     human or assistant; chosen or rejected, of two answers to compare), `style` how it is said where its source tells,
     such as RAP. `quality` holds what was measured, by column. Utterances of one `document` stand next to each other, in
     order, in one shard; those of a conversation are its turns, or parts of them, spoken or written. `audio` is its
-    sound, a FLAC file at 16 kHz, for readers that ask for it (None: they did not, or the corpus keeps none).
+    sound, a FLAC file at 16 kHz, for readers that ask for it (None: they did not, or the corpus keeps none). `ids` are
+    those of `text` by the corpus's tokenizer, as its shard keeps them (empty: it keeps none); layouts get them from
+    `Vocabulary.encode_text`, which is told of them as a document is read.
     """
 
     key: str
@@ -50,6 +52,7 @@ class Utterance:
     codes: dict[str, np.ndarray] = field(default_factory=dict)
     features: dict[str, np.ndarray] = field(default_factory=dict)
     audio: bytes | None = None
+    ids: tuple[int, ...] = ()
 
     @property
     def spoken(self) -> bool:

@@ -8,6 +8,7 @@ where it is used.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -138,7 +139,18 @@ class Vocabulary:
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of `text`, without any begin or end token; the name of a special token in it is text like any other."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        known = self._known.get(text)
+        return self._tokenizer.encode(text, add_special_tokens=False).ids if known is None else list(known)
+
+    def know(self, ids: Mapping[str, Sequence[int]]) -> None:
+        """Be told what `encode_text` gives for some texts, which are those of one document of a corpus that keeps the
+        ids of its texts; of the texts told of before, nothing is known any more."""
+        self._known.clear()
+        self._known.update(ids)
+
+    @cached_property
+    def _known(self) -> dict[str, Sequence[int]]:
+        return {}
 
     def decode_text(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False)

@@ -55,6 +55,7 @@ from data_pipeline.shards import PARTIAL, replace_atomically
 from data_pipeline.sources import find_source
 from data_pipeline.sources.speech import open_speech_source
 from data_pipeline.speech import prepare_voice, voice_identity
+from data_pipeline.vocabulary import VOCABULARY_FILE, Vocabulary
 from runtime.exits import BadInput, StoppedEarly
 from runtime.locks import only_one
 from runtime.progress import Progress, hours_line
@@ -169,9 +170,10 @@ class _Job:
         return merged
 
     def _prepared(self) -> Workers:
-        """Workers, once there is a plan and a voice."""
+        """Workers, once there are a plan, a vocabulary and a voice."""
         self.progress.say(f"building in {self.folder}" + (f", {self.share}" if self.share.tasks > 1 else ""))
         self._plan()
+        self._write_vocabulary()
         if synthesises(self.config):
             _learnt_from(self.config)  # for its refusal, before the work rather than after
         if self.config.corpus.speech is None or says_turns(self.config):
@@ -207,6 +209,13 @@ class _Job:
         with self._alone(".plan.lock"):
             if not is_planned(self.folder):
                 write_plan(self.folder, self._planned_shards())
+
+    def _write_vocabulary(self) -> None:
+        """For the processes that write shards, and the manifest."""
+        if (self.folder / VOCABULARY_FILE).is_file():
+            return
+        for file, text in vocabulary_of(self.config).files().items():  # the one looked for last
+            replace_atomically(self.folder / file, text.encode())
 
     def _planned_shards(self) -> Iterable[PlannedShard]:
         corpus = self.config.corpus
@@ -285,12 +294,13 @@ class _Job:
             kept += _count(done, left_out)
             entries[planned.split].append(done["entry"])
         left_out.judge(kept, self.config.corpus.damaged_share)
+        self._write_vocabulary()
         built_from = json.dumps(corpus_identity(self.config), indent=2)
         replace_atomically(self.folder / "built_from.json", built_from.encode())
         corpus = write_manifest(
             self.folder,
             name=self.config.corpus.name,
-            vocabulary=vocabulary_of(self.config),
+            vocabulary=Vocabulary.load(self.folder),
             codecs={self.config.codec.name: _describe_codec(self.config, self.folder)},
             entries=entries,
             left_out=left_out.describe(),

@@ -75,8 +75,13 @@ class Parts:
         return open_aligner(self.config.corpus.alignment)
 
     @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """As the build wrote it: reading it anew takes seconds."""
+        return Vocabulary.load(self.folder)
+
+    @cached_property
     def text_to_code(self) -> TextToCode:
-        return open_text_to_code(self.config.corpus.voice, self.config.corpus.synthesis, vocabulary_of(self.config))
+        return open_text_to_code(self.config.corpus.voice, self.config.corpus.synthesis, self.vocabulary)
 
     @cached_property
     def shortest(self) -> float:

@@ -131,7 +131,7 @@ def write_shard(config: Config, cache: Path, folder: Path, number: int) -> dict[
     parts = parts_of(config, folder, cache)
     planned = parts.plan.read(number)
     left_out = LeftOut()
-    with ShardWriter(folder / planned.file) as shard:
+    with ShardWriter(folder / planned.file, parts.vocabulary) as shard:
         for utterance, flac in _finished(parts, planned, left_out):
             shard.write(utterance, flac if config.corpus.keep_audio else None)
     done = {"entry": describe_shard(folder / planned.file, folder), "left_out": left_out.describe()}

@@ -229,6 +229,8 @@ def _utterance_problems(utterance: Utterance, vocabulary: Vocabulary) -> Iterato
     books = {book.name: book for book in vocabulary.codebooks}
     if not utterance.text.strip() and not utterance.spoken:
         yield "empty", "it has neither text nor codes"
+    if utterance.ids and list(utterance.ids) != vocabulary.encode_text(utterance.text):
+        yield "ids", "they are not what the corpus's tokenizer makes of its text"
     for name in utterance.codes.keys() - books.keys():
         yield "codes", f"the vocabulary has no codebook {name}"
     for name, book in books.items() if utterance.spoken else ():

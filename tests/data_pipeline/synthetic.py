@@ -94,9 +94,10 @@ def make_corpus(
     `unspoken_every`-th is text only. `audio`: bytes to store as every spoken utterance's flac member.
     `vocabulary`: another one than `make_vocabulary`'s, with codebooks of the same names. `heard`: with `FEATURES`."""
     rng = np.random.default_rng(seed)
+    vocabulary = vocabulary or make_vocabulary()
     for split, documents in (("train", train_documents), ("valid", valid_documents)):
         for shard, first in enumerate(range(0, documents, documents_per_shard)):
-            with ShardWriter(folder / split / f"shard-{shard:06d}.tar") as writer:
+            with ShardWriter(folder / split / f"shard-{shard:06d}.tar", vocabulary) as writer:
                 for number in range(first, min(first + documents_per_shard, documents)):
                     name = f"{split}-{number:04d}"
                     spoken = number % unspoken_every != unspoken_every - 1
@@ -109,7 +110,7 @@ def make_corpus(
     write_manifest(
         folder,
         name="synthetic",
-        vocabulary=vocabulary or make_vocabulary(),
+        vocabulary=vocabulary,
         codecs={"synthetic": {"seed": seed}},
         features=features if heard else {},
     )

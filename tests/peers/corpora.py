@@ -37,14 +37,14 @@ def utterance(rng: np.random.Generator, number: int) -> Utterance:
 def make(folder: Path, utterances: int) -> Path:
     """Write a corpus of that many training utterances to `folder`, which is returned."""
     rng = np.random.default_rng(0)
-    for first in range(0, utterances, SHARD):
-        with ShardWriter(folder / "train" / f"shard-{first // SHARD:06d}.tar") as shard:
-            for number in range(first, min(first + SHARD, utterances)):
-                shard.write(utterance(rng, number))
-    with ShardWriter(folder / "valid" / "shard-000000.tar") as shard:
-        shard.write(utterance(rng, utterances))
     base = make_vocabulary()
     vocabulary = Vocabulary(base.text_size, SPECIALS, BOOKS, base.tokenizer_json)
+    for first in range(0, utterances, SHARD):
+        with ShardWriter(folder / "train" / f"shard-{first // SHARD:06d}.tar", vocabulary) as shard:
+            for number in range(first, min(first + SHARD, utterances)):
+                shard.write(utterance(rng, number))
+    with ShardWriter(folder / "valid" / "shard-000000.tar", vocabulary) as shard:
+        shard.write(utterance(rng, utterances))
     write_manifest(folder, name="timed", vocabulary=vocabulary, codecs={})
     return folder
 

@@ -31,7 +31,8 @@ _TTS = find_layout("tts", {})
 
 
 def lay(described: Mapping[str, Any], codes: dict[str, np.ndarray], vocabulary: Vocabulary) -> Sample:
-    """The `tts` sample of one utterance, as the loader lays it."""
+    """The `tts` sample of one utterance, as the loader lays it. All get the ids of its text with it."""
+    vocabulary.know({described["text"]: described["ids"]})
     stored = {name: described[name] for name in ("key", "text", "document", "duration")}
     (sample,) = _TTS([Utterance(**stored, codes=codes)], vocabulary, _RNG)
     return sample

@@ -41,7 +41,7 @@ def write(folder: str, target: str) -> None:
                         speaker=utterance.speaker,
                     )
                     cut = MonoCut(utterance.key, 0, utterance.duration, 0, supervisions=[speech])
-                    cut.document = utterance.document
+                    cut.document, cut.ids = utterance.document, list(utterance.ids)
                     for name in BOOKS:
                         cut = cut.attach_tensor(name, np.array(utterance.codes[name]))
                     writer.write(cut)
@@ -49,7 +49,7 @@ def write(folder: str, target: str) -> None:
 
 def described(cut: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     text = cut.supervisions[0].text
-    stored = {"key": cut.id, "text": text, "document": cut.document, "duration": cut.duration}
+    stored = {"key": cut.id, "text": text, "document": cut.document, "duration": cut.duration, "ids": cut.ids}
     return stored, {name: getattr(cut, f"load_{name}")() for name in BOOKS}
 
 

@@ -41,7 +41,7 @@ def write(folder: str, target: str) -> None:
                 for number in range(len(reader)):
                     utterance = reader.read(number)
                     words = [[word.text, word.start, word.end] for word in utterance.words]
-                    stored = {name: getattr(utterance, name) for name in ("key", "text", "document", "duration")}
+                    stored = {name: getattr(utterance, name) for name in ("key", "text", "document", "duration", "ids")}
                     codes = {name: np.array(utterance.codes[name]) for name in BOOKS}
                     writer.write({"json": stored | {"words": words}, **codes})
 

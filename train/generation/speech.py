@@ -165,7 +165,7 @@ class Recital:
     def write(self, file: str) -> None:
         """Make the shard `file`. Raises StoppedEarly, with nothing of it left."""
         numbers = self._script.shards[file]
-        with ShardWriter(self._folder / file) as shard:
+        with ShardWriter(self._folder / file, self._speaker.vocabulary) as shard:
             for start in range(numbers.start, numbers.stop, self._options.batch):
                 if self._stop:
                     raise StoppedEarly(f"stopped by {self._stop.name}; the same command goes on with this shard")

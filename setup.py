@@ -54,8 +54,8 @@ EXTRAS = {
         "pyzmq>=27",
         "scipy>=1.17",
     ],
-    # Corpora and recordings at s3:// URLs. Apart from `data`, since aiobotocore holds botocore, of which a cluster's own
-    # tools may want another version, to three releases of it.
+    # Corpora and recordings at s3:// URLs. Apart from `data`, since aiobotocore holds botocore to three of its releases
+    # and a cluster's own tools may want another.
     "s3": ["s3fs>=2026.1"],
     # Zero-shot sets of text, where an evaluation asks for them.
     "evaluation": ["lm_eval>=0.4.13,<0.5"],

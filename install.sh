@@ -24,7 +24,7 @@ elif ! install --constraint constraints.txt "torch==${torch_version}+cpu" 2>/dev
 fi
 
 say "megaphone and its requirements"
-install --constraint constraints.txt --editable ".[quickstart,data,lint,test]"
+install --constraint constraints.txt --editable ".[quickstart,data,s3,lint,test]"
 
 # DeepSpeed's build asks torch and, told of no other accelerator, for CUDA's compiler. Its operators are compiled at run
 # time where a config asks for one; Megaphone's engine asks for none.

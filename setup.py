@@ -54,6 +54,9 @@ EXTRAS = {
         "pyzmq>=27",
         "scipy>=1.17",
     ],
+    # Corpora and recordings at s3:// URLs. Apart from `data`, since aiobotocore holds botocore to three of its releases
+    # and a cluster's own tools may want another.
+    "s3": ["s3fs>=2026.1"],
     # Zero-shot sets of text, where an evaluation asks for them.
     "evaluation": ["lm_eval>=0.4.13,<0.5"],
     # The second engine. It is built from source and looks for torch while it is: install.sh takes it after torch, in
@@ -63,7 +66,17 @@ EXTRAS = {
     # where a cluster's image has them.
     "gpu": [],
     "lint": ["ruff>=0.17", "mypy>=2.4", "import-linter>=2.16"],
-    "test": ["pytest>=9", "pytest-timeout>=2.4", "pytest-xdist>=3.8", "hypothesis>=6.170", "datasets>=5.2"],
+    # moto is the S3 server. Its extra `server` has 21 packages more, for other services than S3.
+    "test": [
+        "pytest>=9",
+        "pytest-timeout>=2.4",
+        "pytest-xdist>=3.8",
+        "hypothesis>=6.170",
+        "datasets>=5.2",
+        "moto[s3]>=5.2",
+        "flask>=3",
+        "flask-cors>=6",
+    ],
 }
 
 here = Path(__file__).parent

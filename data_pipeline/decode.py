@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from data_pipeline.remote.storage import open_file
 from data_pipeline.sources.address import is_url
 from data_pipeline.sources.recording import Sound, UnreadableAudio
 from runtime.exits import BadInput
@@ -82,9 +83,7 @@ def _opened(file: str | Path | bytes, where: str) -> Iterator[BinaryIO]:
         return
     try:
         if is_url(str(file)):
-            import fsspec
-
-            with fsspec.open(str(file), "rb") as remote:
+            with open_file(str(file)) as remote:
                 yield remote
         else:
             with Path(file).open("rb") as local:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import IO, Any, TypeVar
 
+from data_pipeline.remote.storage import file_system, refusal
 from runtime.exits import BadInput
 
 PATIENCE = 300.0  # seconds for which a storage that fails is asked again
@@ -21,8 +22,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RemoteFolder:
-    """The folder at `url`. A file that is not there is FileNotFoundError at once; whatever else goes wrong is tried
-    again for `patience` seconds and is then BadInput, with the last error: data must not depend on the network's mood.
+    """The folder at `url`. A file that is not there is FileNotFoundError at once, what the storage refuses is BadInput;
+    whatever else goes wrong is tried again for `patience` seconds and is then BadInput, with the last error: data must
+    not depend on the network's mood.
     """
 
     url: str
@@ -30,13 +32,7 @@ class RemoteFolder:
 
     @cached_property
     def _place(self) -> tuple[Any, str]:
-        import fsspec
-
-        try:
-            system, root = fsspec.core.url_to_fs(self.url)
-        except (ImportError, ValueError) as error:  # a package that reads this kind of URL is missing, or unknown
-            raise BadInput(f"{self.url}: cannot be read: {error}") from error
-        return system, root.rstrip("/")
+        return file_system(self.url)
 
     def size(self, file: str) -> int:
         """Bytes of a file."""
@@ -76,11 +72,13 @@ class RemoteFolder:
         while True:
             try:
                 return act()
-            except (FileNotFoundError, BadInput):
+            except BadInput:
                 raise
-            except PermissionError as error:
-                raise BadInput(f"{self.url}/{file} cannot be read: {error or 'permission denied'}") from error
             except Exception as error:  # each kind of storage has errors of its own
+                if (refused := refusal(error)) is not None:
+                    raise BadInput(f"{self.url}/{file} cannot be read: {refused}") from error
+                if isinstance(error, FileNotFoundError):
+                    raise
                 said = str(error) or type(error).__name__
                 if time.monotonic() - began + wait > self.patience:
                     raise BadInput(

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.remote.storage import open_file
 from data_pipeline.sources.address import is_url
 from runtime.exits import BadInput
 
@@ -19,9 +20,7 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     missing, is no UTF-8, or breaks off."""
     try:
         if is_url(str(path)):
-            import fsspec
-
-            with fsspec.open(str(path), "rt", encoding="utf-8-sig", compression="infer") as remote:
+            with open_file(str(path), "rt", encoding="utf-8-sig", compression="infer") as remote:
                 yield from _numbered(remote)
         elif str(path).endswith(".gz"):
             with gzip.open(path, "rt", encoding="utf-8-sig") as packed:

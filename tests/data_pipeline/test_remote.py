@@ -234,6 +234,15 @@ def test_what_goes_on_failing_ends_the_run_with_one_line_and_is_no_damage(folder
             mirror.open_shard(Corpus.open(mirror.folder).shards("train")[0], None)
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_what_is_refused_is_not_asked_for_again(status: int, folder: Path, tmp_path: Path) -> None:
+    with Storage(folder) as storage:
+        storage.fault = lambda path, number: status
+        with pytest.raises(BadInput, match=rf"manifest\.json cannot be read: {status}"):
+            open_mirror(storage.url, tmp_path, 10**9)
+        assert storage.requests == {"manifest.json": 1}
+
+
 def test_a_server_without_ranges_serves_too(folder: Path, tmp_path: Path) -> None:
     expected = packs_of(config_at(tmp_path, str(folder)))
     with Storage(folder, ranges=False) as storage:
@@ -273,7 +282,7 @@ def test_missing_and_truncated_shards_cost_what_they_cost_on_a_disk(folder: Path
     ("where", "said"),
     [
         ("/nothing-here", "has no manifest.json"),
-        ("nonsense://bucket/corpus", "nonsense://bucket/corpus: cannot be read"),
+        ("nonsense://bucket/corpus", "nonsense://bucket/corpus cannot be read"),
     ],
 )
 def test_what_is_no_corpus_is_one_line(where: str, said: str, folder: Path, tmp_path: Path) -> None:

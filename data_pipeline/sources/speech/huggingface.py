@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.decode import decode_blocks
+from data_pipeline.remote.storage import open_file
 from data_pipeline.sources.address import is_url
 from data_pipeline.sources.keys import safe_key
 from data_pipeline.sources.lines import number_in, text_in
@@ -189,9 +190,7 @@ def _parquet_file(file: str) -> Any:
     import pyarrow.parquet
 
     if is_url(file):
-        import fsspec
-
-        return pyarrow.parquet.ParquetFile(fsspec.open(file, "rb").open())
+        return pyarrow.parquet.ParquetFile(open_file(file))
     return pyarrow.parquet.ParquetFile(file, memory_map=True)
 
 

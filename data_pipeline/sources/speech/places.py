@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from data_pipeline.decode import decode_blocks
+from data_pipeline.remote.storage import open_file
 from data_pipeline.sources.address import is_url
 from data_pipeline.sources.recording import Sound, UnreadableAudio
 
@@ -64,9 +65,7 @@ class FilePart:
     def blocks(self, start: float, end: float | None, lasting: float | None) -> Iterator[Sound]:
         try:
             if is_url(self.file):
-                import fsspec
-
-                with fsspec.open(self.file, "rb", cache_type="none") as remote:
+                with open_file(self.file, cache_type="none") as remote:
                     remote.seek(self.offset)
                     content = remote.read(self.size)
             else:

@@ -16,6 +16,7 @@ REQUIRES = [
     "hydra-core>=1.3,<1.4",
     "omegaconf>=2.3,<2.4",
     "numpy>=2",
+    "msgspec>=0.20",
     "webdataset>=1.0,<2",
     "xxhash>=3",
     "soundfile>=0.13",

@@ -151,9 +151,8 @@ def native_logits(
 def _pack(samples: Sequence[torch.Tensor]) -> Pack:
     tokens = torch.cat(list(samples)).numpy()
     lengths = tuple(len(sample) for sample in samples)
-    positions = np.concatenate([np.arange(length) for length in lengths])
     none, text = np.zeros(len(tokens), np.float32), np.zeros(len(tokens), np.uint8)
-    return Pack(tokens, tokens, none, text, positions, lengths, ("",) * len(lengths), 0, 0.0)
+    return Pack(tokens, tokens, none, text, lengths, ("",) * len(lengths), 0, 0.0)
 
 
 def _model_of(native: Path) -> tuple[BackboneConfig, int, int]:

@@ -94,9 +94,8 @@ def through_ranks(
 
 def pack() -> Pack:
     flat = torch.cat(ids()).numpy()
-    positions = np.concatenate([np.arange(length) for length in LENGTHS])
     weight, modality = np.ones(len(flat), np.float32), np.zeros(len(flat), np.uint8)
-    return Pack(flat, flat, weight, modality, positions, LENGTHS, ("",) * len(LENGTHS), 0, 0.0)
+    return Pack(flat, flat, weight, modality, LENGTHS, ("",) * len(LENGTHS), 0, 0.0)
 
 
 def exported(native: Path, out: Path, of: BackboneConfig, rows: int) -> dict[str, torch.Tensor]:

@@ -85,9 +85,8 @@ def native_answers(
         """All sequences as samples of one pack."""
         ids = np.concatenate([np.asarray(sequence) for sequence in sequences])
         lengths = tuple(len(sequence) for sequence in sequences)
-        positions = np.concatenate([np.arange(length) for length in lengths])
         weight, modality = np.ones(len(ids), np.float32), np.zeros(len(ids), np.uint8)
-        pack = Pack(ids, ids, weight, modality, positions, lengths, ("",) * len(lengths), 0, 0.0)
+        pack = Pack(ids, ids, weight, modality, lengths, ("",) * len(lengths), 0, 0.0)
         whole = engine.logits(collate([pack]))
         assert whole is not None
         return list(whole[0, :, :text_size].split(lengths))

@@ -24,8 +24,8 @@ LIBRARIES = ("ours", "plain_webdataset", "lhotse_shar", "mosaicml_streaming", "e
 JOBS = (("read", 0), ("rows", 0), ("rows", 2))
 RESUMES = (
     *(("ours", samples) for samples in (10_000_000, 10_000)),
-    *(("lhotse", samples) for samples in (1_000_000, 100_000, 10_000)),
-    *(("energon", samples) for samples in (100_000, 10_000)),
+    *(("lhotse", samples) for samples in (10_000_000, 1_000_000, 10_000)),
+    *(("energon", samples) for samples in (10_000_000, 100_000, 10_000)),
 )
 
 
@@ -50,7 +50,7 @@ def main() -> None:
         print_rates(found)
         resumed = {}
         for library, samples in RESUMES:
-            line = peers.run("tests.peers.resume", library, str(folder), str(samples), timeout=1800)
+            line = peers.run("tests.peers.resume", library, str(folder), str(samples), timeout=7200)
             resumed[f"{library} {samples}"] = json.loads(line.splitlines()[-1])
     print("\n| resume in mid-epoch | samples | seconds to the first batch | megabytes more |\n|---|---|---|---|")
     for (library, samples), result in zip(RESUMES, resumed.values(), strict=True):

@@ -97,11 +97,16 @@ if __name__ == "__main__":
     stop = StopFlag().install()
     config = make_config()
     config.loader.workers = 2
+    config.loader.prefetch = 2000 if sys.argv[2] == "forget" else 0
     loader = make_loader(config, Corpus.open(Path(sys.argv[1])), split="train", rank=0, world=1)
     keys = [pack.keys for pack in loader.next_step()]
     print(*loader._feed.processes, flush=True)
     if sys.argv[2] == "wait":
         time.sleep(60)
+    if sys.argv[2] == "forget":
+        time.sleep(3)  # until all pipes are full
+        sys.kept = loader
+        sys.exit()
     for number in (signal.SIGTERM, signal.SIGUSR1):
         os.killpg(0, number)
         time.sleep(0.3)
@@ -138,6 +143,14 @@ def test_workers_go_with_a_rank_that_is_killed(folder):
     rank, others = start_rank(folder, "wait")
     rank.kill()
     rank.wait()
+    wait_until(lambda: not any(map(is_running, others)))
+
+
+def test_a_rank_that_does_not_close_its_loader_ends_with_its_workers(folder):
+    """Its workers take no SIGTERM, and wait for it to read."""
+    rank, others = start_rank(folder, "forget")
+    rank.communicate(timeout=60)
+    assert rank.returncode == 0
     wait_until(lambda: not any(map(is_running, others)))
 
 

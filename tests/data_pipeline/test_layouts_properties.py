@@ -204,6 +204,10 @@ def test_what_holds_for_every_layout(name, options, weights, seed, utterances, t
         check_sample(sample, vocabulary, weights)
         if name != "channels":
             check_codes(sample, spoken, vocabulary)
+    if not layout.draws:
+        rng = np.random.default_rng(seed)
+        layout(spoken, vocabulary, rng)
+        assert rng.bit_generator.state == np.random.default_rng(seed).bit_generator.state
     if samples:
         widest = max(int(np.bincount(sample.group).max()) for sample in samples)
         check_cuts(samples, max(widest, 24), vocabulary.special("<|endoftext|>"))

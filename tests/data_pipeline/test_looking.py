@@ -370,6 +370,17 @@ def test_samples_that_make_no_sense_are_named(tmp_path: Path, change: dict, kind
     )
 
 
+def test_ids_that_are_not_the_texts_are_named(tmp_path: Path) -> None:
+    said = make_utterance(np.random.default_rng(0), "odd", "d")
+    mistaken = make_vocabulary()
+    mistaken.know({said.text: (1, 2)})
+    with ShardWriter(tmp_path / "train" / "s.tar", mistaken) as writer:
+        writer.write(said)
+    write_manifest(tmp_path, name="odd", vocabulary=make_vocabulary(), codecs={})
+    (problem,) = verify(tmp_path, workers=1)
+    assert problem.kind == "ids" and problem.where == "train/s.tar sample 0 (odd)"
+
+
 def test_sound_that_is_none_or_of_another_length_is_named(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     with ShardWriter(tmp_path / "train" / "s.tar") as writer:

@@ -16,6 +16,9 @@ import pytest
 import webdataset
 
 from data_pipeline.corpus import MANIFEST_FILE, Corpus, write_manifest
+from data_pipeline.damage import DamageTally
+from data_pipeline.documents import Documents
+from data_pipeline.layouts import find_layout
 from data_pipeline.sample_bytes import _npy_header
 from data_pipeline.shards import DamagedSample, ShardReader, ShardWriter, add_columns, index_path, read_index
 from data_pipeline.utterance import Utterance
@@ -120,6 +123,21 @@ def test_a_document_that_comes_again_is_refused(tmp_path):
     with pytest.raises(ValueError, match="stand together"), ShardWriter(tmp_path / "shard.tar") as writer:
         for key, document in (("a", "1"), ("b", "2"), ("c", "1")):
             writer.write(Utterance(key=key, text="a", document=document))
+
+
+def test_ids_of_texts_are_kept_and_layouts_get_them(tmp_path, utterances):
+    mistaken = make_vocabulary()  # so that ids that were kept differ from those that are encoded
+    mistaken.know({utterances[0].text: (1, 2)})
+    with ShardWriter(tmp_path / "train" / "s.tar", mistaken) as writer:
+        for utterance in utterances:
+            writer.write(utterance)
+    corpus = write_manifest(tmp_path, name="c", vocabulary=make_vocabulary(), codecs={})
+    documents = Documents(corpus, "train", DamageTally(0.0), spoken=False)
+    first, second = documents.read(0)
+    assert first.ids == (1, 2) and second.ids == tuple(make_vocabulary().encode_text(second.text))
+    samples = find_layout("text", {})([first], corpus.vocabulary, np.random.default_rng(0))
+    assert samples[0].tokens[:-1].tolist() == [1, 2]
+    assert documents.read(1) and corpus.vocabulary.encode_text(first.text) == make_vocabulary().encode_text(first.text)
 
 
 def test_truncated_shard_loses_its_end_only(shard, utterances):

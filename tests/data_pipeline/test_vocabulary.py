@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, normalizers
 
-from data_pipeline.layouts.groups import lay_groups
+from data_pipeline.layouts.groups import check_codes
 from data_pipeline.utterance import Utterance
 from data_pipeline.vocabulary import VOCABULARY_FILE, Vocabulary
 from runtime.exits import BadInput
@@ -82,7 +82,19 @@ def test_token_names_are_unique():
 @pytest.mark.parametrize("code", [-1, LINGUISTIC.size])
 def test_codes_outside_their_codebook_are_refused(code):
     with pytest.raises(BadInput, match="linguistic"):
-        lay_groups(Utterance("u", "", "d", codes={"linguistic": np.array([[0, code]])}), VOCABULARY)
+        check_codes(Utterance("u", "", "d", codes={"linguistic": np.array([[0, code]])}), VOCABULARY)
+
+
+def test_ids_that_a_corpus_keeps_are_not_encoded_again():
+    vocabulary, text = make_vocabulary(), "in the beginning"
+    right = vocabulary.encode_text(text)
+    vocabulary.know({text: (1, 2)})
+    assert vocabulary.encode_text(text) == [1, 2] and vocabulary.encode_text("in the") == VOCABULARY.encode_text("in the")
+    vocabulary.encode_text(text).append(3)
+    assert vocabulary.encode_text(text) == [1, 2]
+    assert pickle.loads(pickle.dumps(vocabulary)).encode_text(text) == right
+    vocabulary.know({})
+    assert vocabulary.encode_text(text) == right
 
 
 def test_saves_and_loads(tmp_path):

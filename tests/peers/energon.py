@@ -107,9 +107,9 @@ def read(folder: str, job: str, workers: int) -> Iterator[Mapping[str, Any]]:
         yield from loader
 
 
-def savable(folder: str) -> Any:
+def savable(folder: str, job: str) -> Any:
     """A loader whose state can be taken and given back."""
-    return get_savable_loader(dataset(folder, "rows", 0))
+    return get_savable_loader(dataset(folder, job, 0))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from data_pipeline.utterance import Utterance
-from data_pipeline.vocabulary import Vocabulary
+from data_pipeline.vocabulary import Codebook, Vocabulary
 from runtime.exits import BadInput
 
 
@@ -53,29 +53,35 @@ def tables_of_group(vocabulary: Vocabulary) -> list[range]:
 def check_codes(utterance: Utterance, vocabulary: Vocabulary) -> None:
     """Raises BadInput unless a spoken utterance has the rows of each codebook, all codes in range."""
     for book in vocabulary.codebooks if utterance.spoken else ():
-        codes = utterance.codes.get(book.name)
-        if codes is None or codes.ndim != 2 or len(codes) != book.rows:
-            wanted = "single row" if book.rows == 1 else f"{book.rows} rows"
-            raise BadInput(f"utterance {utterance.key} has no {wanted} of codes for codebook {book.name}")
+        codes = _rows(utterance, book)
         # As numbers without a sign negative ones are the largest: one look at the codes instead of two.
         if codes.size and codes.view(codes.dtype.str.replace("i", "u")).max() >= book.size:
             raise BadInput(f"utterance {utterance.key} has codes outside codebook {book.name} of {book.size}")
 
 
+def _rows(utterance: Utterance, book: Codebook) -> np.ndarray:
+    codes = utterance.codes.get(book.name)
+    if codes is None or codes.ndim != 2 or len(codes) != book.rows:
+        wanted = "single row" if book.rows == 1 else f"{book.rows} rows"
+        raise BadInput(f"utterance {utterance.key} has no {wanted} of codes for codebook {book.name}")
+    return codes
+
+
 def lay_groups(utterance: Utterance, vocabulary: Vocabulary) -> np.ndarray:
     """Token ids of the utterance's codes, int64 [groups, group length]; codes that fill no whole group are dropped.
 
-    An utterance that was not spoken has 0 groups. The codes are those of the vocabulary's codebooks and in range:
-    `check_codes` says so, and whoever reads or makes utterances asks it, once.
+    An utterance that was not spoken has 0 groups. Raises BadInput where a codebook has no codes, or other rows of them.
+    All are in range: whoever reads or makes utterances asks `check_codes`, once.
     """
     if not utterance.spoken:
         return np.empty((0, group_length(vocabulary)), np.int64)
-    groups = min(utterance.codes[book.name].shape[1] // book.per_group for book in vocabulary.codebooks)
+    found = [_rows(utterance, book) for book in vocabulary.codebooks]
+    groups = min(codes.shape[1] // book.per_group for book, codes in zip(vocabulary.codebooks, found, strict=True))
     starts = first_ids(vocabulary)
     laid = np.empty((groups, len(starts)), np.int64)
     at = 0
-    for book in vocabulary.codebooks:
-        codes = utterance.codes[book.name][:, : groups * book.per_group]
+    for book, whole in zip(vocabulary.codebooks, found, strict=True):
+        codes = whole[:, : groups * book.per_group]
         frames = laid[:, at : at + book.per_group * book.rows].reshape(groups, book.per_group, book.rows)
         frames[:] = codes.reshape(book.rows, groups, book.per_group).transpose(1, 2, 0)
         at += book.per_group * book.rows

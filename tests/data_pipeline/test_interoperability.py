@@ -42,7 +42,7 @@ def test_megatron_energon_reads_every_sample_as_it_is(corpus):
         sample = found[split, utterance.key]
         words = [[word.text, word.start, word.end] for word in utterance.words]
         described = {name: value for name, value in asdict(utterance).items() if name in STORED}
-        assert sample["described"] == described | {"words": words}
+        assert sample["described"] == described | {"words": words, "ids": list(utterance.ids)}
         assert sample["codes"] == {name: codes.tolist() for name, codes in utterance.codes.items()}
 
 

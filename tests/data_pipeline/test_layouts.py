@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.layouts import find_layout
-from data_pipeline.layouts.groups import group_seconds, lay_groups, ungroup
+from data_pipeline.layouts.groups import check_codes, group_seconds, lay_groups, ungroup
 from data_pipeline.utterance import Utterance
 from data_pipeline.vocabulary import Codebook, Vocabulary
 from runtime.exits import BadInput
@@ -104,7 +104,7 @@ def test_ungroup_refuses_half_a_group():
 def test_codes_that_do_not_fit_the_vocabulary_are_refused(codes):
     arrays = {name: np.array(rows) for name, rows in codes.items()}
     with pytest.raises(BadInput, match="utterance u"):
-        lay_groups(Utterance(key="u", text="", document="d", codes=arrays), VOCABULARY)
+        check_codes(Utterance(key="u", text="", document="d", codes=arrays), VOCABULARY)
 
 
 # --- every layout -----------------------------------------------------------------------------------------------

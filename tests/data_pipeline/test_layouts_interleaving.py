@@ -108,9 +108,7 @@ def test_text_without_spaces_gets_none():
 
 def test_segments_end_at_punctuation_and_pauses():
     utterance = speak(GROUPED, 4.8, RNG, 'One "two," three four. five six seven eight')
-    late = [
-        replace(w, start=w.start + 0.4 * (i >= 6), end=w.end + 0.4 * (i >= 6)) for i, w in enumerate(utterance.words)
-    ]
+    late = [Word(w.text, w.start + 0.4 * (i >= 6), w.end + 0.4 * (i >= 6)) for i, w in enumerate(utterance.words)]
     paused = replace(utterance, words=tuple(late))
     assert segment_starts(utterance, 0.3, 1) == [0, 2, 4]
     assert segment_starts(paused, 0.3, 1) == [0, 2, 4, 6]

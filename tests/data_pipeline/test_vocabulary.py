@@ -89,7 +89,9 @@ def test_ids_that_a_corpus_keeps_are_not_encoded_again():
     vocabulary, text = make_vocabulary(), "in the beginning"
     right = vocabulary.encode_text(text)
     vocabulary.know({text: (1, 2)})
-    assert vocabulary.encode_text(text) == [1, 2] and vocabulary.encode_text("in the") == VOCABULARY.encode_text("in the")
+    assert vocabulary.encode_text(text) == [1, 2] and vocabulary.encode_text("in the") == VOCABULARY.encode_text(
+        "in the"
+    )
     vocabulary.encode_text(text).append(3)
     assert vocabulary.encode_text(text) == [1, 2]
     assert pickle.loads(pickle.dumps(vocabulary)).encode_text(text) == right

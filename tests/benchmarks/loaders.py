@@ -25,7 +25,7 @@ JOBS = (("read", 0), ("rows", 0), ("rows", 2))
 RESUMES = (
     *(("ours", samples) for samples in (10_000_000, 10_000)),
     *(("lhotse", samples) for samples in (10_000_000, 1_000_000, 10_000)),
-    *(("energon", samples) for samples in (1_000_000, 100_000, 10_000)),
+    *(("energon", samples) for samples in (10_000_000, 100_000, 10_000)),
 )
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
@@ -178,7 +179,7 @@ class SourceAnswers:
             log_chances=arrays["log_chances"][start:end],
             rest=arrays["rest"][start:end],
         )
-        return replace(sample, targets={**sample.targets, TARGET: answers.target(len(sample))})
+        return msgspec.structs.replace(sample, targets={**sample.targets, TARGET: answers.target(len(sample))})
 
     def _open(self, shard: str) -> tuple[dict[str, list[int]], dict[str, np.ndarray]]:
         file = answers_file(self._folder, self._name, shard)

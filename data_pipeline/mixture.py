@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from configs.schema import Config, SourceConfig
@@ -82,7 +83,7 @@ class Source:
         if self.teacher is not None and laid:
             shard = self.documents.shard_of(number)
             laid = [self.teacher.attach(sample, shard) for sample in laid]
-        return [replace(sample, key=f"{self.name}/{epoch}/{sample.key}") for sample in laid]
+        return [msgspec.structs.replace(sample, key=f"{self.name}/{epoch}/{sample.key}") for sample in laid]
 
     def laid(self, number: int, epoch: int, length: int) -> list[Sample]:
         """What a document becomes in an epoch: samples of at most `length` tokens, with keys `document/part`."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
 
+import msgspec
 import numpy as np
 
 from data_pipeline.batch import FeatureSlots, Pack, Sample, Target, laid_targets
@@ -34,7 +35,7 @@ def split_long(sample: Sample, length: int) -> list[Sample]:
         if end <= start:
             raise BadInput(f"train.sequence_length {length} is shorter than one group of audio codes; make it longer")
         pieces.append(
-            replace(
+            msgspec.structs.replace(
                 sample,
                 tokens=sample.tokens[start:end],
                 loss_weight=sample.loss_weight[start:end],

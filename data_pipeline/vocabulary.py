@@ -100,6 +100,13 @@ class Vocabulary:
         starts.flags.writeable = False
         return tuple(book for book, _ in turns), starts
 
+    @cached_property
+    def group_seconds(self) -> float:
+        """Seconds of speech that a group of codes stands for, by the codebook with the highest rate: others may be
+        rounded."""
+        book = max(self.codebooks, key=lambda book: book.rate)
+        return book.per_group / book.rate
+
     @property
     def size(self) -> int:
         """Ids in use."""

@@ -23,9 +23,8 @@ def group_length(vocabulary: Vocabulary) -> int:
 
 
 def group_seconds(vocabulary: Vocabulary) -> float:
-    """Seconds of speech that one group stands for, by the codebook with the highest rate: others may be rounded."""
-    book = max(vocabulary.codebooks, key=lambda book: book.rate)
-    return book.per_group / book.rate
+    """Seconds of speech that one group stands for."""
+    return vocabulary.group_seconds
 
 
 def frame_columns(vocabulary: Vocabulary) -> int:

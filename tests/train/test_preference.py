@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 
 from configs.schema import Config, LossConfig, PreferenceConfig, SourceConfig
 from data_pipeline.batch import Batch, collate
@@ -37,7 +37,7 @@ def a_batch() -> Batch:
     layout = find_layout("preferences", {"form": "AQAA", "chunks": [2, 5]})
     documents = [make_pair(rng, f"d{number}") for number in range(6)]
     samples = [sample for document in documents for sample in layout(document, VOCABULARY, rng)]
-    packs = fill_packs([replace(sample, key=f"s/4/{sample.key}") for sample in samples], 1536, 0)
+    packs = fill_packs([structs.replace(sample, key=f"s/4/{sample.key}") for sample in samples], 1536, 0)
     batch = collate(packs)
     assert batch.pairs is not None and len(batch.pairs.keys) == 6
     return batch

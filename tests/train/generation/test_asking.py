@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 
 from data_pipeline.answers import TARGET, Answers, SourceAnswers, Teacher, answers_file, checksum, write_answers
 from data_pipeline.batch import Sample
@@ -96,19 +97,19 @@ def replace_groups(theirs: Sample, ours: Sample, same: np.ndarray) -> Sample:
     """`ours` in the other vocabulary's ids: whose own groups have the codebooks in another order."""
     back = np.full(VOCABULARY.size, -1, np.int64)
     back[same[same >= 0]] = np.flatnonzero(same >= 0)
-    return replace(theirs, tokens=back[ours.tokens], loss_weight=ours.loss_weight, modality=ours.modality)
+    return structs.replace(theirs, tokens=back[ours.tokens], loss_weight=ours.loss_weight, modality=ours.modality)
 
 
 def test_where_texts_are_written_differently_audio_alone_is_asked_about() -> None:
     sample = samples()[0]
-    sample = replace(sample, loss_weight=np.ones(len(sample), np.float32))  # loss on the text too
+    sample = structs.replace(sample, loss_weight=np.ones(len(sample), np.float32))  # loss on the text too
     longer = np.concatenate([sample.tokens[:1], sample.tokens])  # as if another tokenizer had cut it otherwise
-    theirs = replace(sample, tokens=longer, loss_weight=np.ones(len(longer), np.float32),
+    theirs = structs.replace(sample, tokens=longer, loss_weight=np.ones(len(longer), np.float32),
                      modality=VOCABULARY.modality_of(longer))  # fmt: skip
     question = carried(sample, theirs, np.arange(VOCABULARY.size))
     assert question is not None and np.array_equal(question.places, question.student_places + 1)
     assert (sample.modality[question.student_places + 1] > 0).all()
-    other_codes = replace(theirs, tokens=np.where(theirs.modality > 0, longer - 1, longer))
+    other_codes = structs.replace(theirs, tokens=np.where(theirs.modality > 0, longer - 1, longer))
     assert carried(sample, other_codes, np.arange(VOCABULARY.size)) is None
     assert carried(sample, None, np.arange(VOCABULARY.size)) is None
 
@@ -133,13 +134,13 @@ def test_answers_are_found_by_key_go_through_packs_and_leave_other_draws_alone(o
     for sample, said in zip(attached, answers, strict=True):
         wanted, found = said.target(len(sample)), sample.targets[TARGET]
         assert np.array_equal(found.values, wanted.values) and np.array_equal(found.weight, wanted.weight)
-    (pack,) = fill_packs([*attached, replace(laid[0], key="new/0")], sum(map(len, laid)) + len(laid[0]), 0)
+    (pack,) = fill_packs([*attached, structs.replace(laid[0], key="new/0")], sum(map(len, laid)) + len(laid[0]), 0)
     start = 0
     for sample, length in zip([*attached, None], pack.lengths, strict=True):
         part = pack.targets[TARGET].weight[start : start + length]
         assert np.array_equal(part, sample.targets[TARGET].weight) if sample is not None else not part.any()
         start += length
-    drawn = replace(laid[0], tokens=laid[0].tokens[::-1].copy())
+    drawn = structs.replace(laid[0], tokens=laid[0].tokens[::-1].copy())
     assert kept.attach(drawn, "train/shard-000000.tar") is drawn
     piece = split_long(attached[0], len(attached[0]) - 5)[0]
     assert np.array_equal(piece.targets[TARGET].values, attached[0].targets[TARGET].values[: len(piece)])

@@ -31,7 +31,7 @@ from data_pipeline.mixture import open_mixture
 from runtime.signals import PROFILE_SIGNAL, STOP_SIGNALS
 from runtime.workers import leave_with_parent
 
-MESSAGE = 512 * 1024  # bytes; more of them at once are slower again
+MESSAGE = 256 * 1024  # bytes; more or fewer of them at once are slower
 PLACE = 21  # bytes of a pack with one column, for each of its places
 _PIPE = 1024 * 1024  # bytes that a worker writes before it waits; what Linux lets any user have
 _NOT_THEIRS = (*STOP_SIGNALS, PROFILE_SIGNAL)  # signals that are for the rank alone

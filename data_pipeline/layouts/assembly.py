@@ -169,7 +169,8 @@ class Assembly:
         """The Sample, with its sound where there is one."""
         shape = self._shape(self._length)
         tokens, weights = np.empty(shape, np.int64), np.empty(shape, np.float32)
-        group = np.ones(self._length, np.int32)  # first 1 where a group begins, then summed up
+        group = np.empty(self._length, np.int32)
+        group.fill(1)  # where a group begins, 0 elsewhere; then summed up
         at = 0
         for ids, weight, width in self._pieces:
             end = at + len(ids)

@@ -93,7 +93,7 @@ def samples_of(pack: Pack) -> list[Pack]:
     ends = list(accumulate(pack.lengths))
     parts = []
     for end, length, key in zip(ends, pack.lengths, pack.keys, strict=False):
-        arrays = ("tokens", "labels", "loss_weight", "label_modality", "positions")
+        arrays = ("tokens", "labels", "loss_weight", "label_modality")
         cut = {name: getattr(pack, name)[end - length : end] for name in arrays}
         parts.append(replace(pack, **cut, lengths=(length,), keys=(key,), padding=0))
     return parts

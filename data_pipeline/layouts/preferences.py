@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from data_pipeline.batch import Sample
@@ -42,7 +43,7 @@ def preferences(
 
 def _side_by_side(chosen: Sample, rejected: Sample) -> Sample:
     """Both as one sample that is never cut."""
-    return replace(
+    return msgspec.structs.replace(
         chosen,
         tokens=np.concatenate([chosen.tokens, rejected.tokens]),
         loss_weight=np.concatenate([chosen.loss_weight, rejected.loss_weight]),

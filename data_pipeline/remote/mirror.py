@@ -197,9 +197,17 @@ def _alone(path: Path) -> Iterator[IO[bytes]]:
     while True:
         with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            if path.exists() and os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+            if _is_at(path, file):
                 yield file
                 return  # else whoever held it has put it in place, or dropped it
+
+
+def _is_at(path: Path, file: IO[bytes]) -> bool:
+    """Whether `file` is what `path` names; that may change or go at any time."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def _joined(spans: np.ndarray) -> list[tuple[int, int]]:

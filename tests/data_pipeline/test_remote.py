@@ -167,6 +167,19 @@ def test_processes_of_a_machine_fetch_a_shard_once(folder: Path, tmp_path: Path)
         assert {storage.requests[path] for path in indexes} == {1}
 
 
+def keep_all(folder: str) -> None:
+    """In a process of its own: have two thousand small files there."""
+    mirror = Mirror(Path(folder), "unused", 10**9)
+    for number in range(2000):
+        mirror.fetch_once(Path(folder, str(number)), lambda _, file: file.write(b"x"))
+
+
+def test_a_file_that_another_process_puts_in_place_is_never_missing(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(3, mp_context=get_context("forkserver")) as pool:
+        list(pool.map(keep_all, [str(tmp_path)] * 3))
+    assert {path.read_bytes() for path in tmp_path.iterdir()} == {b"x"} and len(list(tmp_path.iterdir())) == 2000
+
+
 @given(
     st.lists(st.integers(0, 9), min_size=1, max_size=8).filter(any),
     st.integers(1, 6),

@@ -99,11 +99,10 @@ class Pack:
 
     tokens, labels: int64 [T] (or [T, C]); labels[t] is the place after t of the same segment. loss_weight: float32,
     same shape, the weight of that prediction, 0 on every segment's last place and on padding. label_modality: uint8,
-    same shape. lengths: places of each sample, padding (if any) last, so
-    that they add up to T. keys: the samples. padding: how many of the T places are padding. slots, targets: those of
-    the samples, at their places in the pack; a target has weight 0 where a sample lacks it. waves: of the samples, in
-    order, where they have any. segments: lengths of the segments of each sample that has several, by its number in
-    `keys`.
+    same shape. lengths: places of each sample, padding (if any) last, so that they add up to T. keys: the samples.
+    padding: how many of the T places are padding. slots, targets: those of the samples, at their places in the pack; a
+    target has weight 0 where a sample lacks it. waves: of the samples, in order, where they have any. segments: lengths
+    of the segments of each sample that has several, by its number in `keys`.
     """
 
     tokens: np.ndarray

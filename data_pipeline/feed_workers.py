@@ -31,8 +31,8 @@ from data_pipeline.mixture import open_mixture
 from runtime.signals import PROFILE_SIGNAL, STOP_SIGNALS
 from runtime.workers import leave_with_parent
 
-MESSAGE = 256 * 1024  # bytes; more or fewer of them at once are slower
-PLACE = 21  # bytes of a pack with one column, for each of its places
+_MESSAGE = 256 * 1024  # bytes; more or fewer of them at once are slower
+_PLACE = 21  # bytes of a pack with one column, for each of its places
 _PIPE = 1024 * 1024  # bytes that a worker writes before it waits; what Linux lets any user have
 _NOT_THEIRS = (*STOP_SIGNALS, PROFILE_SIGNAL)  # signals that are for the rank alone
 
@@ -67,7 +67,7 @@ class WorkerFeed:
 
     Each process is one DataLoader's, so that it is asked for its packs when their turn comes, whatever numbers of lanes
     and processes there are. A message costs as much as a few packs: the first holds what a process has to give to a
-    step of `step` packs; later ones are longer, up to MESSAGE bytes and a quarter of what is read ahead. Processes are
+    step of `step` packs; later ones are longer, up to _MESSAGE bytes and a quarter of what is read ahead. Processes are
     forked from a clean server (no threads, no CUDA, no InfiniBand to inherit), ignore stop signals, and leave when this
     process does, however it ends.
     """
@@ -86,7 +86,7 @@ class WorkerFeed:
         self._numbers = list(numbers)
         self._workers = min(workers, len(self._numbers))
         each = max(1, step // self._workers)
-        fitting = MESSAGE // (PLACE * config.train.sequence_length)
+        fitting = _MESSAGE // (_PLACE * config.train.sequence_length)
         self._most = most = max(each, min(fitting, ahead // self._workers // 4))
         self._make = lambda mine, states: _Lanes(config, corpus, split, mine, states, each, most)
         self._ahead = max(1, ahead // self._workers // most)

@@ -30,25 +30,23 @@ def corpus(path: str, split: str | None, *, spoken: bool = True, prompted: bool 
     for shard in Corpus.open(Path(path)).shards(split or "valid"):
         with ShardReader(shard) as reader:
             numbers = np.flatnonzero(reader.index.spoken == spoken).tolist()
-            said = [reader.read(number) for number in numbers]
-            for order, (number, held) in enumerate(zip(numbers, said, strict=True)):
-                prompt = None
-                if prompted:
-                    other = _beside(said, order)
-                    if other is None:
-                        continue
-                    prompt = Turn("human", said[other].text, InShard(shard, numbers[other]))
+            for order, number in enumerate(numbers):
+                held = reader.read(number)
+                prompt = _beside(reader, numbers, order, held) if prompted else None
+                if prompted and prompt is None:
+                    continue
                 key, place = f"{held.document}/{held.key}", InShard(shard, number)
                 sound = place if spoken else None
                 yield Item(key, held.text, held.language, sound, prompt=prompt, stored=place)
 
 
-def _beside(said: Sequence[Utterance], order: int) -> int | None:
-    """The number of the utterance before that of `order`, or else after it, of its document and speaker."""
-    one = said[order]
+def _beside(reader: ShardReader, numbers: Sequence[int], order: int, one: Utterance) -> Turn | None:
+    """The utterance before `one`, which is at `order` of `numbers`, or else after it, of its document and speaker."""
     for other in (order - 1, order + 1):
-        if 0 <= other < len(said) and (said[other].document, said[other].speaker) == (one.document, one.speaker):
-            return other
+        if 0 <= other < len(numbers):
+            held = reader.read(numbers[other])
+            if (held.document, held.speaker) == (one.document, one.speaker):
+                return Turn("human", held.text, InShard(reader.path, numbers[other]))
     return None
 
 

@@ -82,9 +82,12 @@ def require_corpus(config: Config) -> None:
 
 
 def require_made_from(config: Config) -> None:
-    """Raise BadInput where what this stage works on is not there: its corpus and, of one that generates speech which is
-    heard, the decoder and judges."""
+    """Raise BadInput where what this stage works on is not there, or does not go together: its corpus, models of the
+    same codebooks and, of one that generates speech which is heard, the decoder and judges."""
+    from launch.codebooks import require_same_codebooks
+
     require_corpus(config)
+    require_same_codebooks(config)
     if config.stage.kind is StageKind.generate:
         from train.generation.hearing import require_judges
 

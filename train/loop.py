@@ -138,7 +138,7 @@ class Stage:
         self.journal: Journal | None = None
         if dist.get_rank() == 0:
             self.journal = Journal(config, corpus, dist.get_world_size(), engine.trained, objective.main)
-        self.checkpoints = Checkpoints(config, engine, self.loader, corpus.vocabulary, self.journal, self._say)
+        self.checkpoints = Checkpoints(config, engine, self.loader, corpus, self.journal, self._say)
         self.observer = Observer(config)
         self.guard = Guard(config.resilience, engine.any)
         self.pulse = Pulse()

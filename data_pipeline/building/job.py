@@ -48,7 +48,7 @@ from data_pipeline.building.tasks import (
     write_shard,
 )
 from data_pipeline.codecs import codec_identity
-from data_pipeline.codecs.whisper_kmeans import codebook_file
+from data_pipeline.codecs.whisper_kmeans import centroid_files, codebook_file
 from data_pipeline.corpus import SPLITS, Corpus, write_manifest
 from data_pipeline.plan import PlannedShard, plan_recordings, plan_shards
 from data_pipeline.shards import PARTIAL, replace_atomically
@@ -324,7 +324,8 @@ def _count(done: dict[str, Any], left_out: LeftOut) -> int:
 
 
 def _describe_codec(config: Config, folder: Path) -> dict[str, Any]:
-    """What made the codes: a codec, with hashes of codebooks that were learnt here, or a text-to-code model."""
+    """What made the codes: a codec, with hashes of codebooks that were learnt, here or elsewhere, or a text-to-code
+    model."""
     books = {name: asdict(book) for name, book in config.codec.codebooks.items()}
     described = {"codebooks": books, "group": dict(config.codec.group)}
     if synthesises(config):
@@ -332,11 +333,11 @@ def _describe_codec(config: Config, folder: Path) -> dict[str, Any]:
         if (learnt_from := _learnt_from(config)) is not None:
             described |= {"codes_of": {"content_hash": learnt_from.content_hash, "codecs": learnt_from.codecs}}
         return described
-    if learns_codebooks(config):
-        for name, book in books.items():
-            file = codebook_file(folder, name)
-            book["file"] = file.relative_to(folder).as_posix()
-            book["xxh3"] = xxhash.xxh3_128_hexdigest(file.read_bytes())
+    if config.codec.kind == "whisper_kmeans":
+        for name, file in centroid_files(config.codec, folder).items():
+            if learns_codebooks(config):
+                books[name]["file"] = file.relative_to(folder).as_posix()
+            books[name]["xxh3"] = xxhash.xxh3_128_hexdigest(file.read_bytes())
     return described | {"codec": codec_identity(config.codec)}
 
 

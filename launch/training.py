@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
+from configs.audio_input import audio_input_of
 from configs.checks import check
 from configs.checks.topology import data_parallel_size, model_parallel_size
 from configs.schema import Config, StageKind
@@ -66,6 +67,11 @@ def check_ranks(config: Config, ranks: int) -> None:
 
     check(config, ranks)
     check_architecture(config)
+    audio = audio_input_of(config)
+    if audio is not None and audio.encoder.in_model:
+        from data_pipeline.codecs.encoder_sizes import check_sizes
+
+        check_sizes(audio.encoder)
     refuse_other_run(config)
 
 

@@ -132,7 +132,7 @@ class Stage:
             if isinstance(engine, ActorCritic)
             else make_loader(config, corpus, split="train", **ranks)
         )
-        self.feeding = Feeding(self.loader, corpus.vocabulary)
+        self.feeding = Feeding(self.loader, corpus.vocabulary, audio_input_of(config))
         self.validation = [] if isinstance(engine, ActorCritic) else validation_packs(config, corpus, **ranks)
         self.control = control_packs(config, corpus, **ranks)
         self.journal: Journal | None = None

@@ -21,7 +21,7 @@ from data_pipeline.corpus import SPLITS, Corpus, describe_shard
 from data_pipeline.damage import DamageTally
 from data_pipeline.layouts import Layout, layouts_of
 from data_pipeline.layouts.cuts import joined
-from data_pipeline.layouts.groups import check_codes, group_length, group_seconds, lay_groups, ungroup
+from data_pipeline.layouts.groups import check_codes, group_length, lay_groups, ungroup
 from data_pipeline.permutation import seed_of
 from data_pipeline.quality.filters import parse_filter
 from data_pipeline.shards import DamagedSample, ShardReader, ShardWriter, read_index, replace_atomically
@@ -234,7 +234,7 @@ class Recital:
         if self._options.seconds_per_character is None:
             return question
         seconds = self._options.seconds_per_character * len(text)
-        most = max(round(seconds / group_seconds(self._speaker.vocabulary)), 1)
+        most = max(round(seconds / self._speaker.vocabulary.group_seconds), 1)
         return replace(question, groups=min(question.groups, most))
 
     def _find_prompt(self, document: int) -> tuple[Utterance, tuple[Path, int]]:
@@ -263,7 +263,7 @@ class Recital:
     def _utterance(self, number: int, prompt: Utterance, said: Continuation) -> Utterance:
         vocabulary, text = self._speaker.vocabulary, self._script.texts[number]
         groups = said.ids.reshape(-1, group_length(vocabulary))
-        seconds = len(groups) * group_seconds(vocabulary)
+        seconds = len(groups) * vocabulary.group_seconds
         values = (float(said.ended), repeated_share(groups), len(text) / seconds)
         return Utterance(
             key=f"said-{number:08d}",

@@ -23,7 +23,6 @@ from configs.schema import Config, SourceConfig, StageKind
 from data_pipeline.batch import Sample
 from data_pipeline.corpus import Corpus
 from data_pipeline.layouts import find_layout
-from data_pipeline.layouts.groups import group_seconds
 from data_pipeline.quality.filters import parse_filter
 from data_pipeline.shards import ShardReader, ShardWriter, read_index
 from data_pipeline.vocabulary import Vocabulary
@@ -103,7 +102,7 @@ def test_what_is_made_is_a_corpus_that_says_how_good_it_is(room: Path, made: Pat
                 utterance = reader.read(number)
                 groups = utterance.codes["semantic"].shape[1] // 3
                 assert utterance.codes["linguistic"].shape[1] == 2 * groups
-                assert utterance.duration == pytest.approx(groups * group_seconds(corpus.vocabulary))
+                assert utterance.duration == pytest.approx(groups * corpus.vocabulary.group_seconds)
                 assert utterance.recording.startswith("train-")
                 texts.add(utterance.text)
                 speakers.add(utterance.speaker)

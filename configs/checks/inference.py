@@ -36,8 +36,8 @@ def _check_megatron(config: Config, *, asks: bool) -> None:
     """`asks`: the stage asks a teacher."""
     if (config.stage.kind is StageKind.generate and not asks) or config.stage.objective == PPO:
         raise BadInput(
-            "inference.engine=megatron continues no prompts, it answers for a teacher (generation.makes=teacher) alone; "
-            "give inference.engine=transformers or vllm"
+            "inference.engine=megatron asks a teacher (generation.makes=teacher), and continues no prompts; give "
+            "inference.engine=transformers or vllm"
         )
     if not asks:
         return

@@ -116,4 +116,3 @@ def _filled(models: Sequence[SpeechLM], export: Path, config: Config) -> None:
         lacking = [name for name, parameter in model.named_parameters() if parameter.data_ptr() not in filled]
         if lacking:
             raise BadInput(f"{export} has nothing for {lacking[0]}")
-

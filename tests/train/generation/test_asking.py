@@ -123,7 +123,7 @@ def test_codebooks_of_another_size_are_refused() -> None:
 # --- beside shards ----------------------------------------------------------------------------------------------------
 
 
-def test_answers_are_found_by_key_go_through_packs_and_leave_other_draws_alone(oracle: OneDevice, tmp_path: Path) -> None:
+def test_answers_are_found_by_key_go_through_packs_and_leave_other_draws(oracle: OneDevice, tmp_path: Path) -> None:
     laid = samples()
     answers = oracle.answer([plain(sample) for sample in laid], np.arange(VOCABULARY.size))
     file = answers_file(tmp_path, "tts", "train/shard-000000.tar")

@@ -97,6 +97,6 @@ def _of_chunk(
 
 def _gathered(mine: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """What each rank has, [ranks, *shape]."""
-    everyone = mine.new_empty((dist.get_world_size(group) * len(mine), *mine.shape[1:]))
-    dist.all_gather_into_tensor(everyone, mine.contiguous(), group=group)
-    return everyone.view(-1, *mine.shape)
+    everyone = mine.new_empty((dist.get_world_size(group), *mine.shape))
+    dist.all_gather_into_tensor(everyone.flatten(0, 1), mine.contiguous(), group=group)
+    return everyone

@@ -44,8 +44,8 @@ def ask(config: Config, export: Path, inquiry: Inquiry, stop: StopFlag) -> None:
         replica = Replica(stop)
         spread = Spread(config, vocabulary, replica, Reader(model, rows, export, device))
         if dist.get_rank() == 0:
-            copies = f"{replica.copies} copies" if replica.copies > 1 else "one copy"
-            print(f"megaphone: {export} is there in {copies} over {replica.size} ranks each", flush=True)
+            copies = f"; {replica.copies} copies share the work" if replica.copies > 1 else ""
+            print(f"megaphone: {export} is on {replica.size} ranks{copies}", flush=True)
         if replica.leads:
             spread.lead(inquiry, stop)
         else:

@@ -36,7 +36,7 @@ from tests.train.runs import tiny_config
 from train.generation.asking import Inquiry
 from train.inference.rows import STEP, Reading, Said, lay
 
-VOCABULARY = make_vocabulary()
+VOCABULARY = replace(make_vocabulary(), specials=("<|more|>", *make_vocabulary().specials))  # not the student's
 TOP_K, TEMPERATURE = 40, 1.5  # more than the smallest table has
 _SHAPE = {
     "vocab_size": VOCABULARY.padded_size,
@@ -55,13 +55,14 @@ MODELS: dict[str, tuple[type[PreTrainedModel], Any]] = {
     ),
     "alibi": (Step1ForCausalLM, Step1Config(**_SHAPE, num_attention_groups=2, tie_word_embeddings=False)),
 }
-# Model and topology, on four ranks; where these have room for two copies there are two.
-READERS: list[tuple[str, dict[str, Any]]] = [
-    ("tied", {"tensor": 2, "pipeline": 2}),
-    ("tied", {"pipeline": 2, "virtual_pipeline": 2}),
-    ("biased", {"tensor": 2, "pipeline": 2, "sequence": True, "pipeline_layout": "Et|tttL"}),
-    ("experts", {"tensor": 2, "sequence": True}),
-    ("alibi", {"tensor": 2}),
+# Model, topology and whether in bf16, on four ranks; where these have room for two copies there are two.
+READERS: list[tuple[str, dict[str, Any], bool]] = [
+    ("tied", {"tensor": 2, "pipeline": 2}, False),
+    ("tied", {"pipeline": 2, "virtual_pipeline": 2}, False),
+    ("biased", {"tensor": 2, "pipeline": 2, "sequence": True, "pipeline_layout": "Et|tttL"}, False),
+    ("experts", {"tensor": 2, "sequence": True}, False),
+    ("alibi", {"tensor": 2}, False),
+    ("alibi", {"tensor": 2, "pipeline": 2}, True),
 ]
 
 
@@ -88,6 +89,7 @@ def stage(room: Path, name: str, teacher: str, **parallel: Any) -> Config:
     config.stage.kind, config.stage.weights = StageKind.generate, str(room / teacher)
     config.generation.makes, config.generation.top_k, config.generation.batch = Made.teacher, TOP_K, 5
     config.distillation.temperature, config.loss.chunk = TEMPERATURE, 7
+    config.train.sequence_length = 384  # no sample is cut: pieces are not found in another vocabulary
     if parallel:
         config.inference.engine = InferenceKind.megatron
         config.parallel = replace(config.parallel, **parallel)
@@ -123,8 +125,9 @@ def read_by_all(room: Path) -> list[tuple[list[Said] | None, bool]]:
     from train.inference.replica import Replica
 
     found = []
-    for name, parallel in READERS:
+    for name, parallel, half in READERS:
         config, stop = stage(room, "unused", name, **parallel), StopFlag()
+        config.generation.bf16, config.train.sequence_length = half, 96
         model, rows = as_exported(config, room / name)
         device = process_groups.join(config.parallel)
         replica = Replica(stop)
@@ -139,7 +142,7 @@ def read_by_all(room: Path) -> list[tuple[list[Said] | None, bool]]:
 
 def test_every_topology_says_what_transformers_says(room: Path) -> None:
     ranks = run_ranks(read_by_all, 4, room, timeout=240)
-    for number, (name, parallel) in enumerate(READERS):
+    for number, (name, parallel, half) in enumerate(READERS):
         copies = 4 // (parallel.get("tensor", 1) * parallel.get("pipeline", 1))
         answers = [found[number][0] for found in ranks if found[number][0] is not None]
         assert len(answers) == copies, "leaders, and nobody else, are told"
@@ -147,11 +150,13 @@ def test_every_topology_says_what_transformers_says(room: Path) -> None:
         assert heard[3] and heard.count(True) == 4 // copies, "a signal to one rank is one to its copy"
         model = read_exported(room / name, name, VOCABULARY.size, device="cpu")
         for said in answers:
-            assert_as_likely(model, said)
+            errors = errors_of(model, said)
+            assert errors.mean() < 0.05 if half else errors.max() < 1e-4
 
 
-def assert_as_likely(model: Any, said: list[Said]) -> None:
-    """Log-probabilities within 1e-4 of float64's over transformers' logits, and the same ids but where they tie."""
+def errors_of(model: Any, said: list[Said]) -> np.ndarray:
+    """Of each log-probability, against float64's over transformers' logits: of that id, and of the id of that rank."""
+    errors = []
     for reading, found in zip(readings(), said, strict=True):
         with torch.no_grad():
             logits = model(input_ids=torch.from_numpy(reading.ids)[None]).logits[0].double() / TEMPERATURE
@@ -159,8 +164,8 @@ def assert_as_likely(model: Any, said: list[Said]) -> None:
             (due,) = [table for table in VOCABULARY.tables if reading.ids[place + 1] in table]
             q, wide = logits[place, due.start : due.stop].log_softmax(0).numpy(), min(TOP_K, len(due))
             assert (ids[wide:] == -1).all() and len(set(ids[:wide])) == wide
-            assert np.abs(log_chances[:wide] - np.sort(q)[::-1][:wide]).max() < 1e-4
-            assert np.abs(log_chances[:wide] - q[ids[:wide] - due.start]).max() < 1e-4
+            errors += [log_chances[:wide] - np.sort(q)[::-1][:wide], log_chances[:wide] - q[ids[:wide] - due.start]]
+    return np.abs(np.concatenate(errors))
 
 
 def test_rows_are_full_even_and_of_one_length() -> None:

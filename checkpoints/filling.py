@@ -55,12 +55,13 @@ class _Reader:
     def read(self, piece: Any) -> torch.Tensor:
         """The values of a `ShardedTensor`, of its local shape."""
         rule, layer, offsets = self._place(piece)
+        shape, _ = self._slabs.shape_and_dtype(rule, layer)
+        wanted = tuple(piece.global_shape[len(piece.global_shape) - len(shape) :])
+        if shape != wanted:
+            raise BadInput(f"{self._source}: {piece.key} is {list(shape)}, this model's is {list(wanted)}")
         held = [part.held for part in self._slabs.read(rule, layer)]
         whole = self._layouts.fuse(rule.layout, held) if self._slabs.split else held[0]
-        wanted = tuple(piece.global_shape[len(piece.global_shape) - len(whole.shape) :])
-        if whole.shape != wanted:
-            raise BadInput(f"{self._source}: {piece.key} is {list(whole.shape)}, this model's is {list(wanted)}")
-        sizes = (1,) * (len(whole.shape) - len(piece.local_shape)) + tuple(piece.local_shape)
+        sizes = (1,) * (len(shape) - len(piece.local_shape)) + tuple(piece.local_shape)
         return whole.box(offsets, sizes).tensor().view(piece.local_shape)
 
     def release(self) -> None:

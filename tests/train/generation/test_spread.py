@@ -22,7 +22,6 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from configs.compose import to_yaml
 from configs.schema import Config, InferenceKind, Made, SourceConfig, StageKind
 from data_pipeline.corpus import Corpus
 from data_pipeline.exported_model import read_exported
@@ -32,6 +31,7 @@ from runtime.exits import DONE, STOPPED_EARLY, BadInput
 from runtime.signals import StopFlag
 from tests.data_pipeline.synthetic import make_corpus, make_vocabulary
 from tests.ranks import RankFailed, run_ranks
+from tests.train.generation.test_generation import generation, written
 from tests.train.runs import tiny_config
 from train.generation.asking import Inquiry
 from train.inference.rows import STEP, Reading, Said, lay
@@ -185,19 +185,6 @@ def test_rows_are_full_even_and_of_one_length() -> None:
 
 
 # --- the stage --------------------------------------------------------------------------------------------------------
-
-
-def written(config: Config) -> str:
-    file = Path(config.run.folder) / "config.yaml"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(to_yaml(config))
-    return str(file)
-
-
-def generation(file: str) -> int:
-    from train.generation.__main__ import main
-
-    return main([file])
 
 
 def ended_amid(file: str, number: int, rank: str) -> int:

@@ -22,7 +22,7 @@ from configs.checks.experts import check_experts
 from configs.checks.pipeline import check_pipeline
 from configs.checks.topology import check_topology
 from configs.pipeline import settled
-from configs.schema import Config, EngineConfig, Precision
+from configs.schema import Config, EngineConfig, Precision, Recompute
 from data_pipeline.batch import Batch
 from runtime.exits import BadInput
 from train.models.attention.kernels import check_kernel
@@ -47,6 +47,7 @@ def as_exported(config: Config, export: Path) -> tuple[Config, int]:
         config,
         backbone=replace(of_config(written).read_config(written), name=str(export)),
         train=replace(config.train, precision=precision, micro_batch=1, fp8=None),
+        parallel=replace(config.parallel, recompute=Recompute.none),
         engine=EngineConfig(),
     )
     for check in (check_topology, check_pipeline, lambda shared: check_experts(shared, None), check_kernel):

@@ -12,8 +12,8 @@ class InferenceKind(Enum):
     vllm = "vllm"  # in processes beside it; found at run time, if there; not for a teacher
     # On the stage's own ranks, shared by parallel.tensor, sequence, pipeline and virtual_pipeline as in training. For a
     # teacher alone. Data-parallel copies share out the work; generation.batch samples are laid into rows of
-    # train.sequence_length tokens, which go through the pipeline one behind the other; logits of loss.chunk places exist
-    # at a time.
+    # train.sequence_length tokens, which go through the pipeline one behind the other. Logits of loss.chunk places
+    # exist at a time.
     megatron = "megatron"
 
 

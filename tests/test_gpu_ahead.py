@@ -67,6 +67,6 @@ def test_attention_copies_nothing_of_a_whole_row(found: Any, positions: str) -> 
 
 
 def test_what_the_compiler_would_choose_spills(found: Any) -> None:
-    """Why `kernels._WIDE` is there; a release that chooses better will say so here."""
+    """Why `kernels.WIDE` is there; a release that chooses better will say so here."""
     kernels = {kernel["name"]: kernel["spilled"] for kernel in found["steps"]["as the compiler cuts"]["kernels"]}
     assert kernels["triton_tem_fused_flex_attention_0"] > 200

@@ -280,7 +280,7 @@ def flex(
         block_mask=row.once("block mask", masks),
         scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],
-        kernel_options=_WIDE if query.element_size() == 2 and query.shape[2] <= 64 else None,
+        kernel_options=WIDE if query.element_size() == 2 and query.shape[2] <= 64 else None,
     )
     return cast(torch.Tensor, mixed[0].transpose(0, 1))
 
@@ -288,7 +288,7 @@ def flex(
 _TINY = 1e-30  # of a place to itself: 0 x 1 / sqrt(1e-30) is 0, where 0 x 1 / sqrt(0) is no number
 # For heads of 64 the compiler takes blocks of 128 x 128 and four warps. Registers then miss 424 bytes a thread of what
 # the bias needs (sm_90; 1.3 kB with an exact root), on eight warps none: tests/test_gpu_ahead.py.
-_WIDE: Any = {"fwd_num_warps": 8}
+WIDE: Any = {"fwd_num_warps": 8}
 
 
 @cache

@@ -2,11 +2,11 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/installed-$(shell cat setup.py install.sh constraints.txt constraints-no-deps.txt constraints-peers.txt constraints-vllm.txt | sha256sum | cut -c1-16)
+INSTALLED := $(VENV)/installed-$(shell cat setup.py install.sh constraints.txt constraints-no-deps.txt constraints-peers.txt constraints-triton.txt constraints-vllm.txt | sha256sum | cut -c1-16)
 ROOMS := runtime configs data_pipeline checkpoints train launch
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint bench bench-gpu faults clean
+.PHONY: help install quickstart test lint bench bench-gpu gpu-ahead faults clean
 
 help:
 	@echo "make quickstart  train, export and report a small speech LM on this machine"
@@ -14,6 +14,7 @@ help:
 	@echo "make lint        ruff, mypy, import-linter"
 	@echo "make bench       the measurements in tests/benchmarks"
 	@echo "make bench-gpu   training, decoder and tokeniser on one GPU beside transformers, under nine minutes"
+	@echo "make gpu-ahead   its training steps compiled for a GPU that is not there, in two minutes"
 	@echo "make faults      30 random faults over a tiny run, which must end as if nothing had happened"
 	@echo "make install     the virtual environment in $(VENV) alone"
 	@echo "make clean       remove the virtual environment and tool caches; runs/ stays"
@@ -45,6 +46,9 @@ bench: $(INSTALLED)
 
 bench-gpu: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks.gpu
+
+gpu-ahead: $(INSTALLED)
+	$(BIN)/python -W ignore -m tests.benchmarks.gpu.ahead
 
 faults: $(INSTALLED)
 	$(BIN)/python -W ignore -m tests.faults.campaign

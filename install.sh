@@ -43,9 +43,11 @@ rm -rf "$peers"
 install --no-deps --target "$peers" --requirement constraints-peers.txt
 
 vllm="$(dirname "$python")/../vllm"
-rm -rf "$vllm"
+triton="$(dirname "$python")/../triton"
+rm -rf "$vllm" "$triton"
 if ! nvidia-smi >/dev/null 2>&1; then
     install --no-deps --target "$vllm" --requirement constraints-vllm.txt
+    install --no-deps --target "$triton" --requirement constraints-triton.txt
 fi
 
 DS_ACCELERATOR=cpu "$python" -W ignore - <<'PYTHON'

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_a_run_at_toy_sizes(tmp_path: Path) -> None:
-    only = ("3b sqrt_alibi", "vocabulary")
+    only = ("3b sqrt_alibi", "attention", "vocabulary")
     command = [sys.executable, "-m", "tests.benchmarks.gpu", "--tiny", "--only", *only, "--out", str(tmp_path)]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=runner.on_the_cpu())
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -31,7 +31,7 @@ def test_a_run_at_toy_sizes(tmp_path: Path) -> None:
     assert results["versions"]["torch"] and "commit" in results
     found = results["measurements"]
     assert {name: one["state"] for name, one in found.items()} == dict.fromkeys(
-        (CHECK.name, "3b sqrt_alibi: ours", "loss over the vocabulary"), "done"
+        (CHECK.name, "3b sqrt_alibi: ours", "attention", "loss over the vocabulary"), "done"
     )
     for part in ("", "recompute full"):
         figures = found["3b sqrt_alibi: ours"]["parts"][part]

@@ -76,25 +76,30 @@ def _start(config_file: Path) -> Config:
 def _import(config: Config) -> None:
     """Torch, Megatron-Core, and all that this rank works with."""
     with at_once(without=MERELY_PROBED):
-        import torch  # noqa: F401  # its share of the start is told apart
-
-        startup.passed("torch")
-        from train.engines import absent_names, optional_kernels
-        from train.engines.cuda_on_cpu import emulate_cuda
-        from train.engines.determinism import be_deterministic
-
-        use_threads()
-        optional_kernels.hush_megatron()
-        emulate_cuda()
-        absent_names.fill_in()
-        if config.train.deterministic:
-            be_deterministic(os.environ)
+        before_megatron(config)
         # Only now: these import Megatron-Core.
         from train.engines.build import engine_of
 
         import_module("train.loop")
         engine_of(config)
     startup.passed("megatron and modules")
+
+
+def before_megatron(config: Config) -> None:
+    """Import torch, and make ready what has to be before Megatron-Core is imported."""
+    import torch  # noqa: F401  # its share of the start is told apart
+
+    startup.passed("torch")
+    from train.engines import absent_names, optional_kernels
+    from train.engines.cuda_on_cpu import emulate_cuda
+    from train.engines.determinism import be_deterministic
+
+    use_threads()
+    optional_kernels.hush_megatron()
+    emulate_cuda()
+    absent_names.fill_in()
+    if config.train.deterministic:
+        be_deterministic(os.environ)
 
 
 def _train(config: Config, stop: StopFlag) -> None:

@@ -50,6 +50,6 @@ class GenerationConfig:
     top_k: int = 32  # likeliest tokens kept at a place
     # --- both
     batch: int = 16  # texts, or samples, that the model has at once
-    device: str | None = None  # cpu, cuda or cuda:<n>; None: cuda if there
+    device: str | None = None  # cpu, cuda or cuda:<n>; None: cuda if there; under inference.engine=megatron None alone
     bf16: bool = False  # weights and activations in bfloat16, else float32
     seed: int = 1234

@@ -9,18 +9,20 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from configs.checks import check
-from configs.schema import Config, Made
+from configs.schema import Config, InferenceKind, Made
 from data_pipeline import answers
 from data_pipeline.build import corpus_folder
 from data_pipeline.corpus import Corpus, write_manifest
 from data_pipeline.shards import replace_atomically
 from data_pipeline.sources.text import find_source
+from data_pipeline.vocabulary import Vocabulary
 from runtime import startup
 from runtime.exits import BadInput, leave
 from runtime.log_lines import stamp_output
@@ -31,7 +33,7 @@ from train.generation.hearing import Hearing, columns_of, funnel_of, hearing_of
 from train.generation.sharing import share_out
 from train.generation.teacher import described, export_of
 from train.inference.engine import has_engine
-from train.stage import run_rank
+from train.stage import before_megatron, run_rank
 
 MADE_FROM = "made_from.json"
 # Of `generation`. What is heard by is content by itself, wherever its run folder lies.
@@ -39,11 +41,10 @@ _NOT_CONTENT = ("device", "batch", "decoder", "vocoder", "measures", "funnel")
 
 
 class _Job(NamedTuple):
-    """pieces: files; finish: declares all of them whole, and says what results.json has to tell."""
+    """share: this process's part of the work, which returns when all of it is done; finish: declares it whole, and says
+    what results.json has to tell."""
 
-    pieces: Sequence[str]
-    done: Callable[[str], bool]
-    work: Callable[[str], None]
+    share: Callable[[], None]
     finish: Callable[[], dict[str, Any]]
 
 
@@ -63,7 +64,7 @@ def generate(config: Config, stop: StopFlag) -> None:
         job = _speech(config, corpus, export, folder, made_by, stop, hearing)
     else:
         job = _answers(config, corpus, export, folder, made_by, stop)
-    share_out(folder, job.pieces, job.done, job.work, stop)
+    job.share()
     if rank == 0:
         results = {"status": "finished", "made": config.generation.makes.value, **job.finish()}
         results |= {"made_by": made_by, "wall_seconds": time.monotonic() - began}
@@ -136,29 +137,40 @@ def _speech(
         told = told_of(shards, columns_of(config), funnel_of(config))
         return {"corpus": str(folder), "corpus_hash": made.content_hash, "totals": made.totals, **told}
 
-    return _Job(list(script.shards), recital.is_done, recital.write, finish)
+    return _Job(partial(share_out, folder, list(script.shards), recital.is_done, recital.write, stop), finish)
 
 
 def _answers(
     config: Config, corpus: Corpus, export: Path, folder: Path, made_by: dict[str, Any], stop: StopFlag
 ) -> _Job:
-    from train.generation.asking import Inquiry, Oracle
+    from train.generation.asking import Inquiry, OneDevice
 
-    inquiry = Inquiry(config, corpus, Oracle.load(config, export), folder, stop)
+    inquiry = Inquiry(config, corpus, Vocabulary.load(export), folder, stop)
+
+    def share() -> None:
+        if config.inference.engine is InferenceKind.megatron:
+            from train.generation.spread import ask
+
+            ask(config, export, inquiry, stop)
+        else:
+            inquiry.ask(OneDevice.load(config, export))
 
     def finish() -> dict[str, Any]:
         answers.write_manifest(folder, {**inquiry.described(), "made_by": made_by})
         return {"corpus": str(corpus.folder), "corpus_hash": corpus.content_hash, "files": len(inquiry.pieces)}
 
-    return _Job(list(inquiry.pieces), inquiry.is_done, inquiry.write, finish)
+    return _Job(share, finish)
 
 
 def _start(file: Path) -> Config:
-    """The config, with torch on the threads and the GPU that this rank was given."""
+    """The config, with torch on the threads and the GPU that this rank was given; a process group chooses its own."""
     from configs.compose import load_config
 
     startup.begin_with_process(again=False)
     config = load_config(file)
+    if config.inference.engine is InferenceKind.megatron:
+        before_megatron(config)
+        return config
     use_threads()
     import torch
 

@@ -7,12 +7,12 @@ at places that ask for the same token. Where the two write text differently, the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -23,12 +23,14 @@ from data_pipeline.batch import Sample
 from data_pipeline.corpus import SPLITS, Corpus
 from data_pipeline.damage import DamageTally
 from data_pipeline.exported_model import load_exported
+from data_pipeline.layouts import layouts_of
 from data_pipeline.layouts.groups import group_length
 from data_pipeline.mixture import Source, open_mixture
 from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput, StoppedEarly
 from runtime.signals import StopFlag
 from train.generation.matching import same_ids
+from train.generation.sharing import share_out
 
 
 class Question(NamedTuple):
@@ -41,10 +43,18 @@ class Question(NamedTuple):
     student_places: np.ndarray
 
 
+class Oracle(Protocol):
+    """A teacher, asked for its `top_k` likeliest tokens of the table that is due (`Vocabulary.tables`) at a
+    temperature."""
+
+    def answer(self, questions: Sequence[Question], same: np.ndarray) -> list[Answers]:
+        """Answers at each question's student's places, in the student's ids `same[teacher's id]`; a likely token that
+        the student lacks counts among all others. Questions are read together."""
+
+
 @dataclass(frozen=True)
-class Oracle:
-    """The teacher: a causal language model of `transformers` with its vocabulary, asked for its `top_k` likeliest
-    tokens of the table that is due (`Vocabulary.tables`) at `temperature`."""
+class OneDevice:
+    """The teacher as a causal language model of `transformers`, with its vocabulary."""
 
     model: Any
     vocabulary: Vocabulary
@@ -52,15 +62,14 @@ class Oracle:
     temperature: float
 
     @classmethod
-    def load(cls, config: Config, export: Path) -> Oracle:
+    def load(cls, config: Config, export: Path) -> OneDevice:
         """Raises BadInput where the export is none."""
         options, vocabulary = config.generation, Vocabulary.load(export)
         model = load_exported(export, str(export), vocabulary.size, device=options.device, bf16=options.bf16)
         return cls(model, vocabulary, options.top_k, config.distillation.temperature)
 
     def answer(self, questions: Sequence[Question], same: np.ndarray) -> list[Answers]:
-        """Answers at each question's student's places, in the student's ids `same[teacher's id]`; a likely token that
-        the student lacks counts among all others. Questions are read together."""
+        """As `Oracle.answer`."""
         ids = torch.zeros(len(questions), max(len(question.ids) for question in questions), dtype=torch.long)
         for row, question in enumerate(questions):
             ids[row, : len(question.ids)] = torch.from_numpy(
@@ -80,40 +89,59 @@ class Oracle:
 
     def _likeliest(self, logits: torch.Tensor, question: Question, same: np.ndarray) -> Answers:
         """Of logits [n, rows] at a question's places."""
-        count = len(question.places)
-        table = self.vocabulary.table_of(question.ids[question.places + 1])
-        ids = np.full((count, self.top_k), -1, np.int64)
-        log_chances = np.full((count, self.top_k), -np.inf, np.float32)
+        table = tables_due(question, self.vocabulary)
+        ids = np.full((len(table), self.top_k), -1, np.int64)
+        log_chances = np.full((len(table), self.top_k), -np.inf, np.float32)
         for number in np.unique(table):
             rows, due = np.flatnonzero(table == number), self.vocabulary.tables[number]
             held = logits[torch.from_numpy(rows), due.start : due.stop].float() / self.temperature
             likeliest = held.log_softmax(1).topk(min(self.top_k, len(due)))
             wide = likeliest.values.shape[1]
-            ids[rows, :wide] = same[likeliest.indices.cpu().numpy() + due.start]
+            ids[rows, :wide] = likeliest.indices.cpu().numpy() + due.start
             log_chances[rows, :wide] = likeliest.values.cpu().numpy()
-        log_chances = np.where(ids >= 0, log_chances, -np.inf)
-        rest = np.clip(1 - np.exp(log_chances.astype(np.float64)).sum(1), 0, 1)
-        covered = np.array([len(due) for due in self.vocabulary.tables])[table] <= (ids >= 0).sum(1)
-        return Answers(
-            places=question.student_places.astype(np.int32),
-            ids=ids,
-            log_chances=log_chances.astype(np.float16),
-            rest=np.where(covered, 0, rest).astype(np.float16),
-        )
+        return answers_of(question, ids, log_chances, self.vocabulary, same)
+
+
+def tables_due(question: Question, vocabulary: Vocabulary) -> np.ndarray:
+    """The number of the table that is due at each of the teacher's places, int64 [n]."""
+    return vocabulary.table_of(question.ids[question.places + 1])
+
+
+def answers_of(
+    question: Question, ids: np.ndarray, log_chances: np.ndarray, vocabulary: Vocabulary, same: np.ndarray
+) -> Answers:
+    """What is kept of the likeliest tokens: the teacher's ids [n, k], -1 where a table has fewer, and float32 [n, k];
+    `vocabulary` is the teacher's, `same` as in `Oracle.answer`."""
+    table = tables_due(question, vocabulary)
+    ids = np.where(ids >= 0, same[ids], -1)
+    log_chances = np.where(ids >= 0, log_chances, -np.inf)
+    rest = np.clip(1 - np.exp(log_chances.astype(np.float64)).sum(1), 0, 1)
+    covered = np.array([len(due) for due in vocabulary.tables])[table] <= (ids >= 0).sum(1)
+    return Answers(
+        places=question.student_places.astype(np.int32),
+        ids=ids,
+        log_chances=log_chances.astype(np.float16),
+        rest=np.where(covered, 0, rest).astype(np.float16),
+    )
 
 
 class Inquiry:
-    """One process's part in asking about all samples of the mixture's sources in a corpus, at `folder`."""
+    """One process's part in asking a teacher, that has the vocabulary `theirs`, about all samples of the mixture's
+    sources in a corpus, at `folder`."""
 
-    def __init__(self, config: Config, corpus: Corpus, oracle: Oracle, folder: Path, stop: StopFlag) -> None:
+    def __init__(self, config: Config, corpus: Corpus, theirs: Vocabulary, folder: Path, stop: StopFlag) -> None:
+        """Raises BadInput where the two vocabularies, or a layout, cannot be asked about."""
         self._config = config
         self._vocabulary = corpus.vocabulary
-        self._oracle = oracle
+        self._theirs = theirs
         self._folder = folder
         self._stop = stop
-        self._same = same_ids(oracle.vocabulary, corpus.vocabulary)
-        if group_length(oracle.vocabulary) != group_length(corpus.vocabulary):
+        self._same = same_ids(theirs, corpus.vocabulary)
+        if group_length(theirs) != group_length(corpus.vocabulary):
             raise BadInput("the teacher's groups of codes are not the student's")
+        for name, layout in layouts_of(config.mixture.sources).items():
+            if not layout.plain or layout.hears is not None:
+                raise BadInput(f"source {name}: layout {layout.name} is not of tokens alone, all that a teacher reads")
         self._asked = {split: self._sources(corpus, split) for split in SPLITS if corpus.splits[split]}
 
     def _sources(self, corpus: Corpus, split: str) -> dict[str, Source]:
@@ -133,31 +161,35 @@ class Inquiry:
     def described(self) -> dict[str, Any]:
         """Of what the answers are, for their manifest."""
         return {
-            "temperature": self._oracle.temperature,
-            "top_k": self._oracle.top_k,
+            "temperature": self._config.distillation.temperature,
+            "top_k": self._config.generation.top_k,
             "vocabulary": self._vocabulary.describe(),
             "sources": {name: source.asked() for sources in self._asked.values() for name, source in sources.items()},
         }
 
-    def is_done(self, piece: str) -> bool:
+    def ask(self, oracle: Oracle, idle: Callable[[], None] = lambda: None) -> None:
+        """Return when all pieces are there, those that other processes make too; `idle`: as in `share_out`. Raises
+        StoppedEarly, with nothing left of the piece that was begun."""
+        share_out(self._folder, list(self.pieces), self._is_done, partial(self._write, oracle), self._stop, idle)
+
+    def _is_done(self, piece: str) -> bool:
         return (self._folder / piece).is_file()
 
-    def write(self, piece: str) -> None:
-        """Raises StoppedEarly, with nothing of the piece left."""
+    def _write(self, oracle: Oracle, piece: str) -> None:
         source, shard = self.pieces[piece]
         found: dict[str, tuple[int, Answers]] = {}
         waiting = self._questions(source, shard)
         while questions := list(islice(waiting, self._config.generation.batch)):
             if self._stop:
                 raise StoppedEarly(f"stopped by {self._stop.name}; the same command goes on with this shard")
-            for question, answers in zip(questions, self._oracle.answer(questions, self._same), strict=True):
+            for question, answers in zip(questions, oracle.answer(questions, self._same), strict=True):
                 found[question.sample.key] = checksum(question.sample), answers
-        write_answers(self._folder / piece, found, self._vocabulary, self._oracle.top_k)
+        write_answers(self._folder / piece, found, self._vocabulary, self._config.generation.top_k)
         places = sum(len(answers.places) for _, answers in found.values())
         print(f"megaphone: {piece}: {len(found)} samples, {places} places", flush=True)
 
     def _questions(self, source: Source, shard: str) -> Iterator[Question]:
-        other = self._oracle.vocabulary != self._vocabulary
+        other = self._theirs != self._vocabulary
         for number in source.documents.numbers_in(shard):
             laid = source.laid(number, 0, self._config.train.sequence_length)
             theirs = self._in_other_words(source, number) if other else {}
@@ -169,7 +201,7 @@ class Inquiry:
     def _in_other_words(self, source: Source, number: int) -> dict[str, Sample]:
         """A document's samples in the teacher's vocabulary."""
         utterances = source.documents.read(number)
-        laid = source.layout(utterances, self._oracle.vocabulary, source.draws(number, 0)) if utterances else []
+        laid = source.layout(utterances, self._theirs, source.draws(number, 0)) if utterances else []
         return {sample.key: sample for sample in laid}
 
 

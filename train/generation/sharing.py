@@ -19,10 +19,15 @@ PAUSE = 1.0  # seconds between looks at what others hold
 
 
 def share_out(
-    folder: Path, pieces: Sequence[str], done: Callable[[str], bool], work: Callable[[str], None], stop: StopFlag
+    folder: Path,
+    pieces: Sequence[str],
+    done: Callable[[str], bool],
+    work: Callable[[str], None],
+    stop: StopFlag,
+    idle: Callable[[], None] = lambda: None,
 ) -> None:
     """Return when all `pieces`, relative names of files, are done; `work` makes one, and raises StoppedEarly where
-    `stop` asks for it."""
+    `stop` asks for it. `idle` is called before every look at pieces that others hold."""
     (folder / CLAIMS).mkdir(parents=True, exist_ok=True)
     left = list(pieces)
     while left := [piece for piece in left if not done(piece)]:
@@ -35,4 +40,5 @@ def share_out(
                     work(piece)
                     busy = False
         if busy:
+            idle()
             time.sleep(PAUSE)

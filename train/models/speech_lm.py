@@ -19,6 +19,7 @@ from train.models.attention.row import packed_row
 from train.models.experts import part_of_sequence
 from train.models.gradients import Embedding
 from train.models.heads.language import LANGUAGE, LanguageHead
+from train.models.heads.likeliest import Asked
 from train.models.heads.reward import REWARD, RewardHead
 from train.models.heads.terms import Targets
 from train.models.inputs.adapter import make_adapter
@@ -104,8 +105,8 @@ class SpeechLM(GPTModel):
         packs = padding_mask if self.config.experts is not None else None
         return (*made[:5], None if packs is None else part_of_sequence(packs, self.config), *made[6:])
 
-    def _postprocess(self, hidden_states: torch.Tensor, labels: Targets | None = None, **given: Any) -> Any:
-        """Megatron-Core's end of the forward pass, with our head where losses are asked for."""
+    def _postprocess(self, hidden_states: torch.Tensor, labels: Targets | Asked | None = None, **given: Any) -> Any:
+        """Megatron-Core's end of the forward pass, with our head where more than logits is asked for."""
         if labels is None or not self.post_process:
             return super()._postprocess(hidden_states=hidden_states, labels=None, **given)
         if self.config.reward:
@@ -138,11 +139,12 @@ def check_layouts(layouts: Mapping[str, Layout], audio: AudioInput | None) -> No
             )
 
 
-def run(model: torch.nn.Module, batch: Batch, targets: Targets | None = None) -> Any:
+def run(model: torch.nn.Module, batch: Batch, targets: Targets | Asked | None = None) -> Any:
     """Forward a packed batch through `model`, a SpeechLM or a wrapper around one.
 
     Returns hidden states [N / SP, 1, hidden] on all stages but the last. There: without targets, the logits of this
-    tensor-parallel rank's slice of the vocabulary [1, N, V / TP]; with targets, `heads.terms.Losses`.
+    tensor-parallel rank's slice of the vocabulary [1, N, V / TP]; with targets, `heads.terms.Losses`; where likeliest
+    tokens are asked for, those of each range (`heads.likeliest.likeliest`) by the head's name.
     """
     return model(
         input_ids=batch.tokens,

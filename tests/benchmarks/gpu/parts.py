@@ -1,4 +1,5 @@
-"""What goes on beside the trunk: the vocabulary's loss, the flow decoder, Whisper's encoder as a tokeniser."""
+"""Parts of training by themselves: attention by kernel, the vocabulary's loss, the flow decoder, Whisper's encoder as a
+tokeniser."""
 
 from __future__ import annotations
 
@@ -6,17 +7,22 @@ import time
 from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 
+from configs.alibi import alibi_slopes
 from configs.schema import DecoderConfig
 from data_pipeline.audio import SAMPLE_RATE
-from data_pipeline.batch import Waves
+from data_pipeline.batch import Waves, collate
 from tests.benchmarks.gpu import training
-from tests.benchmarks.gpu.shapes import BACKBONES, Scale
+from tests.benchmarks.gpu.rows import attended, packed_rows
+from tests.benchmarks.gpu.shapes import BACKBONES, Scale, backbone
+from train.models.attention import kernels
+from train.models.attention.row import packed_row
 from train.models.decoder.flow import draw
 from train.models.decoder.learning import FLOW, FlowTask, TrainedFlow
 from train.models.heads.terms import Targets
@@ -48,6 +54,40 @@ def _peak(call: Callable[[], Any], place: torch.device) -> float | None:
     call()
     torch.cuda.synchronize()
     return (torch.cuda.max_memory_allocated() - before) / 2**30
+
+
+# --- attention --------------------------------------------------------------------------------------------------------
+
+
+def attention(scale: Scale) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Forward and backward of one layer's attention in bf16, Step-Audio-TTS-3B's heads, over a row of packed samples;
+    FlexAttention as we have its blocks cut, and as the compiler does. On a CPU by the one kernel that runs there."""
+    place = training.device()
+    shape = backbone("3b", "sqrt_alibi", scale)
+    packs = packed_rows(1, scale.length, scale.ids, seed=1, words=scale.words)
+    row = packed_row(collate(packs).to(place))
+    size = shape.hidden // shape.heads
+    torch.manual_seed(0)
+    query, key, value = (
+        torch.randn(scale.length, heads, size, device=place, dtype=torch.bfloat16, requires_grad=True)
+        for heads in (shape.heads, shape.kv_heads, shape.kv_heads)
+    )
+    slopes = torch.tensor(alibi_slopes(shape.heads), device=place)
+    flops = 14 * shape.heads * size * attended(packs)  # products of both passes, scores of the backward one again
+    cuda = place.type == "cuda"
+    plain, biased = (kernels.varlen, kernels.flex) if cuda else (kernels.sdpa, kernels.sdpa)
+    for name, kernel, bias, cut in (
+        ("no bias", plain, None, kernels.WIDE),
+        ("sqrt-ALiBi", biased, slopes, kernels.WIDE),
+        ("sqrt-ALiBi, as the compiler cuts", biased, slopes, None),
+    ):
+
+        def both(kernel: kernels.Kernel = kernel, bias: torch.Tensor | None = bias) -> None:
+            kernel(query, key, value, row, bias, size**-0.5).sum().backward()
+
+        with mock.patch.object(kernels, "WIDE", cut):
+            seconds = _seconds(both, place)
+        yield name, {"seconds": seconds, "tflops": flops / seconds / 1e12}
 
 
 # --- the vocabulary's loss --------------------------------------------------------------------------------------------

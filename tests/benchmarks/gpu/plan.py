@@ -70,6 +70,7 @@ MEASUREMENTS = (
     _peer("transformers", "1b", 70),
     _in_fp8("3b", 60),
     Measurement("curve of 100 steps", "agreement:curve", 60),
+    Measurement("attention", "parts:attention", 40),
     Measurement("loss over the vocabulary", "parts:loss", 40),
     Measurement("flow decoder", "parts:flow", 40),
     Measurement("Whisper's encoder", "parts:whisper", 40, needs=("megatron-core", "omegaconf", "transformers")),

@@ -60,7 +60,6 @@ def ours(
     data = data_of(scale, packs, micro_batches)
     for kind in recompute:
         config.parallel.recompute = Recompute(kind)
-        config.parallel.recompute_method = RecomputeMethod.uniform
         part = "" if kind == "none" else f"recompute {kind}"
         try:
             yield part, _ours(config, scale, data, packs, place)
@@ -69,8 +68,10 @@ def ours(
         free()
 
 
-def config_of(shape: BackboneConfig, scale: Scale, packs: int) -> Config:
+def config_of(shape: BackboneConfig, scale: Scale, packs: int, recompute: str = "none") -> Config:
     config = Config(backbone=shape)
+    config.parallel.recompute = Recompute(recompute)
+    config.parallel.recompute_method = RecomputeMethod.uniform
     config.train.precision = Precision.bf16
     config.train.sequence_length = scale.length
     config.train.micro_batch = packs

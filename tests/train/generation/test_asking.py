@@ -20,7 +20,7 @@ from data_pipeline.vocabulary import Codebook
 from runtime.exits import BadInput
 from tests.data_pipeline.synthetic import make_utterance, make_vocabulary
 from tests.data_pipeline.test_text_to_code import save_model
-from train.generation.asking import Oracle, carried, plain
+from train.generation.asking import OneDevice, carried, plain
 from train.generation.matching import same_ids
 
 VOCABULARY = make_vocabulary()
@@ -34,14 +34,14 @@ def samples() -> list[Sample]:
 
 
 @pytest.fixture(scope="module")
-def oracle(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
+def oracle(tmp_path_factory: pytest.TempPathFactory) -> OneDevice:
     from data_pipeline.exported_model import load_exported
 
     folder = save_model(tmp_path_factory.mktemp("teacher"), VOCABULARY)
-    return Oracle(load_exported(folder, "teacher", VOCABULARY.size), VOCABULARY, 5, 1.5)
+    return OneDevice(load_exported(folder, "teacher", VOCABULARY.size), VOCABULARY, 5, 1.5)
 
 
-def test_answers_are_the_likeliest_tokens_of_what_is_due(oracle: Oracle) -> None:
+def test_answers_are_the_likeliest_tokens_of_what_is_due(oracle: OneDevice) -> None:
     questions = [plain(sample) for sample in samples()]
     together = oracle.answer(questions, np.arange(VOCABULARY.size))
     for question, answers in zip(questions, together, strict=True):
@@ -66,7 +66,7 @@ def test_answers_are_the_likeliest_tokens_of_what_is_due(oracle: Oracle) -> None
         assert not target.weight[silent].any() and (target.values[silent] == -1).all()
 
 
-def test_a_teacher_with_other_ids_says_the_same(oracle: Oracle) -> None:
+def test_a_teacher_with_other_ids_says_the_same(oracle: OneDevice) -> None:
     """Its rows are those of the oracle, moved to where its vocabulary has the tokens."""
     same = same_ids(OTHER, VOCABULARY)
     assert same[OTHER.special("<|more|>")] == -1 and sorted(same[same >= 0]) == list(range(VOCABULARY.size))
@@ -78,7 +78,7 @@ def test_a_teacher_with_other_ids_says_the_same(oracle: Oracle) -> None:
         moved = torch.full((OTHER.padded_size, ours.weight.shape[1]), -1.0)
         moved[: OTHER.size][same >= 0] = ours.weight.data[torch.from_numpy(same[same >= 0])]
         part.weight = torch.nn.Parameter(moved)
-    other = Oracle(model, OTHER, 5, 1.5)
+    other = OneDevice(model, OTHER, 5, 1.5)
     rng = np.random.default_rng(0)
     theirs = find_layout("tts", {})([make_utterance(rng, f"u{n}", "d") for n in range(3)], OTHER, rng)
     for sample, written in zip(samples(), theirs, strict=True):
@@ -123,7 +123,7 @@ def test_codebooks_of_another_size_are_refused() -> None:
 # --- beside shards ----------------------------------------------------------------------------------------------------
 
 
-def test_answers_are_found_by_key_go_through_packs_and_leave_other_draws_alone(oracle: Oracle, tmp_path: Path) -> None:
+def test_answers_are_found_by_key_go_through_packs_and_leave_other_draws(oracle: OneDevice, tmp_path: Path) -> None:
     laid = samples()
     answers = oracle.answer([plain(sample) for sample in laid], np.arange(VOCABULARY.size))
     file = answers_file(tmp_path, "tts", "train/shard-000000.tar")

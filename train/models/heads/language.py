@@ -13,6 +13,7 @@ from megatron.core.tensor_parallel import (
 )
 
 from train.models.heads.distillation_loss import distillation_loss
+from train.models.heads.likeliest import Asked, Likeliest, likeliest
 from train.models.heads.terms import HeadLosses, Targets
 from train.models.heads.vocabulary_loss import place_losses, vocabulary_loss
 
@@ -20,7 +21,7 @@ LANGUAGE = "lm"  # the head's name among losses
 
 
 class LanguageHead(ColumnParallelLinear):
-    """Megatron-Core's output layer, which can answer with losses instead of logits.
+    """Megatron-Core's output layer, which can answer with losses, or the likeliest tokens, instead of logits.
 
     The weight is used inside a module's forward pass only: hooks before it wait for parameters that are still being
     gathered over the data-parallel ranks.
@@ -33,14 +34,16 @@ class LanguageHead(ColumnParallelLinear):
         input_: torch.Tensor,
         weight: torch.Tensor | None = None,
         runtime_gather_output: bool | None = None,
-        targets: Targets | None = None,
+        targets: Targets | Asked | None = None,
     ) -> Any:
-        """Logits as the base class returns them; with targets, `language_losses` of them."""
+        """Logits as the base class returns them; with targets, `language_losses` or `likeliest_tokens` of them."""
         if self.config.logits_divisor != 1.0:
             input_ = input_ / self.config.logits_divisor
         if targets is None:
             return super().forward(input_, weight, runtime_gather_output)
         weight = self.weight if weight is None else weight
+        if isinstance(targets, Asked):
+            return likeliest_tokens(input_, weight, targets, self.tp_group, self.sequence_parallel)
         return language_losses(input_, weight, targets, self.tp_group, self.sequence_parallel, self.looked_up)
 
 
@@ -73,3 +76,12 @@ def language_losses(
         divergence, each = distillation_loss(hidden[:, 0], weight, targets.taught, ranks)
         total, places = total + divergence, {**places, "kl": each[None]}
     return {"total": total, "places": places}
+
+
+def likeliest_tokens(
+    hidden: torch.Tensor, weight: torch.Tensor, asked: Asked, group: dist.ProcessGroup, sequence_parallel: bool
+) -> tuple[Likeliest, ...]:
+    """`likeliest` of the trunk's last hidden states; arguments as in `language_losses`."""
+    if sequence_parallel:
+        hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False, group=group)
+    return likeliest(hidden[:, 0], weight, asked, group if dist.get_world_size(group) > 1 else None)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from checkpoints.layout import complete_checkpoints
 from checkpoints.manifest import MANIFEST_FILE, read_manifest
 from checkpoints.safety import read_json_object
+from configs.checks.ppo import PPO
 from configs.schema import Config, SourceConfig, StageKind
 from data_pipeline.build import corpus_folder
 from data_pipeline.codebooks import CODEBOOKS_FILE, apart, codebooks_in
@@ -31,22 +32,28 @@ def require_same_codebooks(config: Config) -> None:
         folder = corpus_at(where, config)
         for name in apart(known, codebooks_in(Corpus.open(folder))):
             raise BadInput(f"{option}={where}: codebook {name} is another than that of {corpus.folder}; {_ADVICE}")
-    for option, checkpoint in _models(config):
+    models = list(_checkpoints(config, _models(config)))
+    for option, checkpoint in (*models, *_checkpoints(config, _decoders(config))):
         if (checkpoint / CODEBOOKS_FILE).is_file():
             for name in apart(known, read_json_object(checkpoint / CODEBOOKS_FILE)):
                 raise BadInput(
                     f"{option}: {checkpoint} was trained on another codebook {name} than that of {corpus.folder}; "
                     + _ADVICE
                 )
-        ranges: Mapping[str, Any] = (read_manifest(checkpoint).vocabulary or {}).get("ranges", {})
-        for book in corpus.vocabulary.codebooks:
-            ids = corpus.vocabulary.ranges[book.name]
-            theirs = ranges.get(book.name, [ids.start, ids.stop])
-            if theirs != [ids.start, ids.stop]:
-                raise BadInput(
-                    f"{option}: in {checkpoint} codebook {book.name} has the ids {theirs[0]} to {theirs[1]}, in "
-                    f"{corpus.folder} {ids.start} to {ids.stop}; move its rows with megaphone checkpoint vocab"
-                )
+    for option, checkpoint in models:
+        _require_same_ids(corpus, option, checkpoint)
+
+
+def _require_same_ids(corpus: Corpus, option: str, checkpoint: Path) -> None:
+    ranges: Mapping[str, Any] = (read_manifest(checkpoint).vocabulary or {}).get("ranges", {})
+    for book in corpus.vocabulary.codebooks:
+        ids = corpus.vocabulary.ranges[book.name]
+        theirs = ranges.get(book.name, [ids.start, ids.stop])
+        if theirs != [ids.start, ids.stop]:
+            raise BadInput(
+                f"{option}: in {checkpoint} codebook {book.name} has the ids {theirs[0]} to {theirs[1]}, in "
+                f"{corpus.folder} {ids.start} to {ids.stop}; move its rows with megaphone checkpoint vocab"
+            )
 
 
 def _corpora(where: str, sources: Mapping[str, SourceConfig]) -> Iterator[tuple[str, str]]:
@@ -56,23 +63,28 @@ def _corpora(where: str, sources: Mapping[str, SourceConfig]) -> Iterator[tuple[
         yield from _corpora(f"{where}.{name}.sources", source.sources)
 
 
-def _models(config: Config) -> Iterator[tuple[str, Path]]:
-    """Option and native checkpoint, the newest of a run, of the models that a stage begins with, where they are
-    there."""
-    stages, stage = Path(config.run.folder).parent, config.stage
-    named: list[tuple[str, str | None]] = [(f"merge.weights.{name}", name) for name in config.merge.weights]
-    if stage.kind is not StageKind.decoder and stage.weights != "backbone":
-        named.append(("stage.weights", stage.weights))
-    if stage.objective == "ppo":
-        named.append(("ppo.reward", config.ppo.reward))
-    if stage.kind is StageKind.generate:
-        named.append(("generation.decoder", config.generation.decoder))
-    if stage.kind is StageKind.evaluate:
-        named.append(("evaluation.decoder", config.evaluation.decoder))
+def _models(config: Config) -> Iterator[tuple[str, str | None]]:
+    """Option and name of the models that a stage begins with: stages, run folders or checkpoints."""
+    yield from ((f"merge.weights.{name}", name) for name in config.merge.weights)
+    if config.stage.kind is not StageKind.decoder and config.stage.weights != "backbone":
+        yield "stage.weights", config.stage.weights
+    if config.stage.objective == PPO:
+        yield "ppo.reward", config.ppo.reward
+
+
+def _decoders(config: Config) -> Iterator[tuple[str, str | None]]:
+    """The same of what makes sound of codes, whatever their ids."""
+    if config.stage.kind is StageKind.generate:
+        yield "generation.decoder", config.generation.decoder
+    if config.stage.kind is StageKind.evaluate:
+        yield "evaluation.decoder", config.evaluation.decoder
+
+
+def _checkpoints(config: Config, named: Iterable[tuple[str, str | None]]) -> Iterator[tuple[str, Path]]:
+    """What is set, and the native checkpoint that it leads to, a run's newest, where there is one."""
+    stages = Path(config.run.folder).parent
     for option, name in named:
-        if name is None:
-            continue
-        if (Path(name) / MANIFEST_FILE).is_file():
-            yield f"{option}={name}", Path(name)
-        elif found := complete_checkpoints(stages / name / "checkpoints"):
-            yield f"{option}={name}", found[-1]
+        runs = () if name is None else (stages / name, Path(name))
+        found = [path for run in runs for path in complete_checkpoints(run / "checkpoints")[-1:]]
+        found += [run for run in runs if (run / MANIFEST_FILE).is_file()]
+        yield from ((f"{option}={name}", path) for path in found[:1])

@@ -41,6 +41,8 @@ def _of_whisper(spec: str) -> dict[str, int]:
     """By option, those that a config.json leaves out left out."""
     if spec.startswith(PACKAGE):
         stored = read_variables(only_file(package_folder(spec.removeprefix(PACKAGE)), "model.bin"))
+        if "encoder/num_heads" not in stored:
+            raise BadInput(f"{SETTING}={spec} is no Whisper: its model has no encoder/num_heads")
         return {
             "mels": stored["encoder/conv1/weight"].shape[1],
             "width": len(stored["encoder/conv1/bias"]),

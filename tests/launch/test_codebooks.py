@@ -89,6 +89,17 @@ def test_other_ids_are_one_line(config: Config, tmp_path: Path) -> None:
         require_made_from(config)
 
 
+def test_a_decoder_of_other_codes_is_one_line_and_of_other_ids_goes(config: Config, tmp_path: Path) -> None:
+    more = replace(make_vocabulary(), specials=(*make_vocabulary().specials, "<|more|>"))
+    corpus(tmp_path / "other", FIRST, more)
+    config.stage.kind, config.stage.weights = StageKind.evaluate, "backbone"
+    config.evaluation.decoder = str(tmp_path / "run/first")
+    require_made_from(config)
+    config.corpus.folder = str(corpus(tmp_path / "third", learnt("k")).folder)
+    with pytest.raises(BadInput, match=r"^evaluation\.decoder=.*/run/first: .* was trained on another codebook ling"):
+        require_made_from(config)
+
+
 def test_a_damaged_manifest_is_one_line(config: Config, tmp_path: Path) -> None:
     corpus(tmp_path / "other", {"odd": {"codec": "{", "codebooks": {}}})
     with pytest.raises(BadInput, match=r"other: its manifest's codecs are damaged"):

@@ -64,7 +64,7 @@ def heard_passes(config: Config, heard: Heard, trains: Callable[[str], bool]) ->
     for product in _products(config, heard):
         below = below or any(name in sizes and trains(name) for name in product.before)
         into = into if product.beside else below
-        if product.attention:
+        if product.attention is not None:
             forward, backward = product.attention, 2 * product.attention * below
         else:
             weight = f"{product.name}.weight"
@@ -82,7 +82,7 @@ class _Product(NamedTuple):
     times: float = 0.0
     before: tuple[str, ...] = ()
     beside: bool = False
-    attention: float = 0.0
+    attention: float | None = None
 
 
 def _products(config: Config, heard: Heard) -> Iterator[_Product]:

@@ -122,6 +122,13 @@ def _of_convolution(made: Any, read: Any, weight: Any, *_: Any, out_shape: Any, 
     return once * sum(gradient is not None for gradient in out_shape[:2])
 
 
+@pytest.mark.parametrize("encoder", [{}, SANM])
+def test_a_step_that_hears_nothing_takes_nothing(encoder: dict[str, Any]) -> None:
+    for kind in AdapterKind:
+        passes = list(heard_passes(hearing(kind, **encoder), Heard(), TRAINED["all"]))
+        assert passes and all(one.forward == one.backward == 0 for one in passes)
+
+
 @pytest.mark.parametrize(
     ("encoder", "expected"),
     [

@@ -33,7 +33,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_the_device_has_shapes_and_no_numbers(found: Any) -> None:
     device = found["device"]
     assert device["gradient"] == ["cuda:0", [2, 3]]
-    assert device["bytes of the product"] >= 4 * (6 + 6 + 4)
+    # forward, and twice backward
+    assert device["product"] == {"calls": 3, "size": 4 * (16 + 16 + 16), "flops": 2 * (12 + 12 + 12)}
+    assert 4 * (6 + 4) < device["memory"] < 1000
     assert device["asked"] == 1 and device["waits"] == [1]
     assert device["a mask as an index"] and device["a host's tensor"]
     assert device["on the host"] == [0, 1, 2]

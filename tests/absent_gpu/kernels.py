@@ -69,6 +69,9 @@ def compiled(properties: Properties, account: Account) -> Iterator[list[Kernel]]
     def empty(size: Any, stride: Any, dtype: torch.dtype) -> torch.Tensor:
         return torch.empty_strided(size, stride, dtype=dtype, device="cuda")
 
+    def reinterpret(tensor: torch.Tensor, size: Any, stride: Any, further: int = 0) -> torch.Tensor:
+        return tensor.detach().as_strided(size, stride, tensor.storage_offset() + further)
+
     settings = {
         "compile_threads": 1,
         "use_static_triton_launcher": False,  # its kernels do not show what was compiled
@@ -81,6 +84,7 @@ def compiled(properties: Properties, account: Account) -> Iterator[list[Kernel]]
         stack.enter_context(put(CachingAutotuner, "precompile", compile_all))
         stack.enter_context(put(CachingAutotuner, "run", launch))
         stack.enter_context(put(guards, "_empty_strided_cuda", empty))
+        stack.enter_context(put(guards, "_reinterpret_tensor", reinterpret))
         stack.enter_context(put(triton_helpers, "set_driver_to_gpu", lambda: None))
         for passes in (joint_graph, post_grad):  # patterns are traced with tensors of the device
             stack.enter_context(put(passes, "lazy_init", lambda *_: None))

@@ -92,13 +92,17 @@ class Vocabulary:
         return np.searchsorted([table.start for table in self.tables], ids, side="right") - 1
 
     @cached_property
-    def turns(self) -> tuple[tuple[Codebook, ...], np.ndarray]:
-        """For each token of a group of codes its codebook, and the id of code 0 of its table, int64, not to be written
-        to."""
-        turns = [(book, row) for book in self.codebooks for _ in range(book.per_group) for row in range(book.rows)]
-        starts = np.array([self.ranges[book.name].start + row * book.size for book, row in turns], np.int64)
+    def turns(self) -> tuple[Codebook, ...]:
+        """The codebook of each token of a group of codes."""
+        return tuple(book for book in self.codebooks for _ in range(book.per_group * book.rows))
+
+    @cached_property
+    def first_ids(self) -> np.ndarray:
+        """The id of code 0 of each token of a group of codes, int64 [group length], not to be written to."""
+        rows = [(book, row) for book in self.codebooks for _ in range(book.per_group) for row in range(book.rows)]
+        starts = np.array([self.ranges[book.name].start + row * book.size for book, row in rows], np.int64)
         starts.flags.writeable = False
-        return tuple(book for book, _ in turns), starts
+        return starts
 
     @cached_property
     def group_seconds(self) -> float:

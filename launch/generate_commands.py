@@ -114,5 +114,6 @@ def _of_corpus(transcriber: Transcriber, options: Namespace) -> dict[str, Any]:
         print(f"{one.key}\n  said   {one.text}\n  heard  {one.heard}", flush=True)
         scored.append(one)
     totals = error_totals(scored)
-    print(f"{len(scored)} utterances: WER {100 * totals['wer']:.1f} %, CER {100 * totals['cer']:.1f} %")
+    rates = ", ".join(f"{name.upper()} {100 * rate:.1f} %" for name, rate in totals.items())
+    print(f"{len(scored)} utterances: {rates}")
     return {"transcripts": [asdict(one) for one in scored], **totals}

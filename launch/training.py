@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
+from configs.audio_input import audio_input_of
 from configs.checks import check
 from configs.checks.topology import data_parallel_size, model_parallel_size
 from configs.schema import Config, StageKind
@@ -66,6 +67,11 @@ def check_ranks(config: Config, ranks: int) -> None:
 
     check(config, ranks)
     check_architecture(config)
+    audio = audio_input_of(config)
+    if audio is not None and audio.encoder.in_model:
+        from data_pipeline.codecs.encoder_sizes import check_sizes
+
+        check_sizes(audio.encoder)
     refuse_other_run(config)
 
 
@@ -82,9 +88,12 @@ def require_corpus(config: Config) -> None:
 
 
 def require_made_from(config: Config) -> None:
-    """Raise BadInput where what this stage works on is not there: its corpus and, of one that generates speech which is
-    heard, the decoder and judges."""
+    """Raise BadInput where what this stage works on is not there, or does not go together: its corpus, models of the
+    same codebooks and, of one that generates speech which is heard, the decoder and judges."""
+    from launch.codebooks import require_same_codebooks
+
     require_corpus(config)
+    require_same_codebooks(config)
     if config.stage.kind is StageKind.generate:
         from train.generation.hearing import require_judges
 

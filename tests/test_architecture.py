@@ -16,7 +16,7 @@ LONGEST_MODULE = 600
 
 # What `launch` may know of `train` without starting a process: what works on files, names or numbers, and on exports.
 DOORS = {
-    *("train.exporting", "train.flops", "train.trainable", "train.weights"),
+    *("train.audio_input", "train.exporting", "train.flops", "train.trainable", "train.weights"),
     *("train.generation.conversing", "train.generation.sampling", "train.generation.speaking"),
     *("train.generation.transcription", "train.report", "train.resilience.heartbeats"),
     *("train.decoder.codes", "train.decoder.resynthesis", "train.decoder.synthesis", "train.generation.hearing"),

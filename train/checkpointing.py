@@ -21,8 +21,9 @@ from configs.audio_input import audio_input_of
 from configs.compose import to_yaml
 from configs.parameter_names import is_added
 from configs.schema import Config, StageKind, Verification
+from data_pipeline import codebooks
+from data_pipeline.corpus import Corpus
 from data_pipeline.loader import StepPacks, merge_states
-from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
 from runtime.run_files import CONFIG_FILE
 from train.engines.deepspeed_folder import tag_of, tagged
@@ -54,7 +55,7 @@ class Checkpoints:
         config: Config,
         engine: Engine,
         loader: StepPacks,
-        vocabulary: Vocabulary,
+        corpus: Corpus,
         journal: Journal | None,
         say: Callable[[str], None],
     ) -> None:
@@ -65,7 +66,7 @@ class Checkpoints:
         self._config = config
         self._engine = engine
         self._loader = loader
-        self._vocabulary = vocabulary
+        self._corpus = corpus
         self._say = say
         self._saver = Saver(self.folder, before_commit=journal.sync if journal else None, tidy=self._tidy)
         self._failures = 0  # periodic saves in a row
@@ -154,11 +155,16 @@ class Checkpoints:
 
     def _state(self, progress: Progress) -> tuple[dict[str, Any], Contents]:
         states = gather(self._loader.state_dict())
+        vocabulary = self._corpus.vocabulary
         contents = Contents(
             state={"progress": progress.state(), "loader": merge_states(states)},
             topology={**asdict(self._config.parallel), "data": self._engine.data_size, **engine_of(self._config)},
-            vocabulary=self._vocabulary.describe(),
-            texts={**self._vocabulary.files(), CONFIG_FILE: to_yaml(self._config)},
+            vocabulary=vocabulary.describe(),
+            texts={
+                **vocabulary.files(),
+                **codebooks.as_file(self._corpus),
+                CONFIG_FILE: to_yaml(self._config),
+            },
             origin=lora.origin(self._config.stage.lora),
             backbone=None if self._config.stage.kind is StageKind.decoder else describe(self._config.backbone),
         )

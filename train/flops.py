@@ -11,7 +11,7 @@ kernel computes again inside itself. PaLM's head predicts at every token; ours c
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -120,6 +120,7 @@ def step_flops(
     learning: Learning | None = None,
     recomputed: Recomputed | None = None,
     predicted: float | None = None,
+    heard: Iterable[ProductFlops] = (),
 ) -> StepFlops:
     """FLOPs of forward and backward over `tokens` tokens that attend to `attended` tokens altogether; the head predicts
     at `predicted` of them, None: at all.
@@ -134,8 +135,11 @@ def step_flops(
 
     A frozen matrix takes no gradient of its own, and nothing below the lowest trained parameter any gradient at all. A
     low-rank update of rank r is two more matrices, of r (inputs + outputs) elements.
+
+    `heard`: what encoder and adapter take beside (`train.audio_input.heard_passes`); nothing of them comes again.
     """
-    passes = list(product_passes(backbone, vocabulary_size, tokens, attended, learning, recomputed, predicted))
+    trunk = product_passes(backbone, vocabulary_size, tokens, attended, learning, recomputed, predicted)
+    passes = [*heard, *trunk]
     return StepFlops(
         forward=sum(one.forward for one in passes),
         backward=sum(one.backward for one in passes),

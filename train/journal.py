@@ -17,6 +17,7 @@ from data_pipeline.corpus import Corpus
 from data_pipeline.entropy import unigram_entropy
 from runtime import records
 from runtime.run_files import RESULTS_FILE, STARTS_FILE
+from train.audio_input import heard_passes
 from train.console import Console
 from train.flops import Learning, Recomputed, device_peak_flops, step_flops
 from train.metrics import MetricLog, read_validation
@@ -192,6 +193,7 @@ class Journal:
             self._learning,
             self._recomputed,
             0.0 if self._config.stage.objective == "reward" else fed.predicted,  # nobody asks for logits
+            heard_passes(self._config, fed.heard, self._trained.trains),
         )
         of_a_device = seconds * self._processes
         return {

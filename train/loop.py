@@ -26,17 +26,16 @@ from data_pipeline.batch import Batch, Pack, collate
 from data_pipeline.build import corpus_folder
 from data_pipeline.corpus import Corpus
 from data_pipeline.layouts import layouts_of
-from data_pipeline.loader import StepPacks, control_packs, make_loader, validation_packs
 from runtime import startup
 from runtime.exits import BadInput, Halted, StoppedEarly
 from runtime.signals import StopFlag
 from train import reference, weights
 from train.checkpointing import Checkpoints
 from train.engines import process_groups
-from train.engines.actor_critic import ActorCritic
 from train.engines.build import build_engine
 from train.engines.protocol import Engine, Outcome
 from train.journal import Journal
+from train.material import material_of
 from train.models.attention.kernels import check_kernel
 from train.models.fp8 import check_fp8_here
 from train.models.routing import added
@@ -48,9 +47,7 @@ from train.objectives.objective import Referring, StageObjective
 from train.observe.observer import Observer
 from train.observe.phases import CHECKPOINT, INCIDENT, VALIDATION
 from train.progress import Feeding, Progress, Tally
-from train.reinforcement import judges
 from train.reinforcement.prompts import check_prompts
-from train.reinforcement.rollouts import Rollouts
 from train.resilience import incidents, watchdog
 from train.resilience.guard import Action, Guard
 from train.resilience.heartbeats import Pulse
@@ -67,7 +64,10 @@ def train(config: Config, stop: StopFlag) -> None:
 
 
 def evaluate(config: Config, stop: StopFlag) -> None:
-    """Print the validation losses of the run's newest usable checkpoint; nothing is written."""
+    """Print the validation losses of the run's newest usable checkpoint; nothing is written. Raises BadInput for a
+    stage that losses do not measure."""
+    if config.stage.objective == PPO:
+        raise BadInput("stage.objective=ppo is measured as it trains, by its own answers: see validation.jsonl")
     with _joined(config, stop) as stage:
         stage.evaluate()
 
@@ -76,9 +76,10 @@ def newest_logits(config: Config, stop: StopFlag) -> tuple[list[Pack], torch.Ten
     """The validation packs and, for them, the logits [1, N, V] of the run's newest usable checkpoint. One process."""
     with _joined(config, stop) as stage:
         stage.checkpoints.load_newest()
-        logits = stage.engine.logits(collate(stage.validation))
+        packs = stage.material.validation
+        logits = stage.engine.logits(collate(packs))
         assert logits is not None, "one process is the last pipeline stage"
-        return stage.validation, logits
+        return packs, logits
 
 
 @contextmanager
@@ -126,19 +127,13 @@ class Stage:
         self.objective = objective
         self.stop = stop
         self.progress = Progress()
-        ranks = {"rank": engine.data_rank, "world": engine.data_size}
-        self.loader: StepPacks = (
-            Rollouts(config, corpus, engine, partial(self._between, "answering"))
-            if isinstance(engine, ActorCritic)
-            else make_loader(config, corpus, split="train", **ranks)
-        )
-        self.feeding = Feeding(self.loader, corpus.vocabulary)
-        self.validation = [] if isinstance(engine, ActorCritic) else validation_packs(config, corpus, **ranks)
-        self.control = control_packs(config, corpus, **ranks)
+        self.material = material_of(config, corpus, engine, partial(self._between, "answering"))
+        self.loader = self.material.loader
+        self.feeding = Feeding(self.loader, corpus.vocabulary, audio_input_of(config))
         self.journal: Journal | None = None
         if dist.get_rank() == 0:
             self.journal = Journal(config, corpus, dist.get_world_size(), engine.trained, objective.main)
-        self.checkpoints = Checkpoints(config, engine, self.loader, corpus.vocabulary, self.journal, self._say)
+        self.checkpoints = Checkpoints(config, engine, self.loader, corpus, self.journal, self._say)
         self.observer = Observer(config)
         self.guard = Guard(config.resilience, engine.any)
         self.pulse = Pulse()
@@ -185,8 +180,6 @@ class Stage:
                 self.journal.close()
 
     def evaluate(self) -> None:
-        if isinstance(self.engine, ActorCritic):
-            raise BadInput("stage.objective=ppo is measured as it trains, by its own answers: see validation.jsonl")
         checkpoint = self.checkpoints.load_newest()
         self.progress.step = step_of(checkpoint) or 0
         self._refer()
@@ -197,8 +190,7 @@ class Stage:
 
     def _start(self) -> None:
         """Go on from the newest usable checkpoint of this run, else from the weights that the stage names."""
-        if isinstance(self.engine, ActorCritic):
-            judges.take(self.config, self.engine, self.corpus.vocabulary)
+        self.material.prepare()
         progress = self.checkpoints.resume()
         if progress is not None:
             self.progress = progress
@@ -395,9 +387,8 @@ class Stage:
     def _validate(self) -> None:
         started = time.perf_counter()
         with self.observer.between_steps(VALIDATION):
-            terms, figures = (
-                ({}, self.loader.measured()) if isinstance(self.loader, Rollouts) else (self._measure(), {})
-            )
+            measured = self.material.measured
+            terms, figures = ({}, measured()) if measured else (self._measure(), {})
         self.progress.validated = self.progress.step
         if self.journal:
             self.journal.validation(self.progress.step, terms, figures, time.perf_counter() - started)
@@ -405,9 +396,9 @@ class Stage:
     def _measure(self) -> dict[str, float]:
         """Losses over the fixed validation packs, and of text that was given another one's sound. A stop signal
         abandons it; the resumed run measures again."""
-        terms = self._losses(self.validation)
-        if self.control and TEXT in terms:
-            terms[f"{TEXT}_shuffled"] = self._losses(self.control)[TEXT]
+        terms = self._losses(self.material.validation)
+        if self.material.control and TEXT in terms:
+            terms[f"{TEXT}_shuffled"] = self._losses(self.material.control)[TEXT]
         return terms
 
     def _losses(self, packs: list[Pack]) -> dict[str, float]:

@@ -48,7 +48,7 @@ from data_pipeline.building.tasks import (
     write_shard,
 )
 from data_pipeline.codecs import codec_identity
-from data_pipeline.codecs.whisper_kmeans import codebook_file
+from data_pipeline.codecs.whisper_kmeans import centroid_files, codebook_file
 from data_pipeline.corpus import SPLITS, Corpus, write_manifest
 from data_pipeline.plan import PlannedShard, plan_recordings, plan_shards
 from data_pipeline.shards import PARTIAL, replace_atomically
@@ -173,9 +173,9 @@ class _Job:
         """Workers, once there are a plan, a vocabulary and a voice."""
         self.progress.say(f"building in {self.folder}" + (f", {self.share}" if self.share.tasks > 1 else ""))
         self._plan()
-        self._write_vocabulary()
+        vocabulary = self.vocabulary  # on disk from here on, for the processes that write shards
         if synthesises(self.config):
-            _learnt_from(self.config)  # for its refusal, before the work rather than after
+            _learnt_from(self.config, vocabulary)  # for its refusal, before the work rather than after
         if self.config.corpus.speech is None or says_turns(self.config):
             with self._alone(".voice.lock"):
                 prepare_voice(self.config.corpus.voice, self.cache)
@@ -210,12 +210,13 @@ class _Job:
             if not is_planned(self.folder):
                 write_plan(self.folder, self._planned_shards())
 
-    def _write_vocabulary(self) -> None:
-        """For the processes that write shards, and the manifest."""
-        if (self.folder / VOCABULARY_FILE).is_file():
-            return
-        for file, text in vocabulary_of(self.config).files().items():  # the one looked for last
-            replace_atomically(self.folder / file, text.encode())
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The one in the folder, which is written there unless another process did."""
+        if not (self.folder / VOCABULARY_FILE).is_file():
+            for file, text in vocabulary_of(self.config).files().items():  # the one looked for last
+                replace_atomically(self.folder / file, text.encode())
+        return Vocabulary.load(self.folder)
 
     def _planned_shards(self) -> Iterable[PlannedShard]:
         corpus = self.config.corpus
@@ -294,14 +295,13 @@ class _Job:
             kept += _count(done, left_out)
             entries[planned.split].append(done["entry"])
         left_out.judge(kept, self.config.corpus.damaged_share)
-        self._write_vocabulary()
         built_from = json.dumps(corpus_identity(self.config), indent=2)
         replace_atomically(self.folder / "built_from.json", built_from.encode())
         corpus = write_manifest(
             self.folder,
             name=self.config.corpus.name,
-            vocabulary=Vocabulary.load(self.folder),
-            codecs={self.config.codec.name: _describe_codec(self.config, self.folder)},
+            vocabulary=self.vocabulary,
+            codecs={self.config.codec.name: _describe_codec(self.config, self.folder, self.vocabulary)},
             entries=entries,
             left_out=left_out.describe(),
             features=describe_features(self.config),
@@ -323,29 +323,30 @@ def _count(done: dict[str, Any], left_out: LeftOut) -> int:
     return int(done["entry"]["samples"])
 
 
-def _describe_codec(config: Config, folder: Path) -> dict[str, Any]:
-    """What made the codes: a codec, with hashes of codebooks that were learnt here, or a text-to-code model."""
+def _describe_codec(config: Config, folder: Path, vocabulary: Vocabulary) -> dict[str, Any]:
+    """What made the codes: a codec, with hashes of codebooks that were learnt, here or elsewhere, or a text-to-code
+    model."""
     books = {name: asdict(book) for name, book in config.codec.codebooks.items()}
     described = {"codebooks": books, "group": dict(config.codec.group)}
     if synthesises(config):
         described |= {"text_to_code": voice_identity(config.corpus.voice)}
-        if (learnt_from := _learnt_from(config)) is not None:
+        if (learnt_from := _learnt_from(config, vocabulary)) is not None:
             described |= {"codes_of": {"content_hash": learnt_from.content_hash, "codecs": learnt_from.codecs}}
         return described
-    if learns_codebooks(config):
-        for name, book in books.items():
-            file = codebook_file(folder, name)
-            book["file"] = file.relative_to(folder).as_posix()
-            book["xxh3"] = xxhash.xxh3_128_hexdigest(file.read_bytes())
+    if config.codec.kind == "whisper_kmeans":
+        for name, file in centroid_files(config.codec, folder).items():
+            if learns_codebooks(config):
+                books[name]["file"] = file.relative_to(folder).as_posix()
+            books[name]["xxh3"] = xxhash.xxh3_128_hexdigest(file.read_bytes())
     return described | {"codec": codec_identity(config.codec)}
 
 
-def _learnt_from(config: Config) -> Corpus | None:
+def _learnt_from(config: Config, vocabulary: Vocabulary) -> Corpus | None:
     """The corpus that the text-to-code model learnt its codes from, if the config tells. Raises BadInput where it has
-    another vocabulary."""
+    another `vocabulary`."""
     if config.corpus.synthesis.codes_of is None:
         return None
     corpus = Corpus.open(Path(config.corpus.synthesis.codes_of))
-    if corpus.vocabulary != vocabulary_of(config):
+    if corpus.vocabulary != vocabulary:
         raise BadInput(f"corpus.synthesis.codes_of={corpus.folder}: it has another vocabulary than this corpus would")
     return corpus

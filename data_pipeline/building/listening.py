@@ -12,6 +12,7 @@ from configs.audio_input import MEL, VECTORS, feature_name, feature_width
 from configs.schema import Config, EncoderConfig, EncoderKind
 from data_pipeline.audio import SAMPLE_RATE
 from data_pipeline.codecs.batching import pick_device, windows
+from data_pipeline.codecs.encoder_sizes import SETTING
 from data_pipeline.codecs.log_mel import LogMel
 from data_pipeline.codecs.low_frame_rate import statistics_identity
 from data_pipeline.codecs.weights import weights_identity
@@ -40,13 +41,13 @@ def encoder_identity(encoder: EncoderConfig, kind: str) -> str:
     are normalised by, of Whisper's nothing."""
     assert encoder.weights is not None
     if kind == VECTORS:
-        decided = [encoder.kind.value, weights_identity(encoder.weights, "encoder.weights")]
+        decided = [encoder.kind.value, weights_identity(encoder.weights, SETTING)]
         # FunASR's weights tell neither the heads, nor windows, which are our setting.
         own = [] if encoder.kind is EncoderKind.whisper else [encoder.heads, encoder.positions]
         return json.dumps([*decided, *own])
     if encoder.kind is EncoderKind.whisper:
         return encoder.kind.value
-    return json.dumps([encoder.kind.value, statistics_identity(encoder.weights, "encoder.weights")])
+    return json.dumps([encoder.kind.value, statistics_identity(encoder.weights, SETTING)])
 
 
 class Listener:
@@ -74,7 +75,7 @@ class _Whisper:
     def __init__(self, encoder: EncoderConfig, device: str, batch_seconds: float | None, wanted: Sequence[str]) -> None:
         assert encoder.weights is not None
         self._mel = LogMel(encoder.mels, device) if MEL in wanted else None
-        self._vectors = WhisperFeatures(encoder.weights, device, batch_seconds) if VECTORS in wanted else None
+        self._vectors = WhisperFeatures(encoder.weights, device, batch_seconds, SETTING) if VECTORS in wanted else None
         if self._vectors and (self._vectors.layers, self._vectors.width) != (encoder.layers, encoder.width):
             raise BadInput(
                 f"encoder.weights={encoder.weights}: {self._vectors.layers} layers of {self._vectors.width}, "

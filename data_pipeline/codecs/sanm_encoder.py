@@ -15,12 +15,11 @@ from configs.audio_input import RATES
 from configs.schema import EncoderConfig, EncoderKind
 from data_pipeline.audio import SAMPLE_RATE
 from data_pipeline.codecs.batching import batch_samples, batches, padded, windows
+from data_pipeline.codecs.encoder_sizes import SETTING
 from data_pipeline.codecs.low_frame_rate import SHIFT, STATISTICS, STEP, features_of, read_statistics
 from data_pipeline.codecs.sanm import NORM_EPS, Sanm, Shape, encoder_state
 from data_pipeline.codecs.weights import find_file
 from runtime.exits import BadInput
-
-_SETTING = "encoder.weights"
 
 
 def shape_of(encoder: EncoderConfig) -> Shape:
@@ -39,12 +38,12 @@ def shape_of(encoder: EncoderConfig) -> Shape:
 def load_encoder(encoder: EncoderConfig) -> Sanm:
     """The encoder, float32. Raises BadInput where the weights are not those of one with its kind and sizes."""
     assert encoder.weights is not None
-    file = find_file(encoder.weights, _SETTING, "model.safetensors", "model.pt")
-    stored = encoder_state(file, _SETTING)
+    file = find_file(encoder.weights, SETTING, "model.safetensors", "model.pt")
+    stored = encoder_state(file, SETTING)
     with torch.device("meta"):
         model = Sanm(shape_of(encoder))
     wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    of_file, named = f"{_SETTING}: {file}", f"encoder {encoder.name} (kind {encoder.kind.value})"
+    of_file, named = f"{SETTING}: {file}", f"encoder {encoder.name} (kind {encoder.kind.value})"
     for name, shape in wanted.items():
         if name not in stored:
             raise BadInput(f"{of_file} has no {name}, which {named} has")
@@ -65,8 +64,8 @@ class SanmFeatures:
     def __init__(self, encoder: EncoderConfig, device: str, batch_seconds: float | None, *, vectors: bool) -> None:
         assert encoder.weights is not None
         entering = RATES[encoder.kind].stacked * encoder.mels
-        statistics = find_file(encoder.weights, _SETTING, STATISTICS)
-        self._shift, self._scale = read_statistics(statistics, entering, _SETTING)
+        statistics = find_file(encoder.weights, SETTING, STATISTICS)
+        self._shift, self._scale = read_statistics(statistics, entering, SETTING)
         self._bands, self._window, self._device = encoder.mels, encoder.positions, device
         self._budget = batch_samples(batch_seconds, device, SAMPLE_RATE) / (SHIFT * STEP)
         self._model = load_encoder(encoder).to(device) if vectors else None

@@ -36,6 +36,11 @@ def setting(part: str) -> str:
     return part if "." in part else f"codec.weights.{part}"
 
 
+def _kind_of(part: str) -> str:
+    """The option that says what weights of a part have to be."""
+    return f"{setting(part).partition('.')[0]}.kind"
+
+
 def weights_identity(spec: str, part: str) -> str:
     """What the weights are, for content hashes: of files their names, sizes and a hash over samples of their bytes
     (whole files up to 4 MiB), of a hub name itself (pin it with @revision), of a package its version.
@@ -100,7 +105,7 @@ def from_pretrained(kind: Any, spec: str, part: str) -> Any:
     try:
         loaded = kind.from_pretrained(name, **where)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
-        raise BadInput(f"{setting(part)}={spec} is not what codec.kind needs: {one_line(error)}") from error
+        raise BadInput(f"{setting(part)}={spec} is not what {_kind_of(part)} needs: {one_line(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
     if not is_model:
@@ -110,7 +115,7 @@ def from_pretrained(kind: Any, spec: str, part: str) -> Any:
     wrong = [name for name in wrong if not name.endswith(_ONLY_TRAINING)]
     if wrong:
         line = f"it lacks {wrong[0]}, or has it in another shape, and {len(wrong) - 1} more"
-        raise BadInput(f"{setting(part)}={spec} is not what codec.kind needs: {line}")
+        raise BadInput(f"{setting(part)}={spec} is not what {_kind_of(part)} needs: {line}")
     return model.float().eval()
 
 
@@ -192,8 +197,9 @@ def read_centroids(file: Path, part: str) -> np.ndarray:
     return np.ascontiguousarray(array, np.float32)
 
 
-def read_state(file: Path, part: str) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors or PyTorch file, by name. Raises BadInput for another file."""
+def read_state(file: Path, part: str, *, data: bool = True) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors or PyTorch file, by name; without `data` those of a PyTorch file are on the meta
+    device, unread. Raises BadInput for another file."""
     import pickle
 
     import torch
@@ -202,7 +208,7 @@ def read_state(file: Path, part: str) -> dict[str, torch.Tensor]:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        state = torch.load(file, map_location="cpu" if data else "meta", weights_only=True)
     except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError, ValueError) as error:
         raise BadInput(f"{setting(part)}: {file} is not a file of tensors: {one_line(error)}") from error
     for wrapper in ("state_dict", "model"):

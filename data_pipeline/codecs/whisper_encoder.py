@@ -88,8 +88,11 @@ def encoder_of(variables: Mapping[str, np.ndarray]) -> WhisperEncoder:
 class WhisperFeatures:
     """Hidden states of chosen encoder layers, of many waves at once."""
 
-    def __init__(self, spec: str, device: str = "cpu", batch_seconds: float | None = None) -> None:
-        self._encoder = load_encoder(spec).to(device)
+    def __init__(
+        self, spec: str, device: str = "cpu", batch_seconds: float | None = None, part: str = "encoder"
+    ) -> None:
+        """`part`: what the weights are to the configuration, see `weights.setting`."""
+        self._encoder = load_encoder(spec, part).to(device)
         self._mel = LogMel(self._encoder.config.num_mel_bins, device)
         self._device = device
         self._budget = batch_samples(batch_seconds, device, SAMPLE_RATE)

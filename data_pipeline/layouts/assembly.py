@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipeline.batch import FeatureSlots, Sample, Wave
-from data_pipeline.layouts.groups import frame_columns, group_seconds, lay_groups
+from data_pipeline.layouts.groups import frame_columns, lay_groups
 from data_pipeline.utterance import Utterance
 from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
@@ -189,7 +189,7 @@ class Assembly:
         for start, end in self._uncut:
             group[start + 1 : end] = 0
         group[:1] = 0
-        spoken = self._audio_groups * group_seconds(self.vocabulary) if self._audio_groups else 0.0
+        spoken = self._audio_groups * self.vocabulary.group_seconds if self._audio_groups else 0.0
         return Sample(
             tokens=tokens,
             loss_weight=weights,

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipeline.layouts.assembly import Assembly
-from data_pipeline.layouts.groups import group_seconds
 from data_pipeline.utterance import Utterance
 from data_pipeline.vocabulary import Vocabulary
 
@@ -52,7 +51,7 @@ def cut(utterance: Utterance, groups: np.ndarray, vocabulary: Vocabulary, firsts
     A stretch's codes go from where its first word starts to where the next one's does, rounded to whole groups; the
     first also has what is before it and the last what is after.
     """
-    seconds = group_seconds(vocabulary)
+    seconds = vocabulary.group_seconds
     bounds = [min(len(groups), max(0, round(utterance.words[first].start / seconds))) for first in firsts[1:]]
     edges = np.maximum.accumulate([0, *bounds, len(groups)])
     texts = word_texts(utterance, firsts)

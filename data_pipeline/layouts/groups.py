@@ -22,11 +22,6 @@ def group_length(vocabulary: Vocabulary) -> int:
     return sum(book.per_group * book.rows for book in vocabulary.codebooks)
 
 
-def group_seconds(vocabulary: Vocabulary) -> float:
-    """Seconds of speech that one group stands for."""
-    return vocabulary.group_seconds
-
-
 def frame_columns(vocabulary: Vocabulary) -> int:
     """Columns of frames: all rows of all codebooks, in order, and one of text. Raises BadInput where a codebook has
     several frames a group."""
@@ -38,14 +33,9 @@ def frame_columns(vocabulary: Vocabulary) -> int:
     return group_length(vocabulary) + 1
 
 
-def first_ids(vocabulary: Vocabulary) -> np.ndarray:
-    """The id of code 0 of each place of a group, int64 [group length]."""
-    return vocabulary.turns[1]
-
-
 def tables_of_group(vocabulary: Vocabulary) -> list[range]:
     """The ids that each place of a group chooses among."""
-    books, starts = vocabulary.turns
+    books, starts = vocabulary.turns, vocabulary.first_ids
     return [range(start, start + book.size) for book, start in zip(books, starts.tolist(), strict=True)]
 
 
@@ -76,7 +66,7 @@ def lay_groups(utterance: Utterance, vocabulary: Vocabulary) -> np.ndarray:
         return np.empty((0, group_length(vocabulary)), np.int64)
     found = [_rows(utterance, book) for book in vocabulary.codebooks]
     groups = min(codes.shape[1] // book.per_group for book, codes in zip(vocabulary.codebooks, found, strict=True))
-    starts = first_ids(vocabulary)
+    starts = vocabulary.first_ids
     laid = np.empty((groups, len(starts)), np.int64)
     at = 0
     for book, whole in zip(vocabulary.codebooks, found, strict=True):
@@ -94,7 +84,7 @@ def ungroup(ids: np.ndarray, vocabulary: Vocabulary) -> dict[str, np.ndarray]:
     Raises BadInput naming the first position whose token is not of the codebook whose turn it is.
     """
     length = group_length(vocabulary)
-    books, starts = vocabulary.turns
+    books, starts = vocabulary.turns, vocabulary.first_ids
     turns = np.resize(np.arange(length), len(ids))
     codes = np.asarray(ids, np.int64) - starts[turns]
     sizes = np.array([book.size for book in books])
@@ -115,7 +105,7 @@ def unframe(frames: np.ndarray, vocabulary: Vocabulary) -> dict[str, np.ndarray]
     columns = frame_columns(vocabulary)
     if frames.ndim != 2 or frames.shape[1] != columns:
         raise BadInput(f"frames of {columns} columns wanted, got an array of shape {frames.shape}")
-    books, starts = vocabulary.turns
+    books, starts = vocabulary.turns, vocabulary.first_ids
     codes = np.asarray(frames[:, :-1], np.int64) - starts
     wrong = np.argwhere((codes < 0) | (codes >= np.array([book.size for book in books])))
     texts = np.flatnonzero(frames[:, -1] != -1)

@@ -8,7 +8,7 @@ import numpy as np
 
 from data_pipeline.batch import Sample
 from data_pipeline.layouts.assembly import Assembly
-from data_pipeline.layouts.groups import first_ids, frame_columns
+from data_pipeline.layouts.groups import frame_columns
 from data_pipeline.layouts.paired import pairs
 from data_pipeline.utterance import Utterance
 from data_pipeline.vocabulary import Vocabulary
@@ -37,7 +37,7 @@ def csm(
     spoken = list(pairs(utterances, vocabulary))
     if not spoken:
         return []
-    closing = first_ids(vocabulary)[None]
+    closing = vocabulary.first_ids[None]
     counts = [len(groups) + 1 for _, groups in spoken]
     deep = np.zeros(sum(counts), bool)
     wanted = max(1, round(depth_share * len(deep))) if depth_share else 0

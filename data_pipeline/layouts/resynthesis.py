@@ -10,7 +10,7 @@ import numpy as np
 from data_pipeline.audio import SAMPLE_RATE, decode_flac, resample
 from data_pipeline.batch import Sample, Wave
 from data_pipeline.layouts.assembly import Assembly
-from data_pipeline.layouts.groups import group_seconds, lay_groups
+from data_pipeline.layouts.groups import lay_groups
 from data_pipeline.sample_bytes import DamagedSample
 from data_pipeline.utterance import Utterance
 from data_pipeline.vocabulary import Vocabulary
@@ -36,7 +36,7 @@ def resynthesis(
     `corpus.quality.speaker` does), the embedding of the whole utterance. Raises DamagedSample for sound that cannot be
     decoded.
     """
-    of_group = group_seconds(vocabulary)
+    of_group = vocabulary.group_seconds
     if seconds < of_group or rate < SAMPLE_RATE:
         raise BadInput(
             f"resynthesis: seconds has to be at least one group, {of_group:.3f}, and rate at least {SAMPLE_RATE}; got "

@@ -11,7 +11,7 @@ import numpy as np
 from data_pipeline.batch import Sample
 from data_pipeline.layouts.assembly import Assembly, check_weight
 from data_pipeline.layouts.cuts import word_texts
-from data_pipeline.layouts.groups import group_seconds, lay_groups
+from data_pipeline.layouts.groups import lay_groups
 from data_pipeline.utterance import Utterance
 from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
@@ -62,7 +62,7 @@ def units(
     length = max(start + utterances[number].duration for number, start in placed.items())
     edges = seconds * np.arange(max(1, ceil(round(length / seconds, 6))) + 1)
 
-    rate = 1 / group_seconds(vocabulary)
+    rate = 1 / vocabulary.group_seconds
     codes = {number: lay_groups(utterances[number], vocabulary) for number in placed}
     wanted = ([] if encoder else heard) + ([] if says == "text" else said)
     if any(not len(codes[number]) for number in wanted) or (

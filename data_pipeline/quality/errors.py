@@ -23,7 +23,8 @@ CHARACTERS_ONLY = ("zh", "ja", "ko", "th")
 @dataclass(frozen=True)
 class Errors:
     """Least edits (substitutions, deletions, insertions) that lead from a written text to the one heard, and how much
-    was written. Characters are those without spaces."""
+    was written. Characters are those without spaces; no words are counted of a language that has none between spaces.
+    """
 
     word_errors: int
     words: int
@@ -36,28 +37,30 @@ def normalise(text: str, language: str) -> str:
     return _english()(text) if language == "en" else _basic()(text).strip()
 
 
-def has_words(normalised: str) -> bool:
-    """Whether there is anything that errors can be counted on."""
-    return any(map(str.isalnum, normalised))
+def has_words(text: str, language: str) -> bool:
+    """Whether there is anything in it, once normalised, that errors can be counted on."""
+    return any(map(str.isalnum, normalise(text, language)))
 
 
-def count_errors(written: str, heard: str) -> Errors:
-    """Of two normalised texts, the first of which `has_words`."""
+def count_errors(text: str, heard: str, language: str) -> Errors | None:
+    """Of `heard` against `text`, both normalised; None where the latter then `has_words` no more."""
     import jiwer
 
-    words = jiwer.process_words(written, heard)
-    characters = jiwer.process_characters(written.replace(" ", ""), heard.replace(" ", ""))
-    return Errors(*_errors(words), *_errors(characters))
+    if not has_words(text, language):
+        return None
+    written, read = normalise(text, language), normalise(heard, language)
+    words = (0, 0) if language in CHARACTERS_ONLY else _errors(jiwer.process_words(written, read))
+    characters = jiwer.process_characters(written.replace(" ", ""), read.replace(" ", ""))
+    return Errors(*words, *_errors(characters))
 
 
-def error_rates(counted: Iterable[Errors], language: str) -> dict[str, float]:
-    """`wer` and `cer`: errors over words and characters of all together, at least one; `cer` alone in a language
-    without spaces. Above 1 where more is heard than written."""
-    held = list(counted)
-    rates = {"cer": sum(one.character_errors for one in held) / sum(one.characters for one in held)}
-    if language in CHARACTERS_ONLY:
-        return rates
-    return {"wer": sum(one.word_errors for one in held) / sum(one.words for one in held)} | rates
+def error_rates(counted: Iterable[Errors | None]) -> dict[str, float]:
+    """`wer` and `cer`: errors over words and characters of all together, above 1 where more is heard than written; each
+    where any are counted."""
+    held = [one for one in counted if one is not None]
+    words, characters = sum(one.words for one in held), sum(one.characters for one in held)
+    rates = {"wer": sum(one.word_errors for one in held) / words} if words else {}
+    return rates | ({"cer": sum(one.character_errors for one in held) / characters} if characters else {})
 
 
 def _errors(output: Any) -> tuple[int, int]:

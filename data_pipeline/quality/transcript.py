@@ -7,7 +7,7 @@ import numpy as np
 from configs.checks.quality import MEASURES
 from data_pipeline.alignment.whisper import open_whisper, whisper_identity
 from data_pipeline.packages import package_version
-from data_pipeline.quality.errors import count_errors, error_rates, has_words, normalise
+from data_pipeline.quality.errors import count_errors, error_rates, has_words
 from data_pipeline.quality.language import base_language
 from data_pipeline.utterance import Utterance
 
@@ -26,13 +26,12 @@ class Transcript:
     def measure(self, wave: np.ndarray, utterance: Utterance) -> dict[str, float]:
         """See `Measure.measure`."""
         language = base_language(utterance.language)
-        written = normalise(utterance.text, language)
-        if not has_words(written) or not len(wave):
+        if not has_words(utterance.text, language) or not len(wave):
             return {}
         heard = open_whisper(self._spec, SETTING).transcribe(wave, language)
         if heard is None:
             return {}
-        return error_rates([count_errors(written, normalise(heard, language))], language)
+        return error_rates([count_errors(utterance.text, heard, language)])
 
     def identity(self) -> str:
         """See `Measure.identity`."""

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import IO, Any, TypeVar
 
-from data_pipeline.remote.storage import file_system, refusal
+from data_pipeline.remote.storage import file_system, is_unreachable, refusal
 from runtime.exits import BadInput
 
 PATIENCE = 300.0  # seconds for which a storage that fails is asked again
+FIRST_PATIENCE = 20.0  # the same of one that nobody here has reached yet: its address may be mistyped
 PART = 16 << 20  # bytes of one request
 AT_ONCE = 8  # requests under way together; so a fetch holds PART * AT_ONCE bytes of memory at most
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between two tries
@@ -25,10 +26,14 @@ class RemoteFolder:
     """The folder at `url`. A file that is not there is FileNotFoundError at once, what the storage refuses is BadInput;
     whatever else goes wrong is tried again for `patience` seconds and is then BadInput, with the last error: data must
     not depend on the network's mood.
+
+    reached: whether this storage has answered before. Where it has not, and no connection to it comes about, that is
+    told after `FIRST_PATIENCE`.
     """
 
     url: str
     patience: float = PATIENCE
+    reached: bool = True
 
     @cached_property
     def _place(self) -> tuple[Any, str]:
@@ -68,7 +73,10 @@ class RemoteFolder:
         return whole
 
     def _patiently(self, file: str, act: Callable[[], T]) -> T:
-        began, wait = time.monotonic(), _FIRST_WAIT
+        began, wait, patience, advice = time.monotonic(), _FIRST_WAIT, self.patience, ""
+        if not self.reached:
+            patience = min(patience, FIRST_PATIENCE)
+            advice = "; it was never reached from here: is the address right, and the storage up?"
         while True:
             try:
                 return act()
@@ -79,10 +87,12 @@ class RemoteFolder:
                     raise BadInput(f"{self.url}/{file} cannot be read: {refused}") from error
                 if isinstance(error, FileNotFoundError):
                     raise
+                if not is_unreachable(error):  # it has answered
+                    patience, advice = self.patience, ""
                 said = str(error) or type(error).__name__
-                if time.monotonic() - began + wait > self.patience:
+                if time.monotonic() - began + wait > patience:
                     raise BadInput(
-                        f"{self.url}/{file} cannot be read ({said}), tried for {self.patience:g} s"
+                        f"{self.url}/{file} cannot be read ({said}), tried for {patience:g} s{advice}"
                     ) from error
                 print(f"megaphone: {self.url}/{file}: {said}; again in {wait:g} s", file=sys.stderr, flush=True)
             time.sleep(wait)

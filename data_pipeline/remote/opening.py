@@ -13,7 +13,7 @@ from data_pipeline.cache import cache_root
 from data_pipeline.codecs.whisper_kmeans import codebook_file
 from data_pipeline.corpus import MANIFEST_FILE
 from data_pipeline.remote.files import RemoteFolder
-from data_pipeline.remote.mirror import ORIGIN_FILE, Mirror
+from data_pipeline.remote.mirror import ORIGIN_FILE, Mirror, mirror_at
 from data_pipeline.shards import replace_atomically
 from data_pipeline.sources.address import is_url
 from data_pipeline.vocabulary import TOKENIZER_FILE, VOCABULARY_FILE
@@ -35,7 +35,7 @@ def open_mirror(url: str, root: Path, most_bytes: int) -> Path:
     """
     url = url.rstrip("/")
     try:
-        manifest = RemoteFolder(url).read(MANIFEST_FILE)
+        manifest = RemoteFolder(url, reached=_was_reached(url, root)).read(MANIFEST_FILE)
         books = [str(book["name"]) for book in json.loads(manifest)["vocabulary"]["codebooks"]]
         name = json.loads(manifest)["name"]
     except FileNotFoundError as error:
@@ -56,3 +56,9 @@ def open_mirror(url: str, root: Path, most_bytes: int) -> Path:
     replace_atomically(folder / ORIGIN_FILE, json.dumps({"url": url, "most_bytes": most_bytes}).encode())
     replace_atomically(folder / MANIFEST_FILE, manifest)
     return folder
+
+
+def _was_reached(url: str, root: Path) -> bool:
+    """Whether a process of this machine has read the corpus before, in one state or another."""
+    mirrors = (mirror_at(file.parent) for file in root.glob(f"*/{ORIGIN_FILE}"))
+    return any(mirror is not None and mirror.url == url for mirror in mirrors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -84,6 +85,15 @@ def refusal(error: Exception) -> str | None:
     status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", getattr(error, "status", None))
     refused = isinstance(status, int) and 400 <= status < 500 and status not in _MAY_PASS
     return said if refused or isinstance(error, PermissionError) or _makes_no_sense(error) else None
+
+
+def is_unreachable(error: BaseException | None) -> bool:
+    """Whether nothing was ever connected to: the name of the storage does not resolve, or nobody listens there."""
+    while error is not None:
+        if isinstance(error, socket.gaierror | ConnectionRefusedError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _makes_no_sense(error: Exception) -> bool:

@@ -20,7 +20,7 @@ from data_pipeline.continuing import Opening, continued
 from data_pipeline.drawing import Sampling, grammar_of_codes
 from data_pipeline.exported_model import load_exported
 from data_pipeline.layouts.assembly import MARKS, SPEAK
-from data_pipeline.layouts.groups import group_seconds, ungroup
+from data_pipeline.layouts.groups import ungroup
 from data_pipeline.speech.continuing import codes_said
 from data_pipeline.vocabulary import TOKENIZER_FILE, VOCABULARY_FILE, Vocabulary
 from runtime.exits import BadInput
@@ -73,12 +73,12 @@ class TextToCode:
 
     def _most_groups(self, text: str) -> int:
         seconds = self._config.seconds_per_character * max(len(text), 1)
-        return max(1, round(seconds / group_seconds(self._vocabulary)))
+        return max(1, round(seconds / self._vocabulary.group_seconds))
 
     def seconds(self, codes: Mapping[str, np.ndarray]) -> float:
         """How long the speech of whole groups of codes is."""
         book = self._vocabulary.codebooks[0]
-        return codes[book.name].shape[1] // book.per_group * group_seconds(self._vocabulary)
+        return codes[book.name].shape[1] // book.per_group * self._vocabulary.group_seconds
 
 
 # --- the folder -------------------------------------------------------------------------------------------------

@@ -2,23 +2,23 @@
 the last one.
 
 All are small beside the trunk and stand whole on every tensor- and context-parallel rank, which all compute the same.
-FLOPs are those of `train.flops`: 2 a weight and position forward, twice that backward where it is trained.
+FLOPs of what the config itself has are those that `train.audio_input` counts; of what is told beside it 2 a weight and
+position forward, twice that backward where it is trained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
-from configs.audio_input import RATES
+from configs.audio_input import audio_input_of
 from configs.schema import AdapterKind, Config
-from launch.planner.audio_input import adapter_flops, of_audio_input
 from launch.planner.memory import StageMemory
 from launch.planner.times import BF16, FP32, Seconds, Setting
 from runtime.exits import BadInput
+from train.audio_input import clip_of, heard_passes, most_heard, of_audio_input
 
-_CLIP = 30  # seconds that sound is taken to have at a time where an encoder has no window
 _KEPT = 16  # widths of hidden that a trained layer with an MLP of four times its width keeps for its backward pass
 
 
@@ -26,7 +26,8 @@ _KEPT = 16  # widths of hidden that a trained layer with an MLP of four times it
 class Encoder:
     """A transformer over sound, such as Whisper's: MLPs of two matrices, attention over a whole clip.
 
-    positions: of a clip, such as 1500 for 30 s; clips: of one packed row; trained: whether it learns.
+    positions: of a clip, such as 1500 for 30 s; clips: of one packed row; trained: whether it learns; counted: FLOPs of
+    one packed row, forward and backward, where its parts are known.
     """
 
     layers: int
@@ -35,15 +36,20 @@ class Encoder:
     positions: int = 1500
     clips: int = 1
     trained: bool = False
+    counted: tuple[float, float] | None = None
 
     @property
     def elements(self) -> int:
         return self.layers * (4 * self.hidden**2 + 2 * self.hidden * self.ffn)
 
-    def forward_flops(self) -> float:
-        """Of one packed row."""
+    @property
+    def flops(self) -> tuple[float, float]:
+        """Forward and backward, of one packed row."""
+        if self.counted is not None:
+            return self.counted
         attention = 4.0 * self.layers * self.hidden * self.positions
-        return self.clips * self.positions * (2.0 * self.elements + attention)
+        forward = self.clips * self.positions * (2.0 * self.elements + attention)
+        return forward, 2 * forward * self.trained
 
 
 @dataclass(frozen=True)
@@ -51,14 +57,14 @@ class Adapter:
     """What makes places of an encoder's vectors (`with_audio_input` tells it of a config).
 
     elements: of its parameters; width: of the vectors; layers: over these, each four times as wide inside; vectors: of
-    one packed row; forward_flops: of the same.
+    one packed row; flops: of the same, forward and backward.
     """
 
     elements: int
     width: int
     layers: int
     vectors: int
-    forward_flops: float
+    flops: tuple[float, float]
     trained: bool
 
     def activations(self, micro_batch: int) -> float:
@@ -100,13 +106,17 @@ class Attached:
     def first_seconds(self, setting: Setting, micro_batch: int) -> tuple[Seconds, Seconds]:
         """Forward and backward of encoder and adapter over a micro-batch."""
         there, back = Seconds(), Seconds()
-        if self.encoder is not None:
-            there = _seconds(self.encoder.forward_flops() * micro_batch, self.encoder.hidden, setting)
-            back = there * (_passes(self.encoder) - 1)
-        if self.adapter is not None:
-            adapted = _seconds(self.adapter.forward_flops * micro_batch, self.adapter.width, setting)
-            there, back = there + adapted, back + adapted * (_passes(self.adapter) - 1)
+        for (forward, backward), width in self._hearing():
+            there += _seconds(forward * micro_batch, width, setting)
+            back += _seconds(backward * micro_batch, width, setting)
         return there, back
+
+    def _hearing(self) -> Iterator[tuple[tuple[float, float], int]]:
+        """FLOPs of one packed row, forward and backward, of what hears, and how wide it is."""
+        if self.encoder is not None:
+            yield self.encoder.flops, self.encoder.hidden
+        if self.adapter is not None:
+            yield self.adapter.flops, self.adapter.width
 
     def last_seconds(self, setting: Setting, micro_batch: int, length: int) -> tuple[Seconds, Seconds]:
         if self.heads is None:
@@ -117,8 +127,7 @@ class Attached:
 
     def first_flops(self) -> float:
         """Of one packed row, forward and backward."""
-        encoder = self.encoder.forward_flops() * _passes(self.encoder) if self.encoder else 0.0
-        return encoder + (self.adapter.forward_flops * _passes(self.adapter) if self.adapter else 0.0)
+        return sum(forward + backward for (forward, backward), _ in self._hearing())
 
     def last_flops(self, length: int) -> float:
         return 3 * self.heads.forward_flops(length) if self.heads else 0.0
@@ -164,41 +173,43 @@ def with_audio_input(attached: Attached, config: Config, trains: Callable[[str],
 
     Raises BadInput where both name an encoder.
     """
-    encoder, adapter, sizes = config.encoder, config.adapter, of_audio_input(config)
-    if encoder is None or adapter is None:
+    audio, sizes = audio_input_of(config), of_audio_input(config)
+    if audio is None:
         return attached
+    encoder, adapter = audio.encoder, audio.adapter
 
     def learns(part: str) -> bool:
         return any(trains(name) for name in sizes if name.startswith(part))
 
-    vectors = config.train.sequence_length * adapter.stride
+    heard = most_heard(audio, config.train.sequence_length)
+    passes = list(heard_passes(config, heard, trains))
+
+    def flops(part: str) -> tuple[float, float]:
+        mine = [one for one in passes if one.name.startswith(part)]
+        return sum(one.forward for one in mine), sum(one.backward for one in mine)
+
     beside = Adapter(
         elements=sum(size for name, size in sizes.items() if name.startswith("adapter.")),
         width=encoder.width,
         layers=adapter.layers if adapter.kind is AdapterKind.transformer else 0,
-        vectors=vectors,
-        forward_flops=adapter_flops(config),
+        vectors=round(heard.vectors),
+        flops=flops("adapter."),
         trained=learns("adapter."),
     )
     if not encoder.in_model:
         return replace(attached, adapter=beside)
     if attached.encoder is not None:
         raise BadInput(f"--encoder: {encoder.name} is in the config's model already; leave one of them out")
-    positions = encoder.positions or round(_CLIP / RATES[encoder.kind].seconds)
-    clips = -(-vectors // positions)
+    positions = clip_of(encoder)
+    clips = -(-round(heard.vectors) // positions)
     layers = encoder.layers + encoder.tp_layers
-    inside = Encoder(layers, encoder.width, encoder.ffn, positions, clips, learns("encoder."))
+    inside = Encoder(layers, encoder.width, encoder.ffn, positions, clips, learns("encoder."), flops("encoder."))
     return replace(attached, adapter=beside, encoder=inside)
 
 
 def _learnt(part: Encoder | Adapter) -> int:
     """Parameters that learn."""
     return part.elements if part.trained else 0
-
-
-def _passes(part: Encoder | Adapter) -> int:
-    """Forward passes that forward and backward together are worth."""
-    return 3 if part.trained else 1
 
 
 def _seconds(flops: float, hidden: int, setting: Setting) -> Seconds:
@@ -216,7 +227,7 @@ def parse(kind: type[Any], text: str | None, option: str) -> Any:
     """An Encoder or Heads from "layers=32,hidden=1280,...". Raises BadInput with one line."""
     if text is None:
         return None
-    known = {field.name: field.type for field in fields(kind)}
+    known = {field.name: field.type for field in fields(kind) if str(field.type) in _READERS}
     numbers: dict[str, Any] = {}
     for word in text.split(","):
         key, _, value = word.partition("=")

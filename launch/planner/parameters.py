@@ -5,7 +5,7 @@ from __future__ import annotations
 from configs.parameter_names import matching
 from configs.pipeline import PipelineStage
 from configs.schema import Config
-from launch.planner.audio_input import of_audio_input
+from train.audio_input import of_audio_input
 from train.trainable import trained_names
 
 EXPERTS = ".mlp.experts."

@@ -11,20 +11,18 @@ from pathlib import Path
 from configs.checks import check
 from configs.checks.topology import model_parallel_size
 from configs.schema import Config
+from launch.checkpoint_size import of_stage
 from launch.planner import table
 from launch.planner.attached import Attached, with_audio_input
 from launch.planner.command import stage_on_gpus, vocabulary_rows
-from launch.planner.costs import held_by_rank
 from launch.planner.goodput import DAY, Reliability, best_interval, goodput
 from launch.planner.hardware import Gpu, gpu_kind
 from launch.planner.picture import Drawn, svg
 from launch.planner.rank import Proposal, propose
 from launch.planner.schedule import Timeline, simulate
-from launch.planner.work import learnt, model_work
+from launch.planner.work import learnt
 from runtime.exits import DONE, BadInput
 
-# A checkpoint holds weights in bf16, their fp32 copies and Adam's two moments.
-_WEIGHTS, _STATE = 2, 12
 _COLUMNS = (
     "GPUs",
     "DP",
@@ -101,11 +99,7 @@ def play(config: Config, gpus: int, gpu: Gpu, rows: int, options: Namespace) -> 
     attached = with_audio_input(Attached(), config, learnt(config, rows).trains)
     proposal = propose(config, gpus, gpu, rows, attached)
     timeline = simulate(proposal.costs.schedule())
-    held = held_by_rank(config, model_work(config, rows), rows)
-    total = sum(
-        _WEIGHTS * (one.dense + one.experts) + _STATE * (one.trained_dense + one.trained_experts) for one in held
-    )
-    write = total / (options.storage * 1e9 * -(-gpus // gpu.node))
+    write = of_stage(config, rows) / (options.storage * 1e9 * -(-gpus // gpu.node))
     stall = write * (options.stall if config.checkpoint.asynchronous else 1.0)
     job = Reliability.of(gpus, options.failures, stall=stall, write=write, restart=options.restart)
     interval = best_interval(job)

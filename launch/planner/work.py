@@ -12,8 +12,8 @@ from functools import lru_cache
 
 from configs.pipeline import PipelineStage, stages_of
 from configs.schema import Config, ParallelConfig, Recompute, RecomputeMethod
-from launch.planner.audio_input import of_audio_input
 from launch.planner.parameters import EXPERTS, of_stage
+from train.audio_input import of_audio_input
 from train.flops import Learning, ProductFlops, Recomputed, product_passes
 from train.trainable import Trained, plan, without_layer
 

@@ -6,11 +6,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs.schema import BackboneConfig, Config, ParallelConfig, Precision
+from configs.schema import Config, StageKind
+from launch.checkpoint_size import of_stage
 from runtime.exits import BadInput
-
-_MOMENTS = 2 * 4  # bytes a parameter: Adam's two, in fp32
-_MAIN = 4  # and its fp32 copy, of parameters in bf16
 
 
 @dataclass(frozen=True)
@@ -24,18 +22,6 @@ class Room:
     @property
     def needed(self) -> int:
         return self.each * self.count
-
-
-def checkpoint_bytes(backbone: BackboneConfig, rows: int, precision: Precision) -> int:
-    """Bytes of a native checkpoint: weights, and of each parameter Adam's moments and main copy, as if all are trained.
-
-    rows: of the vocabulary, padding included. Raises BadInput where no plan follows from the backbone.
-    """
-    from checkpoints.conversion.dry_plan import plan
-
-    planned = plan(backbone, ParallelConfig(), rows, "bfloat16" if precision is Precision.bf16 else "float32")
-    parameters = planned.total // planned.itemsize
-    return planned.total + parameters * (_MOMENTS + (_MAIN if precision is Precision.bf16 else 0))
 
 
 def checkpoints_held(config: Config) -> int:
@@ -53,8 +39,10 @@ def room(config: Config, rows: int, folder: Path) -> Room | None:
     """What the stage still needs beside the checkpoints that are there; None where the config does not tell."""
     from checkpoints.layout import complete_checkpoints
 
+    if config.stage.kind is not StageKind.train:
+        return None
     try:
-        each = checkpoint_bytes(config.backbone, rows, config.train.precision)
+        each = of_stage(config, rows)
     except BadInput:
         return None
     if config.checkpoint.deepspeed:

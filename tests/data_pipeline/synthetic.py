@@ -111,7 +111,13 @@ def make_corpus(
         folder,
         name="synthetic",
         vocabulary=vocabulary,
-        codecs={"synthetic": {"seed": seed}},
+        codecs={
+            "synthetic": {
+                "seed": seed,
+                "codec": '{"kind": "synthetic"}',
+                "codebooks": {book.name: {} for book in vocabulary.codebooks},
+            }
+        },
         features=features if heard else {},
     )
     return folder

@@ -13,6 +13,7 @@ from configs.schema import AlignmentConfig, Config, EncoderConfig, QualityConfig
 from data_pipeline.audio import SAMPLE_RATE, decode_flac
 from data_pipeline.build import build_corpus
 from data_pipeline.building.listening import Listener
+from data_pipeline.codebooks import codebooks_in
 from data_pipeline.codecs import open_codec
 from data_pipeline.corpus import Corpus
 from data_pipeline.shards import ShardReader
@@ -187,6 +188,7 @@ def test_manifest_with_bad_lines_builds(learnt: Corpus, tmp_path: Path) -> None:
     (folder / "list.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     config = config_for(tmp_path / "cache", folder / "list.jsonl", learnt, "jsonl")
     corpus = Corpus.open(build_corpus(config))
+    assert codebooks_in(corpus) == codebooks_in(learnt) and len(codebooks_in(corpus)) == 2
     assert counts(corpus) == {"channel": 1, "missing": 1, "segment": 1}
     found = [pair for pair in utterances(corpus).values() if pair[0].text != "outside"]
     assert [(u.text, u.start, u.channel, u.duration) for u, _ in found] == [

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.layouts import find_layout
-from data_pipeline.layouts.groups import check_codes, group_seconds, lay_groups, ungroup
+from data_pipeline.layouts.groups import check_codes, lay_groups, ungroup
 from data_pipeline.utterance import Utterance
 from data_pipeline.vocabulary import Codebook, Vocabulary
 from runtime.exits import BadInput
@@ -62,7 +62,7 @@ def test_step_audio_worked_example():
     codes = {"linguistic": np.array([[12, 700, 9]]), "semantic": np.array([[5, 4000, 33, 1, 2]])}  # tail dropped
     utterance = Utterance(key="u", text="", document="d", codes=codes)
     assert lay_groups(utterance, STEP_AUDIO).tolist() == [[65548, 66236, 66565, 70560, 66593]]
-    assert group_seconds(STEP_AUDIO) == pytest.approx(0.12)
+    assert STEP_AUDIO.group_seconds == pytest.approx(0.12)
 
 
 @given(linguistic=st.integers(0, 40), semantic=st.integers(0, 60), seed=st.integers(0, 2**32 - 1))

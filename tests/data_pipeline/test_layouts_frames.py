@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.layouts import find_layout
-from data_pipeline.layouts.groups import first_ids, lay_groups, unframe, ungroup
+from data_pipeline.layouts.groups import lay_groups, unframe, ungroup
 from data_pipeline.packing import fill_packs
 from data_pipeline.utterance import Utterance, Word
 from data_pipeline.vocabulary import Codebook
@@ -49,7 +49,7 @@ def test_frames_and_groups_give_their_codes_back(frames, seed):
 
 
 def test_unframe_names_the_frame_and_column_that_are_wrong():
-    framed = np.hstack([first_ids(RESIDUAL)[None] + [[3], [5], [1]], np.full((3, 1), -1)])
+    framed = np.hstack([RESIDUAL.first_ids[None] + [[3], [5], [1]], np.full((3, 1), -1)])
     assert unframe(framed, RESIDUAL)["mimi"].tolist() == [[3, 5, 1]] * 4
     turned = framed.copy()
     turned[1, [1, 2]] = turned[1, [2, 1]]
@@ -76,7 +76,7 @@ def test_csm_rows():
     ]
     (sample,) = lay("csm", spoken, MIMI)
     assert sample.tokens.shape == (len(sample), 33)
-    zero = first_ids(MIMI)
+    zero = MIMI.first_ids
     at = 0
     for utterance, prefix in zip(spoken[:3], ["[0]Good morning", "[1]Hi there", "[0]Well"], strict=True):
         written = [MIMI.special("<|begin_of_text|>"), *MIMI.encode_text(prefix), MIMI.special("<|end_of_text|>")]

@@ -168,12 +168,15 @@ def test_windows_of_the_speaker_encoder_are_those_that_resemblyzer_takes() -> No
 
 
 def test_error_rates_of_a_worked_example() -> None:
-    one = count_errors("the cat sat down", "the bat sat")
+    one = count_errors("The cat sat down.", "the bat sat", "en")
     assert one == Errors(word_errors=2, words=4, character_errors=5, characters=13)
-    assert error_rates([one], "en") == {"wer": 0.5, "cer": pytest.approx(5 / 13)}
-    assert error_rates([one, count_errors("a b", "")], "en") == {"wer": 4 / 6, "cer": pytest.approx(7 / 15)}
-    assert error_rates([count_errors("今天天气", "今天气")], "zh") == {"cer": 0.25}
-    assert error_rates([count_errors("a", "a b c")], "en") == {"wer": 2.0, "cer": 2.0}
+    assert error_rates([one]) == {"wer": 0.5, "cer": pytest.approx(5 / 13)}
+    assert error_rates([one, count_errors("a b", "", "en")]) == {"wer": 4 / 6, "cer": pytest.approx(7 / 15)}
+    assert error_rates([count_errors("a", "a b c", "en"), count_errors("...", "x", "en")]) == {"wer": 2.0, "cer": 2.0}
+    chinese = count_errors("今天天气", "今天气", "zh")
+    assert error_rates([chinese]) == {"cer": 0.25}
+    assert error_rates([one, chinese]) == {"wer": 0.5, "cer": pytest.approx(6 / 17)}
+    assert error_rates([None]) == {}
 
 
 def test_normalising_takes_spelling_case_and_punctuation_away() -> None:

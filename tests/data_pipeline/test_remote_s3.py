@@ -253,6 +253,35 @@ def test_a_server_killed_in_the_middle_of_an_answer_is_asked_again(
     assert "again in 0.1 s" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("endpoint", ["http://no-such-name.invalid:9000", "http://localhost:1"])
+def test_an_address_that_was_never_reached_is_told_soon(
+    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reach(monkeypatch, endpoint)
+    monkeypatch.setattr(files, "FIRST_PATIENCE", 0.5)
+    with pytest.raises(
+        BadInput, match=r"Could not connect .*, tried for 0\.5 s; it was never reached from here: is the"
+    ):
+        open_mirror(URL, tmp_path, 10**9)
+
+
+def test_a_server_that_was_reached_once_is_waited_for(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By another process too, which left its mirror."""
+    monkeypatch.setattr(files, "FIRST_PATIENCE", 0.2)
+    with Wire(server.port) as wire:
+        reach(monkeypatch, wire.url)
+        folder = open_mirror(URL, tmp_path, 10**9)
+        wire.cut()
+        open_mirror.cache_clear()
+        mends = threading.Timer(1.5, wire.mend)
+        mends.start()
+        assert open_mirror(URL, tmp_path, 10**9) == folder
+        mends.join()
+    assert capfd.readouterr().err.count("Could not connect") >= 3
+
+
 def test_a_server_that_hangs_is_told_and_asked_again(
     server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

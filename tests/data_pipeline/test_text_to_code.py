@@ -15,7 +15,7 @@ from configs.schema import CodebookConfig, CodecConfig, Config, CorpusConfig, Sy
 from data_pipeline.build import build_corpus
 from data_pipeline.corpus import Corpus
 from data_pipeline.drawing import Drawing, Sampling, grammar_of_codes
-from data_pipeline.layouts.groups import group_length, group_seconds, ungroup
+from data_pipeline.layouts.groups import group_length, ungroup
 from data_pipeline.loader import make_loader
 from data_pipeline.shards import ShardReader
 from data_pipeline.speech.text_to_code import AUDIO_END, TextToCode
@@ -81,7 +81,7 @@ def test_codes_are_whole_groups_in_range(model: TextToCode) -> None:
         groups = frames["linguistic"][1] // 2
         assert frames == {"linguistic": (1, 2 * groups), "semantic": (1, 3 * groups)} and groups >= 1
         assert codes["linguistic"].max() < 4 and codes["semantic"].max() < 8 and min(map(np.min, codes.values())) >= 0
-        assert model.seconds(codes) == pytest.approx(groups * group_seconds(VOCABULARY))
+        assert model.seconds(codes) == pytest.approx(groups * VOCABULARY.group_seconds)
 
 
 def test_speech_that_does_not_end_is_none(folder: Path) -> None:

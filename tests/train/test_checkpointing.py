@@ -132,3 +132,5 @@ def test_checkpoints_of_every_nth_step_stay(corpus: Path, tmp_path: Path) -> Non
     run_config(config)
     kept = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
     assert kept == ["step-00000006", "step-00000012"]
+    told = json.loads((tmp_path / "run/checkpoints/step-00000012/codebooks.json").read_text())
+    assert told == {"linguistic": "synthetic", "semantic": "synthetic"}, "what later stages compare theirs with"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from configs.schema import DecoderConfig
-from data_pipeline.layouts.groups import group_length, group_seconds, ungroup
+from data_pipeline.layouts.groups import group_length, ungroup
 from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
 from train.decoder.noise import noise_between
@@ -34,7 +34,7 @@ class Parts:
     def frame(self, group: int) -> int:
         """Mel frames that are whole before a group of codes begins."""
         mel = self.config.mel
-        return int(group * group_seconds(self.vocabulary) * mel.rate + 1e-6) // mel.hop
+        return int(group * self.vocabulary.group_seconds * mel.rate + 1e-6) // mel.hop
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.layouts.groups import group_length, group_seconds
+from data_pipeline.layouts.groups import group_length
 from runtime.exits import BadInput
 from train.decoder.saying import Parts, Prompt, Saying
 from train.decoder.trained import Trained
@@ -57,7 +57,7 @@ class Decoder:
         """From parts that were found. Raises BadInput where their tensors are not what they should be."""
         part, other = trained.flow, trained.vocoder
         config, vocabulary = part.config, part.vocabulary
-        rate = group_length(vocabulary) / group_seconds(vocabulary)
+        rate = group_length(vocabulary) / vocabulary.group_seconds
         model = part.fill(Flow(config, sum(book.entries for book in vocabulary.codebooks), rate), "flow.")
         model.eval().to(device)
         if other is None:
@@ -104,7 +104,7 @@ class Decoder:
     ) -> Iterator[np.ndarray]:
         """The sound of codes that come in `chunks` of any size, float32 [samples] a piece, each as soon as it and
         `window.after` more have come. A prompt is heard as long as it is within `window.before`. Raises as `decode`."""
-        cut = _InGroups.of(window or Window(), group_seconds(self.parts.vocabulary), self.rate)
+        cut = _InGroups.of(window or Window(), self.parts.vocabulary.group_seconds, self.rate)
         saying = Saying(self.parts, speaker, prompt, seed)
         tail = np.zeros(0, np.float32)
         done = saying.start

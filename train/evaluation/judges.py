@@ -15,7 +15,7 @@ from configs.schema import QualityConfig
 from data_pipeline.alignment.whisper import open_whisper, whisper_identity
 from data_pipeline.quality import transcript
 from data_pipeline.quality.dnsmos import Dnsmos
-from data_pipeline.quality.errors import CHARACTERS_ONLY, count_errors, has_words, normalise
+from data_pipeline.quality.errors import count_errors
 from data_pipeline.quality.language import base_language
 from data_pipeline.quality.speaker import SETTING as SPEAKER
 from data_pipeline.quality.speaker import similarity
@@ -71,15 +71,11 @@ class Judges:
 
 def errors_of(text: str, heard: str, language: str) -> Record:
     """`heard` and its errors against `text`, both normalised; no counts where the text has no words."""
-    language = base_language(language)
-    written, read = normalise(text, language), normalise(heard, language)
-    if not has_words(written):
+    counted = count_errors(text, heard, base_language(language))
+    if counted is None:
         return {"heard": heard}
-    counted = count_errors(written, read)
     told = {"heard": heard, "character_errors": counted.character_errors, "characters": counted.characters}
-    if language in CHARACTERS_ONLY:
-        return told
-    return told | {"word_errors": counted.word_errors, "words": counted.words}
+    return told | ({"word_errors": counted.word_errors, "words": counted.words} if counted.words else {})
 
 
 def error_figures(records: Sequence[Record], prefix: str = "") -> dict[str, Figure]:

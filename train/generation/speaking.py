@@ -10,7 +10,7 @@ import numpy as np
 from configs.schema import MixtureConfig
 from data_pipeline.batch import Sample
 from data_pipeline.layouts import Layout, layouts_of
-from data_pipeline.layouts.groups import group_length, group_seconds
+from data_pipeline.layouts.groups import group_length
 from data_pipeline.utterance import Utterance
 from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
@@ -77,7 +77,7 @@ def cut_to(longest: float | None, prompt: SpeechPrompt, vocabulary: Vocabulary) 
     """`prompt`, asked for at most so many seconds; None: for as many as it was."""
     if longest is None:
         return prompt
-    return replace(prompt, groups=min(prompt.groups, max(1, round(longest / group_seconds(vocabulary)))))
+    return replace(prompt, groups=min(prompt.groups, max(1, round(longest / vocabulary.group_seconds))))
 
 
 def prompt_of_line(layout: Layout, line: Line, vocabulary: Vocabulary, voice: Utterance | None) -> SpeechPrompt:
@@ -92,7 +92,7 @@ def silence(vocabulary: Vocabulary) -> dict[str, np.ndarray]:
 
 def seconds_of(ids: np.ndarray, vocabulary: Vocabulary) -> float:
     """How long the speech of ids in whole groups is."""
-    return len(ids) // group_length(vocabulary) * group_seconds(vocabulary)
+    return len(ids) // group_length(vocabulary) * vocabulary.group_seconds
 
 
 def _laid(layout: Layout, line: Line, vocabulary: Vocabulary, voice: Utterance | None) -> Sample:
@@ -103,7 +103,7 @@ def _laid(layout: Layout, line: Line, vocabulary: Vocabulary, voice: Utterance |
         speaker=line.speaker,
         style=line.style,
         codes=silence(vocabulary),
-        duration=group_seconds(vocabulary),
+        duration=vocabulary.group_seconds,
     )
     given = [] if voice is None else [replace(voice, key="voice", document="said", speaker=line.speaker)]
     samples = layout([*given, target], vocabulary, np.random.default_rng(0))

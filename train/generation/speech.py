@@ -11,19 +11,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from configs.schema import Config
 from data_pipeline.corpus import SPLITS, Corpus, describe_shard
+from data_pipeline.damage import DamageTally
 from data_pipeline.layouts import Layout, layouts_of
 from data_pipeline.layouts.cuts import joined
-from data_pipeline.layouts.groups import group_length, group_seconds, lay_groups, ungroup
+from data_pipeline.layouts.groups import check_codes, group_length, lay_groups, ungroup
 from data_pipeline.permutation import seed_of
 from data_pipeline.quality.filters import parse_filter
-from data_pipeline.shards import ShardReader, ShardWriter, read_index, replace_atomically
+from data_pipeline.shards import DamagedSample, ShardReader, ShardWriter, read_index, replace_atomically
 from data_pipeline.sources.text import find_source
 from data_pipeline.speech.continuing import Continuation
 from data_pipeline.utterance import Utterance
@@ -32,6 +33,7 @@ from runtime.exits import BadInput, StoppedEarly
 from runtime.signals import StopFlag
 from train.generation.hearing import OF_CODES, Hearing, Voice, recording_in
 from train.generation.sampling import Speaker, SpeechPrompt, speech_prompt
+from train.generation.telling import damage_file
 
 LAYOUTS = ("tts_dialogue", "tts")  # that a model can be asked with
 
@@ -68,9 +70,13 @@ def script_of(config: Config, corpus: Corpus) -> Script:
     if len(pieces) < options.utterances:
         raise BadInput(f"generation.utterances={options.utterances}: {options.texts} has {len(pieces)} texts")
     order = np.random.default_rng(options.seed).permutation(len(pieces))[: options.utterances]
-    prompts = tuple(_prompts(config, corpus))
+    damage = DamageTally(config.loader.damaged_share)
+    prompts = tuple(_prompts(config, corpus, damage))
     if not prompts:
-        raise BadInput(f"generation.prompts: no utterance of {corpus.folder} has speech, text and what is asked for")
+        unread = f" ({sum(damage.kinds.values())} damaged shards, such as {damage.names[0]})" if damage.names else ""
+        raise BadInput(
+            f"generation.prompts: no utterance of {corpus.folder} has speech, text and what is asked for{unread}"
+        )
     return Script(
         tuple(pieces[number] for number in order),
         prompts,
@@ -80,10 +86,15 @@ def script_of(config: Config, corpus: Corpus) -> Script:
     )
 
 
-def _prompts(config: Config, corpus: Corpus) -> Iterator[tuple[Path, int]]:
+def _prompts(config: Config, corpus: Corpus, damage: DamageTally) -> Iterator[tuple[Path, int]]:
     keeps = None if config.generation.prompts is None else parse_filter(config.generation.prompts)
     for shard in corpus.shards("train"):
-        index = read_index(shard)
+        try:
+            index = read_index(shard)
+        except DamagedSample as damaged:
+            damage.add(damaged)
+            print(f"megaphone: {damaged}: no prompt comes from this shard", flush=True)
+            continue
         fit = index.spoken & (index.characters > 0) & (index.duration <= config.generation.prompt_seconds)
         if keeps is not None:
             fit &= keeps.keep(index)
@@ -154,6 +165,9 @@ class Recital:
         self._folder = folder
         self._stop = stop
         self._hearing = hearing
+        self._damage = DamageTally(config.loader.damaged_share)  # of prompts, all that were read
+        self._met = DamageTally(config.loader.damaged_share)  # of those of the shard that is being made
+        self._prompt = lru_cache(self._options.batch)(self._find_prompt)
         self._layout = layout_asked(config)
         self._layout.check(speaker.vocabulary)
         source = find_source(config.generation.texts)
@@ -163,14 +177,22 @@ class Recital:
         return done_file(self._folder, file).is_file()
 
     def write(self, file: str) -> None:
-        """Make the shard `file`. Raises StoppedEarly, with nothing of it left."""
+        """Make the shard `file`. Raises StoppedEarly, with nothing of it left, and BadInput where too many prompts are
+        damaged."""
         numbers = self._script.shards[file]
+        self._met.take()  # what a shard met that was then stopped
         with ShardWriter(self._folder / file, self._speaker.vocabulary) as shard:
             for start in range(numbers.start, numbers.stop, self._options.batch):
                 if self._stop:
                     raise StoppedEarly(f"stopped by {self._stop.name}; the same command goes on with this shard")
                 for utterance in self._say(range(start, min(start + self._options.batch, numbers.stop))):
                     shard.write(utterance)
+        met = self._met.take()
+        self._damage.merge(met)
+        if met.kinds:
+            told = json.dumps({"kinds": met.kinds, "names": met.names})
+            replace_atomically(damage_file(self._folder / file), told.encode())
+            print(f"megaphone: {file}: damaged prompts passed over: {', '.join(met.names)}", flush=True)
         entry = describe_shard(self._folder / file, self._folder)
         replace_atomically(done_file(self._folder, file), json.dumps(entry).encode())
         seconds = entry["duration"]
@@ -178,7 +200,8 @@ class Recital:
 
     def _say(self, numbers: range) -> Iterator[Utterance]:
         options, vocabulary = self._options, self._speaker.vocabulary
-        prompts = [self._prompt(number) for number in numbers]
+        found = [self._prompt(number // self._script.of_document) for number in numbers]
+        prompts = [prompt for prompt, _ in found]
         questions = [
             self._limited(
                 asked(
@@ -197,11 +220,11 @@ class Recital:
         seeds = [seed_of(options.seed, "codes", number) for number in numbers]
         said = self._speaker.speak(questions, seeds)
         voices: dict[str, Voice | None] = {}  # of a document's one prompt
-        for number, prompt, one in zip(numbers, prompts, said, strict=True):
+        for number, (prompt, place), one in zip(numbers, found, said, strict=True):
             utterance = self._utterance(number, prompt, one)
             if self._hearing is not None:
                 if self._options.prompted and utterance.document not in voices:
-                    recording = recording_in(*self._place_of_prompt(number))
+                    recording = recording_in(*place)
                     voices[utterance.document] = self._hearing.voice(prompt, recording)
                 heard = self._hearing.quality(utterance, voices.get(utterance.document))
                 utterance = replace(utterance, quality=utterance.quality | _rounded(heard))
@@ -211,23 +234,36 @@ class Recital:
         if self._options.seconds_per_character is None:
             return question
         seconds = self._options.seconds_per_character * len(text)
-        most = max(round(seconds / group_seconds(self._speaker.vocabulary)), 1)
+        most = max(round(seconds / self._speaker.vocabulary.group_seconds), 1)
         return replace(question, groups=min(question.groups, most))
 
-    def _prompt(self, number: int) -> Utterance:
-        shard, sample = self._place_of_prompt(number)
-        with ShardReader(shard) as reader:
-            return reader.read(sample)
-
-    def _place_of_prompt(self, number: int) -> tuple[Path, int]:
-        document = number // self._script.of_document
-        rng = np.random.default_rng(seed_of(self._options.seed, "prompt", document))
-        return self._script.prompts[int(rng.integers(len(self._script.prompts)))]
+    def _find_prompt(self, document: int) -> tuple[Utterance, tuple[Path, int]]:
+        """The prompt of a document and its place: the first that is drawn and not damaged."""
+        rng, prompts = np.random.default_rng(seed_of(self._options.seed, "prompt", document)), self._script.prompts
+        damaged: set[int] = set()
+        while len(damaged) < len(prompts):
+            drawn = int(rng.integers(len(prompts)))
+            if drawn in damaged:
+                continue
+            shard, sample = prompts[drawn]
+            self._met.read += 1
+            try:
+                with ShardReader(shard) as reader:
+                    prompt = reader.read(sample)
+                check_codes(prompt, self._speaker.vocabulary)
+                return prompt, prompts[drawn]
+            except DamagedSample as error:
+                self._met.add(error)
+            except BadInput:
+                self._met.add(DamagedSample("codes", f"{shard} sample {sample}"))
+            damaged.add(drawn)
+            self._met.judge()
+        raise BadInput(f"generation.prompts: all {len(prompts)} are damaged, such as {self._met.names[0]}")
 
     def _utterance(self, number: int, prompt: Utterance, said: Continuation) -> Utterance:
         vocabulary, text = self._speaker.vocabulary, self._script.texts[number]
         groups = said.ids.reshape(-1, group_length(vocabulary))
-        seconds = len(groups) * group_seconds(vocabulary)
+        seconds = len(groups) * vocabulary.group_seconds
         values = (float(said.ended), repeated_share(groups), len(text) / seconds)
         return Utterance(
             key=f"said-{number:08d}",

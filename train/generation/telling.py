@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,10 +16,18 @@ from data_pipeline.quality.funnel import measure_funnel
 from data_pipeline.shards import read_index
 from runtime.run_files import FUNNEL, MEASURED
 
+DAMAGED_PROMPTS = "damaged_prompts"
+
+
+def damage_file(shard: Path) -> Path:
+    """Beside a shard that was made: which prompts were passed over as damaged, where any were."""
+    return shard.with_suffix(".damaged.json")
+
 
 def told_of(shards: Sequence[Path], columns: Collection[str], condition: Filter | None) -> dict[str, Any]:
-    """Of all `shards`, which have some of `columns`: means under `MEASURED`, and the funnel of `condition`, if there is
-    one, under `FUNNEL`. JSON-ready."""
+    """Of all `shards`, which have some of `columns`: means under `MEASURED`, the funnel of `condition`, if there is
+    one, under `FUNNEL`, and by kind the prompts that were passed over as damaged, if any were, under `DAMAGED_PROMPTS`.
+    JSON-ready."""
     indexes = [read_index(shard) for shard in shards]
     total = sum(map(len, indexes))
     means = {}
@@ -29,4 +39,9 @@ def told_of(shards: Sequence[Path], columns: Collection[str], condition: Filter 
     told: dict[str, Any] = {MEASURED: means}
     if condition is not None:
         told[FUNNEL] = asdict(measure_funnel(list(shards), condition, columns))
+    damaged: Counter[str] = Counter()
+    for file in filter(Path.is_file, map(damage_file, shards)):
+        damaged.update(json.loads(file.read_text(encoding="utf-8"))["kinds"])
+    if damaged:
+        told[DAMAGED_PROMPTS] = dict(damaged)
     return told

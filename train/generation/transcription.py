@@ -12,7 +12,7 @@ from data_pipeline.codecs.codec import Codec
 from data_pipeline.corpus import Corpus
 from data_pipeline.decode import decode
 from data_pipeline.exported_model import load_exported
-from data_pipeline.quality.errors import count_errors, error_rates, has_words, normalise
+from data_pipeline.quality.errors import count_errors, error_rates
 from data_pipeline.quality.language import base_language
 from data_pipeline.shards import ShardReader
 from data_pipeline.sources.recording import MIXED, UnreadableAudio
@@ -121,13 +121,9 @@ def score(transcriber: Transcriber, utterances: Sequence[Utterance], batch: int)
 
 
 def error_totals(scored: Sequence[Scored]) -> dict[str, float]:
-    """`wer` and `cer` over all together, of the texts that have words once normalised. Raises BadInput where none is
-    left."""
-    counted = []
-    for one in scored:
-        language = base_language(one.language)
-        if has_words(written := normalise(one.text, language)):
-            counted.append(count_errors(written, normalise(one.heard, language)))
-    if not counted:
+    """`wer` and `cer` over all together, the former of languages that have words. Raises BadInput where there is
+    nothing to count on once normalised."""
+    totals = error_rates(count_errors(one.text, one.heard, base_language(one.language)) for one in scored)
+    if not totals:
         raise BadInput("no text to compare with is left once normalised")
-    return error_rates(counted, "")
+    return totals

@@ -12,7 +12,7 @@ import torch
 from configs.schema import Config, DecoderConfig
 from data_pipeline.batch import Batch, Waves
 from data_pipeline.layouts import Layout
-from data_pipeline.layouts.groups import group_length, group_seconds
+from data_pipeline.layouts.groups import group_length
 from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import BadInput
 from train.models.decoder.flow import draw
@@ -35,7 +35,7 @@ class FlowMatching:
     def build(self) -> Replicated:
         vocabulary = self._vocabulary
         codes = sum(book.entries for book in vocabulary.codebooks)
-        return TrainedFlow(self._config, codes, group_length(vocabulary) / group_seconds(vocabulary))
+        return TrainedFlow(self._config, codes, group_length(vocabulary) / vocabulary.group_seconds)
 
     def run(self, model: torch.nn.Module, batch: Batch, task: Any) -> Losses:
         return _run(model, batch, task)

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from typing import Any
 
 import pytest
-import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from checkpoints.maps import named
 from checkpoints.shapes import native_shape
-from configs.audio_input import audio_input_of
 from configs.compose import compose_stage
-from configs.schema import AdapterConfig, AdapterKind, Config, EncoderConfig, EncoderKind, LoraConfig, ParallelConfig
+from configs.schema import AdapterKind, LoraConfig, ParallelConfig
 from launch.planner.attached import Attached, Encoder, with_audio_input
-from launch.planner.audio_input import adapter_flops, of_audio_input
 from launch.planner.costs import chunk_costs
 from launch.planner.hardware import GPUS
 from launch.planner.rank import held_by
 from launch.planner.work import elements, learnt
 from runtime.exits import BadInput
 from tests.launch.planner.configs import ROWS, step_audio, tiny
-from train.models.inputs.adapter import make_adapter
-from train.models.inputs.encoder import make_encoder
-from train.models.inputs.runs import Runs
+from tests.train.test_hearing_flops import hearing
+from train.audio_input import of_audio_input
 from train.trainable import without_layer
 
 
@@ -60,47 +54,6 @@ def test_low_rank_factors_are_counted() -> None:
     assert sum(added.values()) == backbone.layers * each
 
 
-@pytest.mark.parametrize(
-    ("kind", "encoder"),
-    [
-        *((kind, {}) for kind in AdapterKind),
-        (AdapterKind.mlp, {"kind": EncoderKind.sense_voice, "tp_layers": 3, "positions": None}),
-        (AdapterKind.mlp, {"kind": EncoderKind.paraformer, "kernel": 5}),
-    ],
-)
-def test_what_a_model_hears_with_has_the_names_and_sizes_of_its_modules(
-    kind: AdapterKind, encoder: dict[str, Any]
-) -> None:
-    config = hearing(kind, **encoder)
-    audio = audio_input_of(config)
-    assert audio is not None
-    modules = {"adapter": make_adapter(audio, config.backbone.hidden), "encoder": make_encoder(audio.encoder)}
-    held = {
-        f"{part}.{name}": parameter.numel()
-        for part, module in modules.items()
-        for name, parameter in module.named_parameters()
-    }
-    assert of_audio_input(config) == held
-    outside = replace(config, encoder=replace(audio.encoder, in_model=False))
-    assert of_audio_input(outside) == {name: size for name, size in held.items() if name.startswith("adapter.")}
-    assert of_audio_input(tiny()) == {}
-
-
-@pytest.mark.parametrize("kind", AdapterKind)
-def test_an_adapter_computes_what_torch_counts(kind: AdapterKind) -> None:
-    """Its attention over vectors apart, which depends on how long the clips are, and is small."""
-    config = hearing(kind)
-    config.train.sequence_length = 64
-    audio = audio_input_of(config)
-    assert audio is not None
-    places = config.train.sequence_length
-    runs = Runs(torch.zeros(places * 4, audio.encoder.width), torch.tensor([0, places * 4]), places * 4)
-    more = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *_, **__: 0}
-    with FlopCounterMode(display=False, custom_mapping=more) as counted, torch.no_grad():
-        make_adapter(audio, config.backbone.hidden).eval()(runs, torch.full((places,), 4))
-    assert adapter_flops(config) == counted.get_total_flops()
-
-
 def test_a_frozen_model_that_learns_to_hear_is_planned() -> None:
     config = hearing(AdapterKind.mlp)
     config.stage.trainable, config.stage.frozen = ["adapter.*"], ["encoder.*"]
@@ -131,11 +84,3 @@ def test_sense_voice_small_is_as_large_as_published() -> None:
     assert attached.encoder is not None
     assert (attached.encoder.layers, attached.encoder.positions) == (70, 500)
     assert attached.encoder.elements == pytest.approx(encoder, rel=0.01)
-
-
-def hearing(adapter: AdapterKind, **encoder: Any) -> Config:
-    config = tiny()
-    sizes: dict[str, Any] = {"mels": 8, "width": 16, "layers": 2, "heads": 2, "ffn": 32, "positions": 60}
-    config.encoder = EncoderConfig(name="toy", in_model=True, **(sizes | encoder))
-    config.adapter = AdapterConfig(kind=adapter, stride=4, hidden=24, heads=4)
-    return config

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from configs.schema import Precision
+from launch.checkpoint_size import of_stage
 from launch.preflight import host, space
 from launch.preflight.meeting import Called, names_of_late
 from tests.data_pipeline.synthetic import make_corpus, make_vocabulary
@@ -14,14 +15,26 @@ from tests.train.runs import run_config, tiny_config
 
 
 def test_the_size_of_a_checkpoint_is_that_of_one(tmp_path: Path) -> None:
+    """Of a stage that trains a part of the model: moments are of that part alone."""
     make_corpus(tmp_path / "corpus")
     config = tiny_config(tmp_path / "run", tmp_path / "corpus", train__steps=2)
     config.backbone.hidden, config.backbone.ffn = 128, 384  # else what is beside tensors counts
+    config.stage.trainable = ["decoder.layers.2.*", "decoder.layers.3.*"]
     run_config(config)
     (written,) = (tmp_path / "run" / "checkpoints").glob("step-*")
     there = sum(file.stat().st_size for file in (written / "tensors").iterdir())
-    planned = space.checkpoint_bytes(config.backbone, make_vocabulary().padded_size, Precision.fp32)
+    rows = make_vocabulary().padded_size
+    planned = of_stage(config, rows)
     assert there == pytest.approx(planned, rel=0.05)
+    config.stage.trainable = None
+    whole = of_stage(config, rows)
+    assert whole > 1.5 * planned and whole % 12 == 0, "weights and two moments of every parameter, in fp32"
+    config.train.precision = Precision.bf16
+    assert of_stage(config, rows) == whole // 12 * 14, "and copies in fp32"
+    config.stage.objective = "ppo"
+    assert of_stage(config, rows) == 2 * (whole // 12 * 14), "and the critic"
+    config.train.precision, config.stage.objective = Precision.fp32, "pretrain"
+    config.stage.trainable = ["decoder.layers.2.*", "decoder.layers.3.*"]
     room = space.room(config, make_vocabulary().padded_size, tmp_path / "run")
     assert room is not None
     assert (room.each, room.count) == (planned, 1)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,12 @@ from configs.schema import Config, SourceConfig, StageKind
 from data_pipeline.batch import Sample
 from data_pipeline.corpus import Corpus
 from data_pipeline.layouts import find_layout
-from data_pipeline.layouts.groups import group_seconds
 from data_pipeline.quality.filters import parse_filter
-from data_pipeline.shards import ShardReader, read_index
+from data_pipeline.shards import ShardReader, ShardWriter, read_index
 from data_pipeline.vocabulary import Vocabulary
 from runtime.exits import DONE, BadInput
 from runtime.signals import StopFlag
+from tests.data_pipeline.faults import flip, garble_index
 from tests.data_pipeline.layout_material import GROUPED, said, speak
 from tests.data_pipeline.synthetic import SENTENCE, make_corpus, make_vocabulary
 from tests.data_pipeline.test_text_to_code import save_model
@@ -100,7 +102,7 @@ def test_what_is_made_is_a_corpus_that_says_how_good_it_is(room: Path, made: Pat
                 utterance = reader.read(number)
                 groups = utterance.codes["semantic"].shape[1] // 3
                 assert utterance.codes["linguistic"].shape[1] == 2 * groups
-                assert utterance.duration == pytest.approx(groups * group_seconds(corpus.vocabulary))
+                assert utterance.duration == pytest.approx(groups * corpus.vocabulary.group_seconds)
                 assert utterance.recording.startswith("train-")
                 texts.add(utterance.text)
                 speakers.add(utterance.speaker)
@@ -127,6 +129,42 @@ def test_killed_at_any_time_it_goes_on_and_ends_the_same(room: Path, made: Path)
     ]
     assert all((folder / name).stat().st_mtime_ns == before[name] for name in finished)
     assert Corpus.open(folder).content_hash == Corpus.open(made / "corpus").content_hash
+
+
+def test_damaged_prompts_are_passed_over_and_counted(room: Path, tmp_path: Path) -> None:
+    """Every second sample's bytes, then the codes of all, then the index: others are taken, the same every time; where
+    none is left it is one line."""
+    shutil.copytree(room / "corpus", tmp_path / "corpus")
+    (shard,) = Corpus.open(tmp_path / "corpus").shards("train")
+    with ShardReader(shard) as reader:
+        said = [reader.read(number) for number in range(len(reader))]
+    flip(shard)
+    config = speaking(room, "damaged")
+    config.run.folder, config.corpus.folder = str(tmp_path / "first"), str(tmp_path / "corpus")
+    config.generation.document, config.generation.utterances, config.generation.longest = 1, 12, 6
+    generate(config, StopFlag())
+    results = json.loads((tmp_path / "first/results.json").read_text())
+    assert results["damaged_prompts"]["checksum"] >= 2
+    made = Corpus.open(tmp_path / "first/corpus")
+    assert sum(made.totals[split]["samples"] for split in made.splits) == 12
+    taken = set()
+    for file in [*made.shards("train"), *made.shards("valid")]:
+        with ShardReader(file) as reader:
+            taken |= {reader.read(number).recording for number in range(len(reader))}
+    assert taken <= {f"{one.document}/{one.key}" for one in said[1::2]}
+    config.run.folder = str(tmp_path / "again")
+    generate(config, StopFlag())
+    assert contents(tmp_path / "again/corpus") == contents(tmp_path / "first/corpus")
+
+    with ShardWriter(shard) as writer:
+        for one in said:
+            writer.write(replace(one, codes={name: codes + 99 for name, codes in one.codes.items()}))
+    config.run.folder = str(tmp_path / "none")
+    with pytest.raises(BadInput, match=r"generation\.prompts: all \d+ are damaged, such as .* sample \d+: codes"):
+        generate(config, StopFlag())
+    garble_index(shard)
+    with pytest.raises(BadInput, match=r"has speech, text and what is asked for \(1 damaged shards, such as .*: index"):
+        generate(config, StopFlag())
 
 
 def test_other_settings_on_what_is_there_are_one_line(room: Path, made: Path) -> None:

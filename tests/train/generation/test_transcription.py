@@ -94,6 +94,9 @@ def test_error_rates_count_over_all_words_together() -> None:
     ]
     totals = error_totals(scored)
     assert totals == {"wer": pytest.approx(3 / 5), "cer": pytest.approx((3 + 3) / (14 + 4))}
+    chinese = Scored("d", "zh-CN", "今天天气", "今天气")
+    assert error_totals([chinese]) == {"cer": 0.25}, "no words between spaces, no word errors"
+    assert error_totals([*scored, chinese]) == {"wer": pytest.approx(3 / 5), "cer": pytest.approx(7 / 22)}
     with pytest.raises(BadInput, match="no text to compare with"):
         error_totals(scored[2:])
 

@@ -9,6 +9,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
 from configs.schema import EncoderConfig, EncoderKind
 from data_pipeline.codecs import sanm_encoder, whisper_encoder
+from data_pipeline.codecs.encoder_sizes import SETTING
 from runtime.exits import BadInput
 from train.models.parameters import numbered
 
@@ -23,7 +24,7 @@ class PublishedEncoder:
     def _tensors(self) -> dict[str, torch.Tensor]:
         assert self._config.weights is not None
         if self._config.kind is EncoderKind.whisper:
-            return dict(whisper_encoder.load_encoder(self._config.weights).state_dict())
+            return dict(whisper_encoder.load_encoder(self._config.weights, SETTING).state_dict())
         return dict(sanm_encoder.load_encoder(self._config).state_dict())
 
     @torch.no_grad()

@@ -35,7 +35,7 @@ def steps() -> dict[str, Any]:
         name: {
             "kernels": [vars(kernel) for kernel in one.kernels],
             "waits": dict(one.account.waits),
-            "launches": one.launches,
+            "launched": [(operation, work.calls) for (operation, _), work in one.account.operations.items()],
             "copies": one.copies("train/engines/megatron_optimizer.py"),
             "memory": one.account.memory.peak,
             "mfu at best": one.model / one.least_seconds() / 989.5e12,

@@ -35,8 +35,10 @@ def steps() -> dict[str, Any]:
         name: {
             "kernels": [vars(kernel) for kernel in one.kernels],
             "waits": dict(one.account.waits),
-            "launches": one.launches,
+            "launched": [(operation, work.calls) for (operation, _), work in one.account.operations.items()],
             "copies": one.copies("train/engines/megatron_optimizer.py"),
+            "memory": one.account.memory.peak,
+            "mfu at best": one.model / one.least_seconds() / 989.5e12,
             "copied at": [line for operation, line in one.account.operations if operation in ("cat", "clone")],
         }
         for name, one in found.items()
@@ -49,10 +51,11 @@ def device() -> dict[str, Any]:
         here = torch.arange(6.0, device="cuda").reshape(2, 3).requires_grad_()
         (here @ here.t()).sum().backward()
         asked = here.sum().item()
-        operations = {operation: size for (operation, _), (_, size) in account.operations.items()}
+        product = next(work for (operation, _), work in account.operations.items() if operation == "mm")
         return {
             "gradient": [str(here.grad.device), list(here.grad.shape)] if here.grad is not None else None,
-            "bytes of the product": operations["mm"],
+            "product": vars(product),
+            "memory": account.memory.peak,
             "asked": asked,
             "waits": list(account.waits.values()),
             "a mask as an index": _refused(lambda: here[here > 1]),

@@ -87,9 +87,9 @@ def pretended(properties: Properties) -> Iterator[None]:
         "get_device_name": properties.name,
         "get_rng_state": _Generator().get_state(),
         **dict.fromkeys(("current_stream", "default_stream", "stream"), _Stream()),
-        **dict.fromkeys(("memory_allocated", "max_memory_allocated", "max_memory_reserved"), 0),
+        "max_memory_reserved": 0,
         **dict.fromkeys(("set_device", "synchronize", "empty_cache", "set_rng_state", "_lazy_init"), None),
-        **dict.fromkeys(("manual_seed", "manual_seed_all", "reset_peak_memory_stats"), None),
+        **dict.fromkeys(("manual_seed", "manual_seed_all"), None),
     }
     compiler = {name: answers[name] for name in ("current_device", "device_count", "set_device", "synchronize")}
     compiler |= {"get_device_properties": properties, "exchange_device": 0, "maybe_exchange_device": 0}

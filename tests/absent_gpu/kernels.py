@@ -19,7 +19,7 @@ from tests.absent_gpu.device import Properties
 from tests.absent_gpu.tensors import Account
 
 
-@dataclass
+@dataclass(frozen=True)
 class Kernel:
     """registers: of a thread; spilled: bytes of a thread that registers did not hold; shared: bytes of a block. Of
     several ways to cut the work, which a GPU would time, the one that spills least."""
@@ -29,12 +29,11 @@ class Kernel:
     spilled: int
     shared: int
     warps: int
-    launches: int = 0
 
 
 @contextmanager
 def compiled(properties: Properties, account: Account) -> Iterator[list[Kernel]]:
-    """Inside, kernels are compiled as they are first asked for, and launches are counted."""
+    """Inside, kernels are compiled as they are first asked for, and launches go into `account`."""
     import torch._inductor.config as inductor
     import triton
     from torch._C._dynamo import guards
@@ -43,7 +42,7 @@ def compiled(properties: Properties, account: Account) -> Iterator[list[Kernel]]
     from torch._inductor.runtime.triton_heuristics import CachingAutotuner
     from triton.backends.compiler import GPUTarget
 
-    kernels: dict[Any, Kernel] = {}
+    kernels: list[Kernel] = []
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     target = GPUTarget("cuda", properties.capability, properties.warp_size)
     limits = {"max_shared_mem": properties.shared_memory_per_block_optin}
@@ -59,15 +58,17 @@ def compiled(properties: Properties, account: Account) -> Iterator[list[Kernel]]
         with tuner.lock:
             tuner._precompile_worker()
         ways = [_measured(tuner.fn.__name__, one.kernel, tool) for one in tuner.compile_results]
-        kernels[tuner] = min(ways, key=lambda kernel: kernel.spilled)
+        kernels.append(min(ways, key=lambda kernel: kernel.spilled))
 
     def launch(tuner: Any, *arguments: Any, **_: Any) -> None:
-        kernels[tuner].launches += 1
         tensors = [one for one in arguments if isinstance(one, torch.Tensor)]
         account.add(tuner.fn.__name__, sum(one.numel() * one.element_size() for one in tensors))
 
     def empty(size: Any, stride: Any, dtype: torch.dtype) -> torch.Tensor:
         return torch.empty_strided(size, stride, dtype=dtype, device="cuda")
+
+    def reinterpret(tensor: torch.Tensor, size: Any, stride: Any, further: int = 0) -> torch.Tensor:
+        return tensor.detach().as_strided(size, stride, tensor.storage_offset() + further)
 
     settings = {
         "compile_threads": 1,
@@ -81,15 +82,12 @@ def compiled(properties: Properties, account: Account) -> Iterator[list[Kernel]]
         stack.enter_context(put(CachingAutotuner, "precompile", compile_all))
         stack.enter_context(put(CachingAutotuner, "run", launch))
         stack.enter_context(put(guards, "_empty_strided_cuda", empty))
+        stack.enter_context(put(guards, "_reinterpret_tensor", reinterpret))
         stack.enter_context(put(triton_helpers, "set_driver_to_gpu", lambda: None))
         for passes in (joint_graph, post_grad):  # patterns are traced with tensors of the device
             stack.enter_context(put(passes, "lazy_init", lambda *_: None))
         triton.runtime.driver.set_active(driver)
-        found: list[Kernel] = []
-        try:
-            yield found
-        finally:
-            found += kernels.values()
+        yield kernels
 
 
 def _measured(name: str, kernel: Any, tool: Path) -> Kernel:

@@ -13,32 +13,48 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch._C._distributed_c10d import FakeWork, Work
+from torch._C._distributed_c10d import FakeWork
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from train.dryrun.ledger import Ledger
+
 ROOT = Path(__file__).resolve().parents[2]
 _SILENT = ("prim", "profiler")  # namespaces of what asks, and computes nothing
+_PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}  # which argument is the first factor
 _NOTHING_MOVES = ("_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty")
 
 
 @dataclass
+class Work:
+    """Of an operation: calls, bytes of the tensors that they read or write, FLOPs if it is a product of matrices."""
+
+    calls: int = 0
+    size: int = 0
+    flops: int = 0
+
+    def add(self, size: int, flops: int) -> None:
+        self.calls, self.size, self.flops = self.calls + 1, self.size + size, self.flops + flops
+
+
+@dataclass
 class Account:
-    """waits: numbers that the host asked the device for, by our line that did; operations: calls of what the device
-    would run, and bytes of the tensors that each reads or writes, by name and our line."""
+    """waits: numbers that the host asked the device for, by our line that did; operations: what the device would run,
+    by name and our line; memory: of its tensors."""
 
     waits: Counter[str] = field(default_factory=Counter)
-    operations: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+    operations: dict[tuple[str, str], Work] = field(default_factory=dict)
+    memory: Ledger = field(default_factory=Ledger)
 
-    def add(self, name: str, size: int) -> None:
-        key = name, _our_line()
-        calls, before = self.operations.get(key, (0, 0))
-        self.operations[key] = calls + 1, before + size
+    def add(self, name: str, size: int, flops: int = 0) -> None:
+        self.operations.setdefault((name, _our_line()), Work()).add(size, flops)
 
     def clear(self) -> None:
+        """Begin anew, with the memory that is taken."""
         self.waits.clear()
         self.operations.clear()
+        self.memory.mark()
 
 
 class ShapesOnly(TorchDispatchMode):
@@ -80,6 +96,9 @@ class ShapesOnly(TorchDispatchMode):
         with self._shapes:
             result = func(*args, **kwargs)
         self._count(func, (args, kwargs), result)
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, FakeTensor) and leaf.device.type == "cuda":
+                self.account.memory.count(leaf)
         return tree_map(self._on_host, result)
 
     def _without_data(self, leaf: Any) -> Any:
@@ -95,7 +114,7 @@ class ShapesOnly(TorchDispatchMode):
 
     def _alone(self, func: Any, args: Any) -> Any:
         """A collective of one rank."""
-        work = Work.boxed(FakeWork())
+        work = FakeWork().boxed()
         return work if len(func._schema.returns) == 1 else (args[0], work)
 
     def _count(self, func: Any, arguments: Any, result: Any) -> None:
@@ -103,7 +122,12 @@ class ShapesOnly(TorchDispatchMode):
         if func.is_view or func.namespace in _SILENT or name in _NOTHING_MOVES:
             return
         tensors = {id(leaf): leaf for leaf in tree_leaves((arguments, result)) if isinstance(leaf, FakeTensor)}
-        self.account.add(name, sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()))
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        flops = 0
+        if name in _PRODUCTS:
+            left, right = arguments[0][_PRODUCTS[name] :][:2]
+            flops = 2 * left.numel() * right.shape[-1]
+        self.account.add(name, size, flops)
 
 
 @contextmanager
@@ -116,6 +140,9 @@ def without_numbers() -> Iterator[Account]:
             to.data = other.data
 
     mode = ShapesOnly()
+    memory = mode.account.memory
+    asked = {"memory_allocated": lambda *_: memory.live, "max_memory_allocated": lambda *_: memory.peak}
+    asked |= {"reset_peak_memory_stats": lambda *_: memory.mark()}
     library = torch.library.Library("aten", "IMPL")
     # One kernel in torch's CUDA build; without a kernel for the device, the CPU build takes it to pieces.
     library.impl("_fused_rms_norm", _fused_rms_norm, "CUDA")
@@ -123,7 +150,7 @@ def without_numbers() -> Iterator[Account]:
     torch._C._set_only_lift_cpu_tensors(True)
     torch.autograd.set_multithreading_enabled(False)  # the compiler's settings are a thread's own
     try:
-        with mode, mock.patch.object(torch.utils, "swap_tensors", move):
+        with mode, mock.patch.object(torch.utils, "swap_tensors", move), mock.patch.multiple(torch.cuda, **asked):
             yield mode.account
     finally:
         torch.autograd.set_multithreading_enabled(threads)

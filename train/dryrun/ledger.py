@@ -44,10 +44,11 @@ class Ledger(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for output in result if isinstance(result, tuple | list) else (result,):
             if isinstance(output, torch.Tensor):
-                self._count(output)
+                self.count(output)
         return result
 
-    def _count(self, tensor: torch.Tensor) -> None:
+    def count(self, tensor: torch.Tensor) -> None:
+        """Count the storage of `tensor`, if it is a new one."""
         storage: Any = tensor.untyped_storage()
         if hasattr(storage, _SIZE):
             return

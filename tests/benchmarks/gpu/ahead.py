@@ -20,67 +20,112 @@ import sys
 import time
 import warnings
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 
+from configs.schema import Config
+from data_pipeline.batch import Pack
+from launch.planner.hardware import gpu_kind
 from tests.absent_gpu.device import H200, pretended
 from tests.absent_gpu.kernels import Kernel, compiled
 from tests.absent_gpu.tensors import Account, without_numbers
+from tests.benchmarks.gpu import training
+from tests.benchmarks.gpu.plan import MEASUREMENTS, Measurement
+from tests.benchmarks.gpu.rows import attended
+from tests.benchmarks.gpu.shapes import FULL, backbone
 
 _COPIES = ("cat", "clone", "copy_", "_to_copy")
 _TOLD = 8
 
 
-@dataclass(frozen=True)
+@dataclass
 class Found:
-    """Of one step; its first, so that all kernels are compiled in it. seconds: of this machine."""
+    """Of a step, beside all kernels that were compiled. model, attention: FLOPs of the step, and those of attention in
+    them; seconds: of this machine."""
 
     kernels: list[Kernel]
     account: Account
-    seconds: float
+    model: float
+    attention: float
+    seconds: float = 0
 
     @property
     def launches(self) -> int:
-        return sum(calls for calls, _ in self.account.operations.values())
+        return sum(work.calls for work in self.account.operations.values())
 
     @property
     def by_operation(self) -> dict[str, int]:
         """Bytes of the tensors that an operation reads or writes, each once; most first."""
         sizes: Counter[str] = Counter()
-        for (name, _), (_, size) in self.account.operations.items():
-            sizes[name] += size
+        for (name, _), work in self.account.operations.items():
+            sizes[name] += work.size
         return dict(sizes.most_common())
+
+    def least_seconds(self) -> float:
+        """Of the step, by the data sheet (a roofline): an operation takes as long as its FLOPs at the dense peak, or as
+        its bytes at the memory's bandwidth; attention's own FLOPs come on top. Kernels are slower."""
+        gpu = gpu_kind("h200")
+        works = self.account.operations.values()
+        return self.attention / gpu.peak + sum(max(work.flops / gpu.peak, work.size / gpu.bandwidth) for work in works)
 
     def copies(self, *without: str) -> float:
         """The share of bytes that is only moved, or cast, by lines of other files than `without`."""
         operations = self.account.operations.items()
-        moved = sum(size for (name, line), (_, size) in operations if name in _COPIES and not line.startswith(without))
+        moved = sum(work.size for (name, line), work in operations if name in _COPIES and not line.startswith(without))
         return moved / sum(self.by_operation.values())
 
 
 def step(given: dict[str, Any], layers: int | None = None, recompute: str = "none") -> Found:
-    """given: of a `Measurement` of ours. layers: as many, None: all. Raises whatever a GPU would refuse before it
+    """Ours. given: of a `Measurement`. layers: as many, None: all. Raises whatever a GPU would refuse before it
     computes."""
-    from tests.benchmarks.gpu import training
-    from tests.benchmarks.gpu.shapes import FULL, backbone
-
+    config, rows = _asked(given, layers, recompute)
     packs = given["packs"]
-    shape = backbone(given["shape"], given["positions"], FULL)
-    shape.layers = layers or shape.layers
-    config = training.config_of(shape, FULL, packs, recompute)
-    rows = training.data_of(FULL, packs, given["micro_batches"])[0]
     batches = [training.collate(rows[start : start + packs]) for start in range(0, len(rows), packs)]
+    with _on_the_device(config, rows) as found:
+        engine, _ = training.build(config, FULL, training.device())
+        for _ in range(2):  # all is compiled in the first
+            found.account.clear()
+            engine.train_step(batches, training.LEARNING_RATE, [], lambda _: True)
+    return found
+
+
+def peer(given: dict[str, Any], layers: int | None = None) -> Found:
+    """transformers' step, compiled, as the benchmark takes it."""
+    from tests.benchmarks.gpu import peers
+
+    config, rows = _asked(given, layers)
+    scale, place = replace(FULL, warm=1, timed=1), training.device()
+    with _on_the_device(config, rows) as found:
+        model = peers.llama(config.backbone, scale.ids.rows, "flex_attention", place)
+        with mock.patch.object(torch.cuda, "reset_peak_memory_stats", found.account.clear):  # after the first step
+            peers.measured(model, [rows], given["packs"], scale, place, compiled=True)
+    return found
+
+
+def _asked(given: dict[str, Any], layers: int | None, recompute: str = "none") -> tuple[Config, list[Pack]]:
+    shape = backbone(given["shape"], given.get("positions", "rope"), FULL)
+    shape.layers = layers or shape.layers
+    config = training.config_of(shape, FULL, given["packs"], recompute)
+    return config, training.data_of(FULL, given["packs"], given["micro_batches"])[0]
+
+
+@contextmanager
+def _on_the_device(config: Config, rows: list[Pack]) -> Iterator[Found]:
+    shape = config.backbone
+    attention = 12 * shape.layers * shape.hidden * attended(rows)
     torch._dynamo.reset()
     began = time.perf_counter()
     with without_numbers() as account, compiled(H200, account) as kernels:
-        engine, _ = training.build(config, FULL, training.device())
-        account.clear()
-        engine.train_step(batches, training.LEARNING_RATE, [], lambda _: True)
-        del engine
-        gc.collect()
-    return Found(kernels, account, time.perf_counter() - began)
+        found = Found(kernels, account, training.flops_of(config, FULL, [rows]).model, attention)
+        yield found
+    gc.collect()
+    found.seconds = time.perf_counter() - began
 
 
 def alone() -> None:
@@ -103,28 +148,34 @@ def main() -> int:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     with pretended(H200):
-        from tests.benchmarks.gpu.plan import MEASUREMENTS
-
         alone()
         for one in MEASUREMENTS:
-            if one.call != "training:ours" or one.given.get("fp8"):
-                continue
-            for kind in one.given["recompute"]:
-                name = one.name if kind == "none" else f"{one.name} (recompute {kind})"
+            for name, call in _calls(one, options.layers):
                 if not options.only or any(words in name for words in options.only):
-                    print("\n".join(_lines(name, step(one.given, options.layers, kind))), flush=True)
+                    print("\n".join(_lines(name, call())), flush=True)
     return 0
+
+
+def _calls(one: Measurement, layers: int | None) -> Iterator[tuple[str, Callable[[], Found]]]:
+    if one.call == "peers:transformers":
+        yield one.name, partial(peer, one.given, layers)
+    if one.call == "training:ours" and not one.given.get("fp8"):
+        for kind in one.given["recompute"]:
+            name = one.name if kind == "none" else f"{one.name} (recompute {kind})"
+            yield name, partial(step, one.given, layers, kind)
 
 
 def _lines(name: str, found: Found) -> list[str]:
     worst = max(found.kernels, key=lambda kernel: kernel.spilled)
-    total = sum(found.by_operation.values())
-    waits = sorted(found.account.waits.items())
+    least, moved = found.least_seconds(), sum(found.by_operation.values())
+    mfu = found.model / least / gpu_kind("h200").peak
     return [
-        f"{name}: {len(found.kernels)} kernels compiled for {H200.name} in {found.seconds:.0f} s, {found.launches} "
-        f"launches, {total / 2**30:,.0f} GiB moved, copies {100 * found.copies():.1f} %",
-        f"  spilled by a thread at most: {worst.spilled} bytes ({worst.name})",
-        "  the host asks for numbers at " + ", ".join(f"{line} ({times})" for line, times in waits),
+        f"{name}: {found.launches:,} launches, {moved / 2**30:,.0f} GiB read or written (only copied: "
+        f"{100 * found.copies():.1f} %), {found.account.memory.peak / 2**30:.1f} GiB of memory",
+        f"  by the data sheet at best {1000 * least:,.0f} ms, MFU {100 * mfu:.0f} %",
+        f"  {len(found.kernels)} kernels compiled for {H200.name} in {found.seconds:.0f} s; spilled by a thread: "
+        f"{worst.spilled} bytes at most ({worst.name})",
+        "  the host asks for numbers at " + ", ".join(sorted(found.account.waits)),
         *(f"  {size / 2**30:8.1f} GiB  {operation}" for operation, size in list(found.by_operation.items())[:_TOLD]),
     ]
 

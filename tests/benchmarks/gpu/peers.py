@@ -36,7 +36,7 @@ def transformers(scale: Scale, *, shape: str, packs: int, micro_batches: int) ->
     for attention, compiled in _ways(place):
         try:
             model = llama(config.backbone, scale.ids.rows, attention, place)
-            found = _measured(model, data, packs, scale, place, compiled=compiled)
+            found = measured(model, data, packs, scale, place, compiled=compiled)
         except Exception as error:  # whatever a library says, and memory: the next way may do
             said = " ".join(f"{type(error).__name__}: {error}".split())
             failed.append(f"{attention}{', compiled' if compiled else ''}: {said[:200]}")
@@ -89,7 +89,7 @@ def compile_parts(model: Any) -> None:
     model.loss_function = torch.compile(model.loss_function)
 
 
-def _measured(
+def measured(
     model: Any,
     data: list[list[Pack]],
     packs: int,

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 # Distributions by what they are for. Nothing can be measured without the first; the second is what others are measured
 # with, the third what is faster where it is there.
-NEEDED = ("torch", "numpy", "tokenizers", "safetensors", "xxhash", "megatron-core", "omegaconf")
+NEEDED = ("torch", "numpy", "tokenizers", "safetensors", "xxhash", "msgspec", "megatron-core", "omegaconf")
 PEERS = ("transformers", "deepspeed")
 FASTER = ("triton", "flash-attn", "transformer-engine")
 _BESIDE = {"omegaconf": ("antlr4-python3-runtime", "PyYAML")}  # what a library needs that may be missing as well

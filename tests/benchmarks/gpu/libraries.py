@@ -11,16 +11,20 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[3]
 
 # Distributions by what they are for. Nothing can be measured without the first; the second is what others are measured
-# with, the third what is faster where it is there.
+# with, the third what is faster where it is there, the last what runs the tests of kernels.
 NEEDED = ("torch", "numpy", "tokenizers", "safetensors", "xxhash", "msgspec", "megatron-core", "omegaconf")
 PEERS = ("transformers", "deepspeed")
 FASTER = ("triton", "flash-attn", "transformer-engine")
+TESTING = ("pytest", "pytest-timeout", "hypothesis")
 _BESIDE = {"omegaconf": ("antlr4-python3-runtime", "PyYAML")}  # what a library needs that may be missing as well
 
 
 def versions() -> dict[str, str | None]:
     """By distribution, None where it is not installed; and Python's."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in (*NEEDED, *PEERS, *FASTER)}}
+    return {
+        "python": platform.python_version(),
+        **{name: _version(name) for name in (*NEEDED, *PEERS, *FASTER, *TESTING)},
+    }
 
 
 def _version(name: str) -> str | None:

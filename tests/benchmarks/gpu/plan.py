@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from tests.benchmarks.gpu.libraries import TESTING
+
 MARK = "\x1egpu-benchmark "  # begins a line of figures that a measurement prints; libraries print others
 PACKAGE = "tests.benchmarks.gpu"
 Parts = Iterator[tuple[str, dict[str, Any]]]  # a part's name and its figures, as they come
@@ -74,7 +76,7 @@ MEASUREMENTS = (
     Measurement("loss over the vocabulary", "parts:loss", 40),
     Measurement("flow decoder", "parts:flow", 40),
     Measurement("Whisper's encoder", "parts:whisper", 40, needs=("megatron-core", "omegaconf", "transformers")),
-    Measurement("kernels against float64", "agreement:kernels", 90),
+    Measurement("kernels against float64", "agreement:kernels", 90, needs=("megatron-core", "omegaconf", *TESTING)),
     _peer("deepspeed", "1b", 70),
     _ours("135m", "sqrt_alibi", 50),
     _ours("1b", "sqrt_alibi", 50),

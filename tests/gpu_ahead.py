@@ -37,8 +37,6 @@ def steps() -> dict[str, Any]:
             "waits": dict(one.account.waits),
             "launched": [(operation, work.calls) for (operation, _), work in one.account.operations.items()],
             "copies": one.copies("train/engines/megatron_optimizer.py"),
-            "memory": one.account.memory.peak,
-            "mfu at best": one.model / one.least_seconds() / 989.5e12,
             "copied at": [line for operation, line in one.account.operations if operation in ("cat", "clone")],
         }
         for name, one in found.items()

@@ -13,12 +13,11 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch._C._distributed_c10d import FakeWork
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from train.dryrun.ledger import Ledger
+from train.dryrun.ledger import Ledger, of_one_rank
 
 ROOT = Path(__file__).resolve().parents[2]
 _SILENT = ("prim", "profiler")  # namespaces of what asks, and computes nothing
@@ -85,7 +84,7 @@ class ShapesOnly(TorchDispatchMode):
         if not ours and (given or not _is_cuda(kwargs.get("device"))):
             return func(*args, **kwargs)  # the host's, or the compiler's
         if func.namespace == "c10d":
-            return self._alone(func, args)
+            return of_one_rank(func, args)
         if func is torch.ops.aten._local_scalar_dense.default:
             self.account.waits[_our_line()] += 1
             return torch.ones((), dtype=args[0].dtype).item()
@@ -111,11 +110,6 @@ class ShapesOnly(TorchDispatchMode):
             return leaf
         self.account.waits[_our_line()] += 1
         return torch.ones(leaf.shape, dtype=leaf.dtype)
-
-    def _alone(self, func: Any, args: Any) -> Any:
-        """A collective of one rank."""
-        work = FakeWork().boxed()
-        return work if len(func._schema.returns) == 1 else (args[0], work)
 
     def _count(self, func: Any, arguments: Any, result: Any) -> None:
         name = func.__name__.split(".")[0]

@@ -39,8 +39,7 @@ class Ledger(TorchDispatchMode):
             kind = args[0].dtype
             return True if kind is torch.bool else 1.0 if kind.is_floating_point else 1
         if func.namespace == "c10d" and "coalesced" in func.__name__:  # these alone have no form without data
-            work = FakeWork().boxed()
-            return work if len(func._schema.returns) == 1 else (args[0], work)
+            return of_one_rank(func, args)
         result = func(*args, **(kwargs or {}))
         for output in result if isinstance(result, tuple | list) else (result,):
             if isinstance(output, torch.Tensor):
@@ -66,6 +65,12 @@ class Ledger(TorchDispatchMode):
     def resized(self, storage: Any) -> None:
         if hasattr(storage, _SIZE):
             self._set(getattr(storage, _SIZE), storage.nbytes())
+
+
+def of_one_rank(func: Any, args: Any) -> Any:
+    """What a collective `func` returns that is over at once and leaves its tensors as they are."""
+    work = FakeWork().boxed()
+    return work if len(func._schema.returns) == 1 else (args[0], work)
 
 
 @contextmanager
